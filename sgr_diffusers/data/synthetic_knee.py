@@ -1,0 +1,379 @@
+"""A seed and a size go in; a data set of synthetic multi-coil knee scans in the SKM-TEA layout comes out on disk.
+
+Everything written for these files runs on the real ones: HDF5 hybrid k-space, coil maps, target, stored Poisson masks,
+NIfTI labels 1-6, annotation json with splits, voxel spacing and (here only) the rare findings of each scan. Anatomy
+and painting are in ``knee_anatomy.py`` and ``knee_rendering.py``; this module adds what a scanner adds: coils, phase,
+limited resolution, noise.
+
+The object is painted at twice the resolution per axis and its k-space is cropped, so that partial volume and
+truncation are those of a measurement, not of a resampled picture.
+"""
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from sgr_diffusers.data.knee_anatomy import Knee, SmoothField
+from sgr_diffusers.data.knee_rendering import KneeRenderer
+
+SPLITS = ("train", "val", "test")
+ANNOTATIONS = "annotations/v1.0.0"
+KSPACE = "files_recon_calib-24"
+LABELS = "segmentation_masks/raw-data-track"
+_OVERSAMPLING = 2
+_CENTRE_U_MM = 14.0  # the joint line lies this far below the middle of the field of view, as in SKM-TEA
+
+
+@dataclass(frozen=True)
+class SyntheticKneeConfig:
+    """What a synthetic data set looks like; the same values and seed write the same data.
+
+    Attributes:
+        matrix_shape: number of voxels along (x, ky, kz) = (SI, AP, LR).
+        voxel_size_mm: spacing along (x, ky, kz). Slices are sampled as thin planes: with 2.5 mm the stack has the
+            spacing of the paper's evaluation, every 8th SKM-TEA slice.
+        n_coils: receive coils; above 8 they are arranged in two rings.
+        n_echoes: 1 or 2 (qDESS).
+        snr: signal of intensity 1 (about the 0.99 quantile of a slice) over the standard deviation of the real part of
+            the noise in the coil-combined, fully sampled image. The default is high because voxels are large: one of
+            1.6 x 1.6 mm has ten times the area of SKM-TEA's.
+        accelerations: one stored Poisson disc mask each, counted on the acquired grid.
+        acquired_fraction: share of each in-plane k-space axis that is acquired; the rest is zero, as in SKM-TEA's
+            zero-padded files.
+        calibration_shape: fully sampled box of the masks.
+        finding_probability: probability of each rare finding per scan.
+        rl_fraction: share of scans stored right-to-left rather than left-to-right.
+        seed: seed of the whole data set.
+    """
+
+    matrix_shape: tuple[int, int, int] = (64, 96, 80)
+    voxel_size_mm: tuple[float, float, float] = (2.5, 1.6, 1.6)
+    n_coils: int = 8
+    n_echoes: int = 2
+    snr: float = 100.0
+    accelerations: tuple[float, ...] = (4.0, 8.0, 12.0, 16.0)
+    acquired_fraction: float = 0.94
+    calibration_shape: tuple[int, int] = (12, 12)
+    finding_probability: float = 0.12
+    rl_fraction: float = 0.12
+    seed: int = 0
+
+    def __post_init__(self):
+        """Refuse impossible sizes."""
+        if len(self.matrix_shape) != 3 or min(self.matrix_shape) < 1 or min(self.matrix_shape[1:]) < 16:
+            raise ValueError(
+                f"matrix_shape: expected (x, ky, kz) with at least 16 voxels in plane, got {self.matrix_shape}."
+            )
+        if len(self.voxel_size_mm) != 3 or min(self.voxel_size_mm) <= 0:
+            raise ValueError(f"voxel_size_mm: expected three positive numbers (x, ky, kz), got {self.voxel_size_mm}.")
+        if self.n_echoes not in (1, 2):
+            raise ValueError(f"n_echoes: expected 1 or 2 (qDESS has two echoes), got {self.n_echoes}.")
+        if self.n_coils < 1 or not self.snr > 0:
+            raise ValueError(f"n_coils and snr: expected positive numbers, got {self.n_coils} and {self.snr}.")
+        if not 0 < self.acquired_fraction <= 1:
+            raise ValueError(f"acquired_fraction: expected a number in (0, 1], got {self.acquired_fraction}.")
+
+    @property
+    def acquired_shape(self) -> tuple[int, int]:
+        """Shape (ky, kz) of the acquired part of k-space, which is also that of the stored masks."""
+        return tuple(max(round(self.acquired_fraction * n), 1) for n in self.matrix_shape[1:])
+
+
+def loop_sensitivities(
+    u_mm: float, a_mm: np.ndarray, m_mm: np.ndarray, n_coils: int, *, radius_mm: float = 88.0, n_segments: int = 24
+) -> np.ndarray:
+    """Receive fields of circular loops around the leg, by the law of Biot and Savart.
+
+    Args:
+        u_mm: position along the leg (and B0).
+        a_mm: positions, shape (y,).
+        m_mm: positions, shape (x,).
+        n_coils: loops; up to 8 in one ring, more in two rings 70 mm apart.
+        radius_mm: distance of the loops from the axis of the leg.
+        n_segments: straight pieces a loop is cut into.
+
+    Returns:
+        Transverse field B_a - i B_l of each loop, complex64, shape (coil, y, x), in arbitrary units.
+    """
+    n_rings = 1 if n_coils <= 8 else 2
+    per_ring = -(-n_coils // n_rings)
+    loop_radius = 1.15 * np.pi * radius_mm / max(per_ring, 4)  # neighbours overlap a little
+    a, m = np.meshgrid(a_mm, m_mm, indexing="ij")
+    points = np.stack([np.full_like(a, u_mm), a - 4.0, m], axis=-1)
+    turn = np.linspace(0, 2 * np.pi, n_segments + 1)
+    maps = np.empty((n_coils, *a.shape), np.complex64)
+    for coil in range(n_coils):
+        ring, place = divmod(coil, per_ring)
+        angle = 2 * np.pi * (place + 0.5 * ring) / per_ring
+        outward = np.array([0.0, np.cos(angle), np.sin(angle)])
+        around, along = np.array([0.0, -np.sin(angle), np.cos(angle)]), np.array([1.0, 0.0, 0.0])
+        centre = radius_mm * outward + (ring - 0.5 * (n_rings - 1)) * 70.0 * along
+        wire = centre + loop_radius * (np.cos(turn)[:, None] * around + np.sin(turn)[:, None] * along)
+        field = np.zeros_like(points)
+        for start, end in pairwise(wire):
+            r = points - 0.5 * (start + end)
+            # 8 mm of conductor width keep the field finite outside the leg
+            field += np.cross(end - start, r) / ((r**2).sum(-1, keepdims=True) + 64.0) ** 1.5
+        maps[coil] = field[..., 1] - 1j * field[..., 2]
+    return maps
+
+
+def _coil_maps(u, a, m, n_coils):
+    """Maps with unit sum of squares, and the shading (1 in the middle), at positions (y,) x (x,)."""
+    from scipy.interpolate import make_interp_spline
+
+    # receive fields are smooth on this scale: compute on about 5 mm, interpolate by cubic splines along each axis
+    coarse = [np.linspace(p[0], p[-1], max(int(np.ptp(p) / 5.0), 8)).astype(np.float32) for p in (a, m)]
+    order = [np.argsort(c) for c in coarse]
+    weights = [
+        make_interp_spline(c[o], np.eye(len(c))[o], k=3)(p).astype(np.float32)
+        for c, o, p in zip(coarse, order, (a, m), strict=True)
+    ]
+    fields = weights[0] @ loop_sensitivities(u, *coarse, n_coils) @ weights[1].T
+    root = np.sqrt((np.abs(fields) ** 2).sum(0))
+    return (fields / root).astype(np.complex64), (root / root[len(a) // 2, len(m) // 2]).astype(np.float32)
+
+
+class SyntheticScan:
+    """One scan, computed slice by slice.
+
+    Args:
+        config: see :class:`SyntheticKneeConfig`.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        number: number of the scan within its split. Adding scans does not change the others.
+    """
+
+    def __init__(self, config: SyntheticKneeConfig, split: str, number: int):
+        """Draw the knee and the scanner's settings."""
+        self.config = config
+        key = [config.seed, SPLITS.index(split), number]
+        anatomy, texture, scanner, self._noise_seed = np.random.SeedSequence(key).spawn(4)
+        self.knee = Knee(np.random.default_rng(anatomy), config.finding_probability)
+        self.renderer = KneeRenderer(self.knee, np.random.default_rng(texture))
+        rng = np.random.default_rng(scanner)
+        self.phase_waves = SmoothField(rng, (90.0, 300.0))
+        self.phase_slope = rng.normal(0.0, 0.012, 3).astype(np.float32)  # rad per mm
+        self.phase_offset = float(rng.uniform(0, 2 * np.pi))
+        self.unit = float(np.exp(rng.normal(4.0, 0.5)))  # arbitrary scanner unit
+        self.shading_power = float(rng.uniform(0.2, 0.5))  # what the scanner's intensity correction leaves
+        self.orientation = ["SI", "AP", "RL" if rng.random() < config.rl_fraction else "LR"]
+        self.mask_seed = int(rng.integers(2**31))
+
+    def positions(self, oversampling: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions in mm: u of each slice (superior first), a of each row, m (towards the patient's left) of columns."""
+        n, d = self.config.matrix_shape, self.config.voxel_size_mm
+        u = _CENTRE_U_MM - (np.arange(n[0]) - n[0] / 2) * d[0]
+        a, m = ((np.arange(k * oversampling) / oversampling - k / 2) * s for k, s in zip(n[1:], d[1:], strict=True))
+        if self.orientation[2] == "LR":
+            m = -m
+        return u.astype(np.float32), a.astype(np.float32), m.astype(np.float32)
+
+    def slice(self, index: int) -> dict[str, np.ndarray]:
+        """Compute one slice.
+
+        Args:
+            index: position along x.
+
+        Returns:
+            ``kspace`` (ky, kz, echo, coil) complex64, ``maps`` (ky, kz, coil) complex64, ``target`` (ky, kz, echo)
+            complex64, ``labels`` (ky, kz) uint8.
+        """
+        config = self.config
+        (ny, nx), n_coils = config.matrix_shape[1:], config.n_coils
+        u, a, m = self.positions(_OVERSAMPLING)
+        maps_fine, shading = _coil_maps(float(u[index]), a, m, n_coils)
+        grid_a, grid_m = np.meshgrid(a, m, indexing="ij")
+        *echoes, fractions = self.renderer.render(float(u[index]), grid_a, grid_m)
+        slope = self.phase_slope
+        phase = (
+            0.7 * self.phase_waves(u[index], grid_a, grid_m)
+            + slope[1] * grid_a
+            + slope[2] * grid_m
+            + slope[0] * u[index]
+        )
+        modulation = (
+            self.unit * shading**self.shading_power * np.exp(1j * (phase + self.phase_offset)).astype(np.complex64)
+        )
+        maps = maps_fine[:, ::_OVERSAMPLING, ::_OVERSAMPLING]
+        rng = np.random.default_rng(
+            np.random.SeedSequence(self._noise_seed.entropy, spawn_key=(*self._noise_seed.spawn_key, index))
+        )
+        kspace = np.zeros((ny, nx, config.n_echoes, n_coils), np.complex64)
+        target = np.empty((ny, nx, config.n_echoes), np.complex64)
+        acquired = tuple(_centre(n, m) for n, m in zip((ny, nx), config.acquired_shape, strict=True))
+        for echo in range(config.n_echoes):
+            fine = _fft2c(maps_fine * (modulation * echoes[echo])) / _OVERSAMPLING
+            y = fine[:, _centre(ny * _OVERSAMPLING, ny), _centre(nx * _OVERSAMPLING, nx)]
+            noise = rng.standard_normal((2, *y.shape), np.float32) * (self.unit / config.snr)
+            k = np.zeros_like(y)
+            k[:, acquired[0], acquired[1]] = (y + noise[0] + 1j * noise[1])[:, acquired[0], acquired[1]]
+            kspace[:, :, echo] = k.transpose(1, 2, 0)
+            target[:, :, echo] = (maps.conj() * _ifft2c(k)).sum(0)
+        return {
+            "kspace": kspace,
+            "maps": maps.transpose(1, 2, 0),
+            "target": target,
+            "labels": _hard_labels(fractions, (ny, nx)),
+        }
+
+
+def _centre(n: int, size: int) -> slice:
+    """The centred piece of ``size`` out of ``n``, with the zero frequency (index n // 2) kept at its centre."""
+    start = n // 2 - size // 2
+    return slice(start, start + size)
+
+
+def _fft2c(x):
+    axes = (-2, -1)
+    return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(x, axes=axes), norm="ortho"), axes=axes)
+
+
+def _ifft2c(x):
+    axes = (-2, -1)
+    return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(x, axes=axes), norm="ortho"), axes=axes)
+
+
+def _hard_labels(fractions, shape):
+    """The label that covers most of a pixel, where labels together cover at least half of it."""
+    best, total, labels = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
+    for label, fraction in sorted(fractions.items()):
+        padded = np.pad(fraction, ((1, 0), (1, 0)), mode="edge")
+        # pixel centres lie on every second fine point: area average with weights 1/4, 1/2, 1/4
+        rows = 0.25 * padded[:-2:2] + 0.5 * padded[1:-1:2] + 0.25 * padded[2::2]
+        area = 0.25 * rows[:, :-2:2] + 0.5 * rows[:, 1:-1:2] + 0.25 * rows[:, 2::2]
+        labels = np.where(area > best, np.uint8(label), labels)
+        best, total = np.maximum(best, area), total + area
+    return np.where(total >= 0.5, labels, np.uint8(0))
+
+
+def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str, number: int) -> dict:
+    """Write one scan and return its annotation.
+
+    Args:
+        root: folder of the data set.
+        config: see :class:`SyntheticKneeConfig`.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        number: number within the split.
+
+    Returns:
+        The scan's entry of the annotation json. A scan that is already there, with the same configuration, is left as
+        it is; files appear under their names only when complete.
+
+    Raises:
+        ValueError: if a scan of that name with another configuration is there.
+    """
+    import h5py
+
+    from sgr_diffusers.mri.io import write_nifti
+    from sgr_diffusers.mri.masks import poisson_disc_mask
+
+    scan = SyntheticScan(config, split, number)
+    name = f"SYN_{split}_{number:03d}"
+    path, labels_path = Path(root, KSPACE, f"{name}.h5"), Path(root, LABELS, f"{name}.nii.gz")
+    signature = json.dumps(asdict(config), sort_keys=True)
+    annotation = {
+        "id": SPLITS.index(split) * 100_000 + number,
+        "file_name": path.name,
+        "scan_id": name,
+        "subject_id": f"{split}_{number:03d}",
+        "timepoint": 0,
+        "voxel_spacing": list(config.voxel_size_mm),
+        "matrix_shape": list(config.matrix_shape),
+        "orientation": scan.orientation,
+        "findings": scan.knee.findings,
+    }
+    if path.exists() and labels_path.exists():
+        with h5py.File(path) as file:
+            if file.attrs.get("config") != signature:
+                raise ValueError(
+                    f"{path}: already there, written with another configuration. Choose another folder or delete it."
+                )
+        return annotation
+    n, c, e = config.matrix_shape, config.n_coils, config.n_echoes
+    labels = np.zeros(n, np.uint8)
+    part = path.with_suffix(".h5.part")
+    with h5py.File(part, "w") as file:
+        file.attrs["config"] = signature
+        kspace = file.create_dataset("kspace", (*n, e, c), "complex64", chunks=(1, *n[1:], 1, c))
+        maps = file.create_dataset("maps", (*n, c, 1), "complex64", chunks=(1, *n[1:], c, 1))
+        target = file.create_dataset("target", (*n, e, 1), "complex64", chunks=(1, *n[1:], 1, 1))
+        for index in range(n[0]):
+            s = scan.slice(index)
+            kspace[index], maps[index, ..., 0], target[index, ..., 0] = s["kspace"], s["maps"], s["target"]
+            labels[index] = s["labels"]
+        for acceleration in config.accelerations:
+            mask = poisson_disc_mask(
+                config.acquired_shape, acceleration, calibration_shape=config.calibration_shape, seed=scan.mask_seed
+            ).mask
+            file[f"masks/poisson_{acceleration:.1f}x"] = mask.astype(np.uint8)
+    write_nifti(labels_path, labels, config.voxel_size_mm, orientation=tuple(scan.orientation))
+    os.replace(part, path)
+    return annotation
+
+
+def write_synthetic_dataset(
+    root: str | os.PathLike,
+    n_scans: tuple[int, int, int] = (120, 8, 20),
+    config: SyntheticKneeConfig | None = None,
+    *,
+    n_workers: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Write a data set in the SKM-TEA layout.
+
+    Args:
+        root: folder to write to; scans already there (same configuration) are kept, so an interrupted run goes on.
+        n_scans: number of (train, val, test) scans.
+        config: see :class:`SyntheticKneeConfig`; ``None`` is the size of the bundled checkpoint.
+        n_workers: processes; memory is one slice and one label volume each.
+        progress: show a progress bar.
+
+    Returns:
+        ``root`` as a path.
+
+    Raises:
+        ValueError: for impossible sizes, or if ``root`` holds scans of another configuration.
+    """
+    from tqdm import tqdm
+
+    config = config or SyntheticKneeConfig()
+    if len(n_scans) != 3 or min(n_scans) < 0 or sum(n_scans) == 0:
+        raise ValueError(f"n_scans: expected (train, val, test) counts with at least one scan, got {n_scans}.")
+    root = Path(root)
+    for folder in (ANNOTATIONS, KSPACE, LABELS):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    jobs = [(root, config, split, number) for split, n in zip(SPLITS, n_scans, strict=True) for number in range(n)]
+    bar = tqdm(total=len(jobs), desc="scans", disable=not progress)
+    annotations = {split: [] for split in SPLITS}
+    with ProcessPoolExecutor(max_workers=n_workers) as pool:
+        for (_, _, split, _), annotation in zip(jobs, pool.map(write_scan, *zip(*jobs, strict=True)), strict=True):
+            annotations[split].append(annotation)
+            bar.update()
+    bar.close()
+    categories = [
+        "Patellar Cartilage",
+        "Femoral Cartilage",
+        "Tibial Cartilage (Medial)",
+        "Tibial Cartilage (Lateral)",
+        "Meniscus (Medial)",
+        "Meniscus (Lateral)",
+    ]
+    for split, images in annotations.items():
+        content = {
+            "info": {
+                "description": "Synthetic knees in the SKM-TEA layout (sgr_diffusers)",
+                "version": "1.0.0",
+                "config": asdict(config),
+            },
+            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(categories)],
+            "images": images,
+        }
+        part = root / ANNOTATIONS / f"{split}.json.part"
+        part.write_text(json.dumps(content, indent=1))
+        os.replace(part, part.with_suffix(""))
+    return root

@@ -1,0 +1,126 @@
+"""Slices as read from disk enter; scaled and augmented training slices leave.
+
+Pure functions on batches. Chance enters only through the `torch.Generator` given; every entry has its own draw.
+Images of the prior are real ``(batch, 2, y, x)`` (real, imaginary), those of the segmenter ``(batch, 1, y, x)``
+(magnitude), labels integer ``(batch, y, x)``.
+"""
+
+import torch
+from jaxtyping import Bool, Complex, Float, Int, Shaped
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+__all__ = [
+    "add_gaussian_noise",
+    "center_fit",
+    "change_contrast",
+    "draw_flips",
+    "draw_shifts",
+    "draw_uniform",
+    "mirror",
+    "rotate_phase",
+    "scale_to_quantile",
+    "shift",
+]
+
+
+def scale_to_quantile(
+    image: Complex[Tensor, "*batch y x"], quantile: float | int = 0.99
+) -> tuple[Complex[Tensor, "*batch y x"], Float[Tensor, "*batch"]]:
+    """Divide every slice by a quantile of its own magnitude, as the paper does ("0.99 quantile of every slice").
+
+    Args:
+        image: complex ``(*batch, y, x)``, any unit.
+        quantile: in (0, 1].
+
+    Returns:
+        The scaled image, and the divisor ``(*batch)`` that multiplies it back.
+
+    Raises:
+        ValueError: if `quantile` is out of range, or a slice's quantile is zero or not finite.
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"`quantile` must be in (0, 1], got {quantile}.")
+    scale = image.abs().flatten(-2).quantile(quantile, dim=-1)
+    bad = ~(scale.isfinite() & (scale > 0))
+    if bad.any():
+        raise ValueError(
+            f"`image` must have a finite, non-zero {quantile} quantile in every slice; it is not so in slices "
+            f"{bad.nonzero().squeeze(-1).tolist()}. Leave empty or damaged slices out."
+        )
+    return image / scale[..., None, None], scale
+
+
+def center_fit(image: Shaped[Tensor, "*batch y x"], size: tuple[int, int]) -> Shaped[Tensor, "*batch out_y out_x"]:
+    """Crop, or pad with zeros, about the centre to `size` (y, x); the pixel ``n // 2`` stays the centre."""
+    padding = []
+    for have, want in zip(reversed(image.shape[-2:]), reversed(size), strict=True):
+        before = want // 2 - have // 2
+        padding += [before, want - have - before]
+    return F.pad(image, padding)
+
+
+def draw_uniform(n: int, low: float | int, high: float | int, generator: Generator) -> Float[Tensor, " n"]:
+    """`n` numbers, uniform in [low, high)."""
+    return low + (high - low) * torch.rand(n, generator=generator)
+
+
+def draw_flips(n: int, probability: float | int, generator: Generator) -> Bool[Tensor, " n"]:
+    """`n` decisions, each true with `probability`."""
+    return torch.rand(n, generator=generator) < probability
+
+
+def draw_shifts(n: int, largest: tuple[int, int], generator: Generator) -> Int[Tensor, "n 2"]:
+    """`n` displacements (y, x) in whole pixels, uniform in [-largest, largest] along each axis."""
+    return torch.stack([torch.randint(-limit, limit + 1, (n,), generator=generator) for limit in largest], dim=1)
+
+
+def mirror(batch: Shaped[Tensor, "batch *rest"], flips: Bool[Tensor, " batch"], axis: int = -1) -> Tensor:
+    """Mirror the chosen entries along `axis`. Along x (left-right), a right knee becomes a valid left one.
+
+    The same `flips` are to be given for an image and its labels.
+    """
+    flips = flips.to(batch.device).view(-1, *(1,) * (batch.ndim - 1))
+    return torch.where(flips, batch.flip(axis), batch)
+
+
+def shift(batch: Shaped[Tensor, "batch *rest"], shifts: Int[Tensor, "batch 2"]) -> Tensor:
+    """Displace every entry by whole pixels (y, x). What leaves on one side enters on the other, as aliasing would."""
+    moved = [
+        entry.roll((int(down), int(right)), dims=(-2, -1)) for entry, (down, right) in zip(batch, shifts, strict=True)
+    ]
+    return torch.stack(moved)
+
+
+def rotate_phase(
+    channels: Float[Tensor, "batch 2 y x"], angles: Float[Tensor, " batch"]
+) -> Float[Tensor, "batch 2 y x"]:
+    """Multiply every image by ``exp(1j * angle)``: its global phase is arbitrary (receiver, coil combination).
+
+    Args:
+        channels: real and imaginary part.
+        angles: in radians.
+    """
+    cosine, sine = (part.to(channels).view(-1, 1, 1) for part in (angles.cos(), angles.sin()))
+    real, imaginary = channels.unbind(dim=1)
+    return torch.stack([cosine * real - sine * imaginary, sine * real + cosine * imaginary], dim=1)
+
+
+def add_gaussian_noise(
+    magnitude: Float[Tensor, "batch channel y x"], deviations: Float[Tensor, " batch"], generator: Generator
+) -> Float[Tensor, "batch channel y x"]:
+    """Add white Gaussian noise of a standard deviation per entry, and clamp at 0 as the paper's authors do."""
+    noise = torch.randn(magnitude.shape, generator=generator).to(magnitude)
+    return (magnitude + deviations.to(magnitude).view(-1, 1, 1, 1) * noise).clamp_min(0)
+
+
+def change_contrast(
+    magnitude: Float[Tensor, "batch channel y x"], gains: Float[Tensor, " batch"], exponents: Float[Tensor, " batch"]
+) -> Float[Tensor, "batch channel y x"]:
+    """``gain * magnitude ** exponent`` for every entry: another overall scale, another ratio of bright to dark tissue.
+
+    Undersampled and fully sampled images of one slice differ in their quantile; a segmenter trained with varying gains
+    does not mind.
+    """
+    gains, exponents = (value.to(magnitude).view(-1, 1, 1, 1) for value in (gains, exponents))
+    return gains * magnitude**exponents

@@ -1,0 +1,65 @@
+"""A segmentation model and labelled slices enter; its Dice coefficients per scan and class leave."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["dice_per_scan", "magnitude_of"]
+
+
+def magnitude_of(channels: Float[Tensor, "batch 2 y x"]) -> Float[Tensor, "batch 1 y x"]:
+    """Real and imaginary channels to the magnitude image that the segmentation model reads."""
+    return channels.norm(dim=1, keepdim=True)
+
+
+@torch.no_grad()
+def dice_per_scan(
+    model: nn.Module, items: Iterable[dict[str, Any]], n_classes: int, batch_size: int = 32
+) -> dict[str, Float[np.ndarray, " n_classes"]]:
+    """Dice coefficient 2 |A ∩ B| / (|A| + |B|) of each class, over all slices of a scan together.
+
+    Args:
+        model: magnitude ``(batch, 1, y, x)`` to logits ``(batch, n_classes + 1, y, x)``.
+        items: of a `SkmTeaSlices`, with labels.
+        n_classes: without the background.
+        batch_size: slices per network call.
+
+    Returns:
+        For each scan id its Dice in [0, 1] per class; NaN where a class is in neither segmentation.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    counts: dict[str, np.ndarray] = {}  # scan -> (3: both, predicted, labelled; class)
+    pending: list[dict[str, Any]] = []
+
+    def count_pending() -> None:
+        images = torch.stack([item["image"] for item in pending]).to(device)
+        predicted = model(magnitude_of(images)).argmax(dim=1).cpu()
+        for item, prediction in zip(pending, predicted, strict=True):
+            agreed = prediction[prediction == item["labels"]]
+            sums = [
+                torch.bincount(part.flatten(), minlength=n_classes + 1)
+                for part in (agreed, prediction, item["labels"])
+            ]
+            total = counts.setdefault(item["scan_id"], np.zeros((3, n_classes)))
+            total += torch.stack(sums)[:, 1:].numpy()
+        pending.clear()
+
+    for item in items:
+        pending.append(item)
+        if len(pending) == batch_size:
+            count_pending()
+    if pending:
+        count_pending()
+    model.train(was_training)
+    return {
+        scan_id: np.divide(
+            2 * both, predicted + labelled, out=np.full(n_classes, np.nan), where=predicted + labelled > 0
+        )
+        for scan_id, (both, predicted, labelled) in counts.items()
+    }

@@ -1,0 +1,267 @@
+"""Undersampled slices of a scan and a pipeline enter; reconstructions of all of them and their segmentations leave."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Complex, Float, UInt8
+from torch import Tensor
+
+from .inputs import TARGETS, check_measurement, resolve_classes, slice_scale
+from .mri.operators import SenseOperator
+from .networks import check_networks
+from .pipeline_sgr_mri import SGRMRIPipeline
+
+__all__ = [
+    "DTYPES",
+    "PRETRAINED",
+    "SamplingSettings",
+    "ScanSlices",
+    "VolumeReconstruction",
+    "load_pipeline",
+    "n_progress_steps",
+    "reconstruct_volume",
+]
+
+PRETRAINED = Path(__file__).parent / "pretrained" / "synthetic_knee"
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ScanSlices:
+    """Undersampled slices of one scan.
+
+    Attributes:
+        kspace: `(slice, coil, y, x)`, complex64, zero where not measured.
+        mask: `(y, x)` or `(slice, y, x)`, true where measured.
+        coil_maps: `(slice, coil, y, x)`, complex64; `None` to estimate them.
+        target: `(slice, y, x)`, complex64, fully sampled images in the unit of `kspace`, if known.
+        numbers: place of each slice in its scan.
+        voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm.
+        label: what distinguishes this sampling in tables and figures, for example "8x".
+        orientation: directions in which (slice, y, x) run, for example ("SI", "AP", "LR"), if known.
+    """
+
+    kspace: Complex[Tensor, "slice coil y x"]
+    mask: Bool[Tensor, "y x"] | Bool[Tensor, "slice y x"]
+    coil_maps: Complex[Tensor, "slice coil y x"] | None
+    target: Complex[Tensor, "slice y x"] | None
+    numbers: tuple[int, ...]
+    voxel_size_mm: tuple[float, float, float]
+    label: str
+    orientation: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to sample; names and defaults as in `SGRMRIPipeline.__call__`, unless said otherwise.
+
+    Attributes:
+        target: "both", "upper", "lower" or "none".
+        classes: names or label numbers; `None` for all.
+        num_inference_steps: reverse steps.
+        eta: share of fresh noise.
+        guidance_strength: per step; `None` for the paper's.
+        final_consistency: "replace", "regularized" or "least_squares".
+        batch_size: most images in a network call.
+        seed: of the noise. Each slice has a stream of its own, of (seed, place in the scan), whichever others are
+            reconstructed.
+    """
+
+    target: str = "both"
+    classes: tuple[str | int, ...] | None = None
+    num_inference_steps: int = 100
+    eta: float = 1.0
+    guidance_strength: float | None = None
+    final_consistency: str = "replace"
+    batch_size: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class VolumeReconstruction:
+    """Reconstructions of all slices of a volume.
+
+    Attributes:
+        magnitudes: `(slice, class, target, y, x)`, float32, in the unit of the k-space; for target "none" the class
+            axis has length 1.
+        segmentations: `(slice, class, target, y, x)`, uint8 labels of all classes.
+        data_residual: `(class, target)`, float64, ||A x - y|| / ||y|| over all slices together.
+        zero_filled: `(slice, y, x)`, float32, magnitude of A^H y.
+        fully_sampled: `(slice, y, x)`, float32 magnitude, if known.
+        reference: `(slice, y, x)`, uint8, labels of the same network for the fully sampled images.
+        classes: names of the classes asked for.
+        labels: label number of each of them.
+        targets: names of the target axis: "lower", "upper", or "none".
+        numbers: place of each slice in its scan.
+        voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm.
+        label: of the sampling, for example "8x".
+    """
+
+    magnitudes: Float[np.ndarray, "slice class target y x"]
+    segmentations: UInt8[np.ndarray, "slice class target y x"]
+    data_residual: Float[np.ndarray, "class target"]
+    zero_filled: Float[np.ndarray, "slice y x"]
+    fully_sampled: Float[np.ndarray, "slice y x"] | None
+    reference: UInt8[np.ndarray, "slice y x"] | None
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+    targets: tuple[str, ...]
+    numbers: tuple[int, ...]
+    voxel_size_mm: tuple[float, float, float]
+    label: str
+
+    def mask(self, place: int, target: str) -> Bool[np.ndarray, "slice y x"] | None:
+        """Pixels of class number `place` (from 0) in its own reconstruction; `None` if that was not made."""
+        if target not in self.targets:
+            return None
+        own = 0 if target == "none" else place
+        return self.segmentations[:, own, self.targets.index(target)] == self.labels[place]
+
+    def volume_mm3(self, mask: Bool[np.ndarray, "slice y x"]) -> float:
+        """Volume in mm^3 of the true voxels (paper Eq. 7). Slices that were left out count nothing."""
+        return float(mask.sum() * np.prod(self.voxel_size_mm))
+
+
+def load_pipeline(
+    model: str | Path | None = None, device: str | None = None, dtype: str = "float32"
+) -> SGRMRIPipeline:
+    """Load a pipeline with its progress bar off.
+
+    Args:
+        model: folder or Hub repository; `None` for the one that comes with the package.
+        device: of the networks; `None` for a GPU if there is one.
+        dtype: of the prior, a key of `DTYPES`; all else stays in single precision.
+
+    Raises:
+        ValueError: there is no such model, device or data type, or the model cannot be loaded.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {sorted(DTYPES)}, got {dtype!r}.")
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device` {device!r} cannot be used ({str(error).splitlines()[0]}). Try 'cpu'.") from error
+    source = PRETRAINED if model is None else model
+    is_local = Path(source).exists()
+    if is_local and not (Path(source) / "model_index.json").is_file():
+        raise ValueError(f"`model` {source} holds no model_index.json: not the folder of a pipeline.")
+    if not is_local and (model is None or str(source).count("/") != 1 or str(source).startswith((".", "/", "~"))):
+        raise ValueError(f"`model` {source} is neither a folder nor the name of a Hub repository like 'org/name'.")
+    try:
+        pipe = SGRMRIPipeline.from_pretrained(str(source))
+    except Exception as error:  # whatever a foreign folder or the network can do
+        raise ValueError(f"`model` {source} cannot be loaded: {type(error).__name__}: {error}") from error
+    pipe.to(place)
+    pipe.unet.to(dtype=DTYPES[dtype])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def reconstruct_volume(
+    pipe: SGRMRIPipeline,
+    scan: ScanSlices,
+    settings: SamplingSettings,
+    on_step: Callable[[], None] = lambda: None,
+) -> VolumeReconstruction:
+    """Reconstruct slices a few at a time, so that memory does not grow with their number beyond the result.
+
+    Args:
+        pipe: with a segmentation model.
+        scan: the measurement.
+        settings: how to sample.
+        on_step: called after each reverse step of each call of the pipeline, `n_progress_steps` times in all.
+
+    Raises:
+        TypeError, ValueError: as the pipeline says; or a slice is zero everywhere.
+    """
+    if pipe.segmentation_model is None:
+        raise ValueError("`model` has no segmentation model, so that there is nothing to bound or to measure.")
+    size, device = tuple(scan.kspace.shape[-2:]), pipe.device
+    empty = [number for number, y in zip(scan.numbers, scan.kspace, strict=True) if not y.any()]
+    if empty:
+        raise ValueError(f"`slices` {empty} hold no measured data at all. Leave them out.")
+    class_names = check_networks(pipe.unet, pipe.segmentation_model, size, device)
+    labels = resolve_classes(settings.classes, class_names)
+
+    def report_step(pipe: SGRMRIPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step()
+        return {}
+
+    images, segmentations, zero_filled = [], [], []
+    misfit_energy, energy = torch.zeros(1, 1, dtype=torch.float64), 0.0
+    for chosen in _chunks(pipe, scan, settings):
+        kspace, maps = scan.kspace[chosen], None if scan.coil_maps is None else scan.coil_maps[chosen]
+        mask = scan.mask if scan.mask.ndim == 2 else scan.mask[chosen]
+        measurement = check_measurement(kspace, mask, maps, device)
+        maps = measurement.known_or_estimated_maps()
+        zero_filled.append(SenseOperator(maps, measurement.mask).adjoint(measurement.kspace).abs().cpu())
+        out = pipe(
+            kspace,
+            mask,
+            target=settings.target,
+            classes=labels,
+            coil_maps=maps,
+            num_inference_steps=settings.num_inference_steps,
+            eta=settings.eta,
+            guidance_strength=settings.guidance_strength,
+            final_consistency=settings.final_consistency,
+            generator=[_slice_generator(settings.seed, number) for number in scan.numbers[chosen]],
+            batch_size=settings.batch_size,
+            callback_on_step_end=report_step,
+        )
+        images.append(out.images.abs().float().cpu())
+        segmentations.append(out.segmentations.cpu())
+        norms = torch.linalg.vector_norm(measurement.kspace, dim=(1, 2, 3)).double().cpu()[:, None, None]
+        misfit_energy = misfit_energy + (out.data_residual.double().cpu() * norms).square().sum(dim=0)
+        energy += float(norms.square().sum())
+    reference = None if scan.target is None else _segment_fully_sampled(pipe, scan.target, settings.batch_size)
+    return VolumeReconstruction(
+        magnitudes=torch.cat(images).numpy(),
+        segmentations=torch.cat(segmentations).numpy(),
+        data_residual=(misfit_energy / energy).sqrt().numpy(),
+        zero_filled=torch.cat(zero_filled).numpy(),
+        fully_sampled=None if scan.target is None else scan.target.abs().numpy(),
+        reference=reference,
+        classes=tuple(class_names[label - 1] for label in labels),
+        labels=labels,
+        targets=TARGETS[settings.target],
+        numbers=scan.numbers,
+        voxel_size_mm=scan.voxel_size_mm,
+        label=scan.label,
+    )
+
+
+def n_progress_steps(pipe: SGRMRIPipeline, scan: ScanSlices, settings: SamplingSettings) -> int:
+    """How often `reconstruct_volume` will report a step."""
+    return len(_chunks(pipe, scan, settings)) * settings.num_inference_steps
+
+
+def _chunks(pipe: SGRMRIPipeline, scan: ScanSlices, settings: SamplingSettings) -> list[slice]:
+    """Runs of slices of which all branches fit one network call; single slices where not even one does."""
+    n_classes = len(pipe.class_names or ()) if settings.classes is None else len(settings.classes)
+    n_branches = max(n_classes, 1) * len(TARGETS[settings.target]) if settings.target != "none" else 1
+    length = max(settings.batch_size // n_branches, 1)
+    return [slice(start, start + length) for start in range(0, len(scan.numbers), length)]
+
+
+def _slice_generator(seed: int, number: int) -> torch.Generator:
+    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _segment_fully_sampled(
+    pipe: SGRMRIPipeline, target: Complex[Tensor, "slice y x"], batch_size: int
+) -> UInt8[np.ndarray, "slice y x"]:
+    """S_f: labels that the network gives to the fully sampled images, scaled as for its training."""
+    labels = []
+    with torch.no_grad():
+        for part in target.to(pipe.device).split(batch_size):
+            scale = slice_scale(part, pipe.config.scale_quantile)
+            labels.append(pipe.segment(part / scale[:, None, None]).argmax(dim=1).to(torch.uint8).cpu())
+    return torch.cat(labels).numpy()

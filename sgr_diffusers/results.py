@@ -1,0 +1,165 @@
+"""Reconstructed volumes enter; a table of bounds, a figure like the paper's Fig. 3, and files leave."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .evaluation.report import BoundPanels, Panel, PanelRow, bound_row, draw_rows, format_table, joint_window
+from .reconstruct import VolumeReconstruction
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["bounds_figure", "table_text", "volume_table", "write_images", "write_table"]
+
+
+def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
+    """One row for each class: its volumes in mm^3 over all slices of the volume, and how well the data is met.
+
+    Returns:
+        Columns `sampling`, `class`; `lower_mm3`, `upper_mm3` or `unguided_mm3`, those there are; `fully_sampled_mm3`,
+        by the same network (`None` if unknown); with both bounds `uncertain_share`, V_unc / V_up (NaN for an empty
+        upper bound); and `residual`, ||A x - y|| / ||y||, the larger one of the reconstructions of the class.
+    """
+    rows = []
+    for place, (name, label) in enumerate(zip(volume.classes, volume.labels, strict=True)):
+        row: dict[str, Any] = {"sampling": volume.label, "class": name}
+        volumes = {target: volume.volume_mm3(volume.mask(place, target)) for target in volume.targets}
+        row |= {f"{'unguided' if target == 'none' else target}_mm3": value for target, value in volumes.items()}
+        row["fully_sampled_mm3"] = None if volume.reference is None else volume.volume_mm3(volume.reference == label)
+        if "lower" in volumes and "upper" in volumes:
+            upper = volumes["upper"]
+            row["uncertain_share"] = (upper - volumes["lower"]) / upper if upper else float("nan")
+        own = 0 if volume.targets == ("none",) else place
+        row["residual"] = float(volume.data_residual[own].max())
+        rows.append(row)
+    return rows
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, in full precision; what is unknown or undefined is left empty."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: "" if value is None or value != value else value for key, value in row.items()})
+
+
+def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same rows for people: rounded, with the unit in the head of a column."""
+    heads = {
+        "sampling": "sampling",
+        "class": "class",
+        "lower_mm3": "lower mm^3",
+        "upper_mm3": "upper mm^3",
+        "unguided_mm3": "unguided mm^3",
+        "fully_sampled_mm3": "fully sampled mm^3",
+        "uncertain_share": "V_unc/V_up",
+        "residual": "residual",
+    }
+    formats = {"uncertain_share": "{:.2f}", "residual": "{:.1e}"}
+
+    def text(key: str, value: Any) -> str | None:
+        if isinstance(value, str) or value is None or value != value:
+            return value if isinstance(value, str) else None
+        return formats.get(key, "{:.0f}").format(value)
+
+    return format_table([{heads[key]: text(key, value) for key, value in row.items()} for row in rows])
+
+
+def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "Figure":
+    """Figure of one scan: a row for each class and sampling, of the slice in which the class covers most.
+
+    Args:
+        volumes: of the same slices, with the same classes and targets, for example at several accelerations.
+        title: over the figure.
+    """
+    if volumes[0].targets == ("none",):
+        return _plain_figure(volumes, title)
+    rows = []
+    for place, name in enumerate(volumes[0].classes):
+        shown = _shown_slice(volumes, place)
+        views = [_view(volume, place, shown) for volume in volumes]
+        window = joint_window([mask for view in views for mask in view.masks])
+        for volume, view in zip(volumes, views, strict=True):
+            label = f"{name.replace('_', ' ')}\n{volume.label}\nslice {volume.numbers[shown]}"
+            rows.append(bound_row(view, label.replace(" cartilage", "\ncartilage"), window, _captions(volume, view)))
+    return draw_rows(rows, title)
+
+
+def write_images(folder: Path, volume: VolumeReconstruction, orientation: Sequence[str] | None = None) -> None:
+    """Write magnitudes (float32) and labels (uint8) as NIfTI, one pair of files for each class and target.
+
+    The files are `<class>_<target>_image.nii.gz` and `<class>_<target>_segmentation.nii.gz`, or for an unguided
+    reconstruction `unguided_image.nii.gz` and `unguided_segmentation.nii.gz`. A segmentation holds the labels of all
+    classes in that reconstruction. Slices that were left out between others widen the spacing.
+    """
+    from .mri.io import write_nifti
+
+    step = volume.numbers[1] - volume.numbers[0] if len(volume.numbers) > 1 else 1
+    spacing = (volume.voxel_size_mm[0] * step, *volume.voxel_size_mm[1:])
+    geometry = {} if orientation is None else {"orientation": tuple(orientation)}
+    for own in range(volume.magnitudes.shape[1]):
+        for number, target in enumerate(volume.targets):
+            stem = "unguided" if target == "none" else f"{volume.classes[own]}_{target}"
+            write_nifti(folder / f"{stem}_image.nii.gz", volume.magnitudes[:, own, number], spacing, **geometry)
+            write_nifti(
+                folder / f"{stem}_segmentation.nii.gz", volume.segmentations[:, own, number], spacing, **geometry
+            )
+
+
+def _shown_slice(volumes: Sequence[VolumeReconstruction], place: int) -> int:
+    """Slice with most of the class in the fully sampled image; where it has none, in any of the bounds."""
+    bounds = [volume.mask(place, target) for volume in volumes for target in volume.targets]
+    reference = volumes[0].reference
+    if reference is not None and (reference == volumes[0].labels[place]).any():
+        bounds = [reference == volumes[0].labels[place]]
+    return int(np.argmax(sum(mask.sum(axis=(1, 2)) for mask in bounds)))
+
+
+def _view(volume: VolumeReconstruction, place: int, shown: int) -> BoundPanels:
+    arrays: dict[str, Any] = {"zero_filled": volume.zero_filled[shown]}
+    for number, target in enumerate(volume.targets):
+        arrays[f"{target}_image"] = volume.magnitudes[shown, place, number]
+        arrays[target] = volume.mask(place, target)[shown]
+    if volume.reference is not None:
+        arrays["fully_sampled"] = volume.fully_sampled[shown]
+        arrays["reference"] = volume.reference[shown] == volume.labels[place]
+    return BoundPanels(**arrays)
+
+
+def _captions(volume: VolumeReconstruction, view: BoundPanels) -> dict[str, str]:
+    """Volumes in the slice shown, in mm^3, below the panels."""
+    captions = {
+        name: f"{volume.volume_mm3(mask[None]):.0f} mm$^3$"
+        for name, mask in (("lower", view.lower), ("upper", view.upper), ("reference", view.reference))
+        if mask is not None
+    }
+    if view.lower is not None and view.upper is not None and view.upper.any():
+        captions["boundary"] = f"{1 - view.lower.sum() / view.upper.sum():.0%} of upper"
+    return captions
+
+
+def _plain_figure(volumes: Sequence[VolumeReconstruction], title: str) -> "Figure":
+    rows = []
+    for volume in volumes:
+        tissue = np.isin(volume.segmentations[:, 0, 0], volume.labels)
+        shown = int(np.argmax(tissue.sum(axis=(1, 2))))
+        image = volume.magnitudes[shown, 0, 0]
+        labels = np.where(tissue[shown], volume.segmentations[shown, 0, 0], 0).astype(np.uint8)
+        panels = [Panel("zero-filled", volume.zero_filled[shown])]
+        if volume.fully_sampled is not None:
+            panels.insert(0, Panel("fully sampled", volume.fully_sampled[shown]))
+        panels += [Panel("unguided", image), Panel("segmentation", image, labels, classes=True)]
+        window = (slice(0, image.shape[0]), slice(0, image.shape[1]))
+        peak = float(np.quantile(image, 0.995)) or 1.0
+        rows.append(PanelRow(f"{volume.label}\nslice {volume.numbers[shown]}", panels, window, peak))
+    return draw_rows(rows, title, class_names=_names_by_label(volumes[0]))
+
+
+def _names_by_label(volume: VolumeReconstruction) -> list[str]:
+    names = dict(zip(volume.labels, volume.classes, strict=True))
+    return [names.get(label, "") for label in range(1, max(names) + 1)]

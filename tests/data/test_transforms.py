@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from sgr_diffusers.data import transforms
+from sgr_diffusers.mri.operators import channels_to_complex, complex_to_channels
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def random_channels(generator, n=4, y=6, x=5):
+    return torch.randn(n, 2, y, x, generator=generator)
+
+
+def test_scale_to_quantile_is_per_slice(generator):
+    image = (
+        torch.randn(3, 20, 10, generator=generator, dtype=torch.complex64) * torch.tensor([1, 50, 3e-4])[:, None, None]
+    )
+    scaled, scale = transforms.scale_to_quantile(image)
+    np.testing.assert_allclose(np.quantile(scaled.abs().numpy(), 0.99, axis=(1, 2)), 1, rtol=1e-5)
+    torch.testing.assert_close(scaled * scale[:, None, None], image)
+
+
+def test_scale_to_quantile_names_the_empty_slice(generator):
+    image = torch.randn(3, 20, 10, generator=generator, dtype=torch.complex64)
+    image[1] = 0
+    with pytest.raises(ValueError, match=r"slices \[1\]"):
+        transforms.scale_to_quantile(image)
+    with pytest.raises(ValueError, match="`quantile`"):
+        transforms.scale_to_quantile(image, 1.5)
+
+
+@pytest.mark.parametrize("have", [(4, 4), (5, 5), (4, 5), (9, 2)])
+@pytest.mark.parametrize("want", [(4, 4), (5, 5), (7, 2)])
+def test_center_fit_keeps_the_centre(have, want):
+    image = torch.zeros(have)
+    image[have[0] // 2, have[1] // 2] = 1
+    fitted = transforms.center_fit(image, want)
+    assert fitted.shape == want
+    assert fitted[want[0] // 2, want[1] // 2] == 1
+    assert fitted.sum() == 1
+
+
+def test_mirror_moves_image_and_labels_together(generator):
+    labels = torch.arange(4 * 6 * 5).reshape(4, 6, 5)
+    images = labels[:, None].float().expand(-1, 2, -1, -1)
+    flips = torch.tensor([True, False, True, False])
+    mirrored, mirrored_labels = transforms.mirror(images, flips), transforms.mirror(labels, flips)
+    assert torch.equal(mirrored[:, 0].long(), mirrored_labels)
+    assert torch.equal(mirrored_labels[0], labels[0].flip(-1))
+    assert torch.equal(mirrored_labels[1], labels[1])
+    assert torch.equal(transforms.mirror(mirrored_labels, flips), labels)
+
+
+def test_draw_flips_has_the_probability(generator):
+    assert abs(transforms.draw_flips(4000, 0.3, generator).float().mean() - 0.3) < 0.03
+
+
+def test_shift_moves_by_whole_pixels(generator):
+    images = random_channels(generator)
+    shifts = torch.tensor([[1, 0], [0, -2], [0, 0], [2, 1]])
+    moved = transforms.shift(images, shifts)
+    assert torch.equal(moved[0, :, 1:], images[0, :, :-1])
+    assert torch.equal(moved[1, :, :, :-2], images[1, :, :, 2:])
+    assert torch.equal(moved[2], images[2])
+
+
+def test_draw_shifts_reaches_both_limits_and_no_further(generator):
+    shifts = transforms.draw_shifts(500, (2, 0), generator)
+    assert shifts[:, 0].unique().tolist() == [-2, -1, 0, 1, 2]
+    assert not shifts[:, 1].any()
+
+
+def test_rotate_phase_multiplies_the_complex_image(generator):
+    channels = random_channels(generator)
+    angles = transforms.draw_uniform(4, 0, 6.28, generator)
+    expected = channels_to_complex(channels) * torch.exp(1j * angles)[:, None, None]
+    torch.testing.assert_close(transforms.rotate_phase(channels, angles), complex_to_channels(expected))
+
+
+def test_gaussian_noise_has_its_deviation_per_entry_and_no_negative_values(generator):
+    magnitude = torch.ones(3, 1, 100, 100)
+    noisy = transforms.add_gaussian_noise(magnitude, torch.tensor([0.0, 0.05, 0.1]), generator)
+    assert torch.equal(noisy[0], magnitude[0])
+    torch.testing.assert_close(noisy[1:].std(dim=(1, 2, 3)), torch.tensor([0.05, 0.1]), rtol=0.05, atol=0)
+    assert transforms.add_gaussian_noise(0 * magnitude, torch.ones(3), generator).min() == 0
+
+
+def test_change_contrast():
+    magnitude = torch.full((2, 1, 2, 2), 0.25)
+    changed = transforms.change_contrast(magnitude, torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]))
+    torch.testing.assert_close(changed[:, 0, 0, 0], torch.tensor([0.5, 0.5]))
+
+
+def test_random_draws_repeat_with_the_seed_and_leave_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+
+    def draw():
+        generator = torch.Generator().manual_seed(3)
+        noisy = transforms.add_gaussian_noise(torch.ones(2, 1, 4, 4), torch.ones(2), generator)
+        return noisy, transforms.draw_shifts(2, (3, 3), generator), transforms.draw_flips(9, 0.5, generator)
+
+    for first, second in zip(draw(), draw(), strict=True):
+        assert torch.equal(first, second)
+    assert torch.equal(before, torch.random.get_rng_state())

@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+
+from sgr_diffusers.bounds import bounds_from_samples, bounds_from_segmentations, label_volumes_mm3
+
+
+def labels_of(*rows):
+    return torch.tensor(rows, dtype=torch.uint8)
+
+
+@pytest.fixture
+def segmentations():
+    # (batch 1, class 2, target 2, y 1, x 4): class 1 and class 3, lower and upper
+    class_1 = labels_of([[1, 0, 0, 2]], [[1, 1, 1, 2]])
+    class_3 = labels_of([[0, 3, 0, 0]], [[3, 0, 1, 3]])
+    return torch.stack([class_1, class_3])[None]
+
+
+def test_bounds_of_each_class_come_from_its_own_reconstructions(segmentations):
+    bounds = bounds_from_segmentations(segmentations, class_indices=(1, 3), voxel_size_mm=(1.0, 2.0, 0.5))
+    assert bounds.lower[0].tolist() == [[[True, False, False, False]], [[False, True, False, False]]]
+    assert bounds.upper[0].tolist() == [[[True, True, True, False]], [[True, False, False, True]]]
+    assert bounds.boundary[0].tolist() == [[[False, True, True, False]], [[True, False, False, True]]]
+    assert bounds.lower_volume_mm3.tolist() == [[1.0, 1.0]]
+    assert bounds.upper_volume_mm3.tolist() == [[3.0, 2.0]]
+    assert bounds.uncertain_volume_mm3.tolist() == [[2.0, 1.0]]
+    assert bounds.uncertain_share.tolist() == [[pytest.approx(2 / 3), 0.5]]
+
+
+def test_order_of_targets_is_respected(segmentations):
+    swapped = bounds_from_segmentations(segmentations.flip(2), (1, 3), targets=("upper", "lower"))
+    straight = bounds_from_segmentations(segmentations, (1, 3))
+    assert torch.equal(swapped.lower, straight.lower) and torch.equal(swapped.upper, straight.upper)
+
+
+def test_absent_tissue_has_no_share():
+    empty = torch.zeros(1, 1, 2, 3, 3, dtype=torch.uint8)
+    bounds = bounds_from_segmentations(empty, (4,))
+    assert bounds.uncertain_volume_mm3.item() == 0.0 and math.isnan(bounds.uncertain_share.item())
+
+
+def test_label_volumes(segmentations):
+    volumes = label_volumes_mm3(segmentations, (1, 3), (2.0, 2.0, 1.0))
+    assert volumes.tolist() == [[[4.0, 12.0], [4.0, 8.0]]]
+
+
+def test_repeated_reconstruction_picks_the_extremes_of_each_class_and_slice():
+    slice_0 = labels_of([[1, 0, 2]], [[1, 1, 0]], [[0, 2, 2]])
+    slice_1 = labels_of([[2, 2, 2]], [[1, 1, 1]], [[1, 0, 0]])
+    bounds = bounds_from_samples(torch.stack([slice_0, slice_1]), class_indices=(1, 2))
+    assert bounds.lower_volume_mm3.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert bounds.upper_volume_mm3.tolist() == [[2.0, 2.0], [3.0, 3.0]]
+    assert bounds.upper[0].tolist() == [[[True, True, False]], [[False, True, True]]]
+    assert bounds.upper.sum(dim=(-2, -1)).tolist() == bounds.upper_volume_mm3.int().tolist()
+    assert bounds.lower.sum().item() == 0
+
+
+def test_wrong_axes_are_named(segmentations):
+    with pytest.raises(ValueError, match="`class_indices` must name the 2 entries"):
+        bounds_from_segmentations(segmentations, (1,))
+    with pytest.raises(ValueError, match=r"`targets` must name the 2 entries.*target='both'"):
+        bounds_from_segmentations(segmentations, (1, 3), targets=("upper",))

@@ -1,0 +1,168 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sgr_diffusers.guidance import (
+    class_log_odds,
+    default_strength,
+    guidance_loss,
+    guidance_weight,
+    has_pixels_to_push,
+    indicator,
+    loss_gradient,
+    lower_loss,
+    upper_loss,
+    volume_mm3,
+)
+
+CLASSES = torch.tensor([1, 3])
+
+
+def draw_logits(scale=2.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(2, 4, 6, 5, dtype=torch.float64, generator=generator)
+
+
+def with_gradient(function, logits, *args):
+    logits = logits.clone().requires_grad_()
+    loss = function(logits, *args)
+    return loss.detach(), torch.autograd.grad(loss.sum(), logits)[0]
+
+
+def test_indicator_and_volume_count_the_most_probable_pixels():
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[0, 2, 0, 1] = logits[0, 1, 1, 1] = 1.0
+    found = indicator(logits, torch.tensor([2]))
+    assert found.tolist() == [[[False, True], [False, False]]]  # no class wins where all are equal
+    assert volume_mm3(found, (0.5, 2.0, 3.0)).tolist() == [3.0]
+    assert volume_mm3(found).tolist() == [1.0]
+
+
+def test_losses_are_the_masked_cross_entropies():
+    logits = draw_logits()
+    p = logits.softmax(dim=1)
+    for sample, c in enumerate(CLASSES):
+        p_c, is_class = p[sample, c], p[sample].argmax(dim=0) == c
+        assert is_class.any() and not is_class.all()
+        up = -(~is_class * torch.log(1 - p_c)).sum()
+        low = -(is_class * torch.log(p_c)).sum()
+        torch.testing.assert_close(upper_loss(logits, CLASSES)[sample], up)
+        torch.testing.assert_close(lower_loss(logits, CLASSES)[sample], low)
+
+
+def test_each_sample_has_its_own_direction():
+    logits = draw_logits()
+    for is_upper in ([True, False], [False, True]):
+        loss = guidance_loss(logits, CLASSES, torch.tensor(is_upper))
+        for sample, up in enumerate(is_upper):
+            single = (upper_loss if up else lower_loss)(logits[sample : sample + 1], CLASSES[sample : sample + 1])
+            torch.testing.assert_close(loss[sample], single[0])
+
+
+def test_ascent_makes_the_class_grow_and_shrink():
+    logits = draw_logits()
+    for function, sign in ((upper_loss, 1), (lower_loss, -1)):
+        _, gradient = with_gradient(function, logits, CLASSES)
+        before = volume_mm3(indicator(logits, CLASSES))
+        after = volume_mm3(indicator(logits + 3 * gradient, CLASSES))
+        assert (sign * (after - before) > 0).all()
+
+
+@pytest.mark.parametrize("function", [upper_loss, lower_loss])
+def test_gradient_is_right_in_float32_where_probabilities_are_tiny(function):
+    logits = draw_logits(scale=15.0)
+    _, expected = with_gradient(function, logits, CLASSES)
+    _, gradient = with_gradient(function, logits.float(), CLASSES)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("function", [upper_loss, lower_loss])
+def test_extreme_logits_stay_finite(function, dtype):
+    logits = torch.full((1, 3, 1, 4), -3e4, dtype=dtype)
+    logits[0, 1, 0, 0] = logits[0, 2, 0, 1] = 3e4
+    logits[0, 1, 0, 2] = -60.0
+    loss, gradient = with_gradient(function, logits, torch.tensor([1]))
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
+    assert class_log_odds(logits, torch.tensor([1])).dtype == torch.float32
+
+
+def test_nothing_to_push_is_exactly_zero():
+    nowhere = torch.zeros(1, 3, 4, 4)
+    nowhere[:, 0] = 5.0
+    everywhere = torch.zeros(1, 3, 4, 4)
+    everywhere[:, 1] = 5.0
+    one = torch.tensor([1])
+    for function, logits, is_upper in ((lower_loss, nowhere, False), (upper_loss, everywhere, True)):
+        loss, gradient = with_gradient(function, logits, one)
+        assert loss.item() == 0.0 and torch.count_nonzero(gradient) == 0
+        assert not has_pixels_to_push(logits, one, torch.tensor([is_upper])).item()
+        assert has_pixels_to_push(logits, one, torch.tensor([not is_upper])).item()
+
+
+def test_weight_limits_the_push_per_sample():
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.randn(4, 2, 8, 8, generator=generator)
+    gradient = torch.randn(4, 2, 8, 8, generator=generator)
+    gradient *= torch.tensor([10.0, 1e-4, 0.0, 1e-30])[:, None, None, None]
+    gamma = guidance_weight(eps, gradient, 0.005)
+    pushed = torch.linalg.vector_norm((gamma[:, None, None, None] * gradient).flatten(1), dim=1)
+    limit = 0.005 * torch.linalg.vector_norm(eps.flatten(1), dim=1)
+    torch.testing.assert_close(pushed[0], limit[0])
+    assert gamma[1:].tolist() == [1.0, 1.0, 1.0]
+    singles = [guidance_weight(eps[k : k + 1], gradient[k : k + 1], 0.005) for k in range(4)]
+    assert torch.equal(gamma, torch.cat(singles))
+
+
+def test_strength_zero_pushes_nothing():
+    eps, gradient = torch.ones(2, 2, 3, 3), torch.ones(2, 2, 3, 3)
+    gradient[1] = 0.0
+    gamma = guidance_weight(eps, gradient, 0.0)
+    assert torch.count_nonzero(gamma[:, None, None, None] * gradient) == 0
+
+
+def test_default_strength_keeps_the_total():
+    assert default_strength(100) == pytest.approx(0.005)
+    assert default_strength(25) * 25 == pytest.approx(default_strength(400) * 400)
+
+
+def small_network():
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Conv2d(2, 2, 3, padding=1)
+    for parameter in network.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def cut_gradient(network, noisy, loss_of):
+    noisy = noisy.clone().requires_grad_()
+    output = network(noisy.to(network.weight.dtype)).float()
+    noisy_leaf, output_leaf = noisy.detach().requires_grad_(), output.detach().requires_grad_()
+    return loss_gradient(loss_of(noisy_leaf, output_leaf), noisy, output, noisy_leaf, output_leaf)
+
+
+def test_cut_gradient_is_the_gradient():
+    network, noisy = small_network(), torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(1))
+
+    def loss_of(x, output):
+        return (F.softplus(output) * x).sum(dim=(1, 2, 3)) * torch.tensor([1.0, 1e-3, 0.0])
+
+    whole = noisy.clone().requires_grad_()
+    expected = torch.autograd.grad(loss_of(whole, network(whole)).sum(), whole)[0]
+    torch.testing.assert_close(cut_gradient(network, noisy, loss_of), expected)
+    assert network.weight.grad is None
+
+
+def test_half_precision_holds_tiny_and_huge_gradients():
+    network, noisy = small_network(), torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(1))
+    size = torch.tensor([1.0, 1e-10, 1e10])
+
+    def loss_of(x, output):
+        return output.sum(dim=(1, 2, 3)) * size
+
+    expected = cut_gradient(network, noisy, loss_of)
+    gradient = cut_gradient(network.half(), noisy, loss_of)
+    for half, full in zip(gradient, expected, strict=True):
+        torch.testing.assert_close(half, full, rtol=1e-2, atol=1e-2 * float(full.abs().max()))

@@ -1,0 +1,654 @@
+"""The pipeline as a user and as diffusers see it: contract, guidance, independence of batching, every bad input."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, UNet2DModel
+from diffusers.callbacks import PipelineCallback
+from torch import nn
+
+from sgr_diffusers import SegmentationUNet, SenseOperator, SGRMRIPipeline, SGRMRIPipelineOutput, create_scheduler
+
+SIZE = (16, 12)
+FIELDS = ("images", "segmentations", "volumes_mm3", "data_residual", "classes", "targets")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def build_unet(unet_class=UNet2DModel, **overrides):
+    config = {
+        "sample_size": SIZE,
+        "in_channels": 2,
+        "out_channels": 2,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return unet_class(**{**config, **overrides}).eval()
+
+
+def build_segmentation_unet():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return SegmentationUNet(class_names=("one", "two"), channels=(4, 8), strides=(2,), num_res_units=1).eval()
+
+
+class BrightOrNever(nn.Module):
+    """Class 1 where the image is bright, class 2 nowhere; without parameters."""
+
+    class_names = ("bright", "never")
+
+    def forward(self, magnitude):
+        bright = 8 * (magnitude - 0.5)
+        return torch.cat([torch.zeros_like(bright), bright, torch.full_like(bright, -20.0)], dim=1)
+
+
+class FailingUNet(UNet2DModel):
+    def forward(self, *args, **kwargs):
+        raise AssertionError("the prior was called")
+
+
+def build(segmentation_model="bright", unet=None, **kwargs):
+    models = {"bright": BrightOrNever, "unet": build_segmentation_unet, None: lambda: None}
+    model = models[segmentation_model]() if segmentation_model in models else segmentation_model
+    model = model.eval() if model is not None else None
+    pipe = SGRMRIPipeline(unet or build_unet(), create_scheduler("v_prediction"), model, **kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw_problem(n_slices=2, n_coils=3, size=SIZE, share=0.4):
+    generator = seeded(5)
+    maps = torch.randn(n_slices, n_coils, *size, dtype=torch.complex64, generator=generator)
+    maps = maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
+    mask = torch.rand(size, generator=generator) < share
+    image = torch.randn(n_slices, *size, dtype=torch.complex64, generator=generator)
+    return {"kspace": SenseOperator(maps, mask).forward(image), "mask": mask, "coil_maps": maps}
+
+
+def call(pipe, problem=None, seed=0, **kwargs):
+    kwargs = {"num_inference_steps": 4, "generator": seeded(seed), **kwargs}
+    return pipe(**(problem or draw_problem()), **kwargs)
+
+
+def assert_same(a, b, **tolerance):
+    assert (a.classes, a.targets) == (b.classes, b.targets)
+    for name in FIELDS[:4]:
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), **tolerance)
+
+
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "classes", "targets"),
+    [
+        ({"target": "upper"}, ("bright", "never"), ("upper",)),
+        ({"target": "both", "classes": ["bright"]}, ("bright",), ("lower", "upper")),
+        ({"target": "lower", "classes": [2, "bright"]}, ("never", "bright"), ("lower",)),
+        ({"target": "none"}, ("all",), ("none",)),
+        ({"target": "none", "classes": "never", "num_samples": 3}, ("never",), ("sample_0", "sample_1", "sample_2")),
+    ],
+)
+def test_shapes_types_and_names(kwargs, classes, targets):
+    out = call(build(), **kwargs)
+    shape = (2, len(classes), len(targets))
+    assert isinstance(out, SGRMRIPipelineOutput)
+    assert (out.classes, out.targets) == (classes, targets)
+    assert (out.images.shape, out.images.dtype) == ((*shape, *SIZE), torch.complex64)
+    assert (out.segmentations.shape, out.segmentations.dtype) == ((*shape, *SIZE), torch.uint8)
+    assert (out.volumes_mm3.shape, out.volumes_mm3.dtype) == (shape, torch.float32)
+    assert (out.data_residual.shape, out.data_residual.dtype) == (shape, torch.float32)
+    assert torch.isfinite(torch.view_as_real(out.images)).all()
+    assert not out.images.requires_grad
+
+
+def test_volumes_are_those_of_the_class_in_its_own_reconstruction():
+    out = call(build("unet"), voxel_size_mm=(0.5, 2.0, 3.0))
+    for k, label in enumerate((1, 2)):
+        expected = 3.0 * (out.segmentations[:, k] == label).sum(dim=(-2, -1))
+        assert torch.equal(out.volumes_mm3[:, k], expected)
+    plain = call(build("unet"), target="none")
+    assert torch.equal(plain.volumes_mm3, (plain.segmentations > 0).sum(dim=(-2, -1)).float())
+
+
+def test_tuple_has_the_fields_in_order_and_numpy_is_the_same():
+    out = call(build())
+    as_tuple = call(build(), return_dict=False)
+    as_numpy = call(build(), output_type="np")
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == len(FIELDS)
+    for name, value in zip(FIELDS, as_tuple, strict=True):
+        if name in ("classes", "targets"):
+            assert value == getattr(out, name) == getattr(as_numpy, name)
+        else:
+            assert torch.equal(value, getattr(out, name))
+            assert isinstance(getattr(as_numpy, name), np.ndarray)
+            assert np.array_equal(getattr(as_numpy, name), value.numpy())
+
+
+def test_numpy_comes_in_as_torch_does():
+    problem = draw_problem()
+    arrays = {name: value.numpy() for name, value in problem.items()}
+    arrays["kspace"].setflags(write=False)
+    assert_same(call(build(), arrays), call(build(), problem), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("share_mask", [True, False])
+def test_axes_that_may_be_left_out(share_mask):
+    problem = draw_problem(n_slices=1)
+    short = {name: value[0] for name, value in problem.items() if name != "mask"}
+    short["mask"] = problem["mask"] if share_mask else problem["mask"][None]
+    assert_same(call(build(), short), call(build(), problem), rtol=0, atol=0)
+
+
+def test_single_coil_needs_no_maps():
+    kspace = draw_problem(n_slices=1, n_coils=1)["kspace"][0, 0]
+    mask = kspace != 0
+    out = call(build(), {"kspace": kspace, "mask": mask})
+    given = call(build(), {"kspace": kspace, "mask": mask, "coil_maps": torch.ones(1, *SIZE, dtype=torch.complex64)})
+    assert_same(out, given, rtol=0, atol=0)
+    assert out.data_residual.max() < 1e-5  # with one coil, replacing k-space is exact
+
+
+def test_maps_are_estimated_from_the_calibration_region():
+    size = (32, 24)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size[0]), torch.linspace(-1, 1, size[1]), indexing="ij")
+    coils = torch.stack([torch.exp(-((y - a) ** 2) - (x - b) ** 2) for a, b in ((-1, 0), (1, 0), (0, 1))])
+    maps = torch.complex(coils, 0.2 * coils)
+    mask = torch.rand(size, generator=seeded()) < 0.5
+    mask[8:24, 4:20] = True
+    image = (y**2 + x**2 < 0.7).to(torch.complex64)
+    kspace = SenseOperator(maps, mask).forward(image)
+    out = call(build(), {"kspace": kspace, "mask": mask}, target="none")
+    assert out.images.shape == (1, 1, 1, *size) and out.data_residual.item() < 0.5
+
+
+@pytest.mark.parametrize("size", [(15, 13), (30, 46), (7, 64)])
+def test_any_size(size):
+    pipe = build("unet", build_unet(block_out_channels=(4, 8, 8), down_block_types=("DownBlock2D",) * 3,
+                                    up_block_types=("UpBlock2D",) * 3))  # fmt: skip
+    out = call(pipe, draw_problem(size=size), num_inference_steps=3)
+    assert out.images.shape[-2:] == out.segmentations.shape[-2:] == size
+    assert torch.isfinite(torch.view_as_real(out.images)).all()
+
+
+def test_padding_leaves_sizes_that_fit_alone_and_is_cropped_about_the_centre():
+    pipe = build("unet")
+    seen = []
+    pipe.unet.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[-2:])))
+    call(pipe, draw_problem(size=(16, 12)), target="none", num_inference_steps=1)
+    call(pipe, draw_problem(size=(15, 13)), target="none", num_inference_steps=1)
+    assert seen == [(16, 12), (16, 14)]
+    images = torch.randn(1, 15, 13, dtype=torch.complex64, generator=seeded())
+    torch.testing.assert_close(pipe.segment(images), pipe.segmentation_model(images.abs()[:, None]))
+
+
+def test_unit_of_the_kspace_does_not_matter_and_is_kept():
+    problem = draw_problem()
+    scaled = {**problem, "kspace": 1e6 * problem["kspace"]}
+    out, other = call(build(), problem), call(build(), scaled)
+    torch.testing.assert_close(other.images / 1e6, out.images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(other.data_residual, out.data_residual, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("correction", [1.0, 2.0])
+def test_scale_is_the_quantile_of_the_zero_filled_image(correction):
+    problem = draw_problem(n_slices=1)
+    seen = []
+
+    class Recorder(BrightOrNever):
+        def forward(self, magnitude):
+            seen.append(magnitude)
+            return super().forward(magnitude)
+
+    pipe = build(Recorder(), scale_quantile=0.9, scale_correction=correction)
+    out = call(pipe, problem, target="none")
+    zero_filled = SenseOperator(problem["coil_maps"], problem["mask"]).adjoint(problem["kspace"])
+    scale = correction * torch.quantile(zero_filled.abs(), 0.9)
+    torch.testing.assert_close(seen[-1][0, 0], (out.images[0, 0, 0] / scale).abs())
+
+
+@pytest.mark.parametrize("name", ["replace", "regularized", "least_squares"])
+def test_final_consistency_and_its_residual(name):
+    problem = draw_problem()
+    out = call(build(), problem, final_consistency=name, classes=["bright"])
+    operator = SenseOperator(problem["coil_maps"], problem["mask"])
+    for k in range(2):
+        residual = operator.forward(out.images[:, 0, k]) - problem["kspace"]
+        expected = residual.flatten(1).norm(dim=1) / problem["kspace"].flatten(1).norm(dim=1)
+        torch.testing.assert_close(out.data_residual[:, 0, k], expected, rtol=1e-3, atol=1e-5)
+    limits = {"replace": 0.9, "regularized": 0.2, "least_squares": 1e-4}
+    assert out.data_residual.max() < limits[name]
+
+
+# --- guidance -------------------------------------------------------------------------------------------------------
+
+
+def test_bounds_are_ordered_about_the_plain_reconstruction():
+    pipe, settings = build(), {"num_inference_steps": 8, "guidance_strength": 0.1}
+    both = call(pipe, **settings, classes=["bright"])
+    plain = call(pipe, **settings, target="none", classes=["bright"])
+    lower, upper = both.volumes_mm3[:, 0].unbind(dim=1)
+    assert (lower < plain.volumes_mm3[:, 0, 0]).all() and (plain.volumes_mm3[:, 0, 0] < upper).all()
+
+
+def test_strength_zero_is_the_plain_reconstruction():
+    plain = call(build(), target="none")
+    for target in ("lower", "upper"):
+        out = call(build(), target=target, guidance_strength=0.0)
+        torch.testing.assert_close(out.images, plain.images.expand(-1, 2, -1, -1, -1))
+
+
+def test_default_strength_depends_on_the_number_of_steps():
+    default = call(build(), num_inference_steps=5)
+    explicit = call(build(), num_inference_steps=5, guidance_strength=0.005 * 100 / 5)
+    assert_same(default, explicit, rtol=0, atol=0)
+
+
+def test_targets_together_are_the_targets_alone():
+    both = call(build())
+    for k, target in enumerate(("lower", "upper")):
+        torch.testing.assert_close(call(build(), target=target).images[:, :, 0], both.images[:, :, k])
+
+
+def count_backward(pipe):
+    """List of (images in a forward pass, has a graph), list of images in a backward pass of the prior."""
+    forward, backward = [], []
+    pipe.unet.register_forward_hook(
+        lambda module, args, output: forward.append((len(args[0]), output[0].requires_grad))
+    )
+    pipe.unet.register_full_backward_hook(lambda module, grad_input, grad_output: backward.append(len(grad_output[0])))
+    return forward, backward
+
+
+def test_nothing_to_push_costs_no_graph_and_no_backward_pass():
+    pipe = build()
+    forward, backward = count_backward(pipe)
+    out = call(pipe, target="lower", classes=["never"], num_inference_steps=5)
+    assert forward == [(2, False)] * 5 and backward == []
+    torch.testing.assert_close(out.images, call(pipe, target="none", num_inference_steps=5).images)
+
+
+def test_only_branches_with_something_to_push_go_backward():
+    pipe = build()
+    forward, backward = count_backward(pipe)
+    call(pipe, num_inference_steps=5)  # a slice has lower bright, upper bright, lower never, upper never
+    steps = 4
+    assert backward == [6] * steps
+    # the lower bright branches join after a look in the first step; the last step, fully consistent, is not guided
+    assert forward == [(4, False), (6, True)] + [(2, False), (6, True)] * (steps - 1) + [(8, False)]
+
+
+def test_a_class_that_vanishes_stops_being_pushed():
+    class Vanishing(BrightOrNever):
+        n_calls = 0
+
+        def forward(self, magnitude):
+            self.n_calls += 1  # the probe, a look and a guided step come first; then the class is gone
+            logits = super().forward(magnitude)
+            return logits if self.n_calls <= 3 else logits - torch.tensor([0.0, 1e3, 0.0])[:, None, None]
+
+    pipe = build(Vanishing())
+    forward, backward = count_backward(pipe)
+    out = call(pipe, target="lower", classes=["bright"], num_inference_steps=5)
+    assert backward == [2]
+    assert forward == [(2, False), (2, True), (2, True), (2, False), (2, False), (2, False)]
+    assert torch.isfinite(torch.view_as_real(out.images)).all()
+
+
+def test_plain_reconstruction_has_no_graph():
+    pipe = build()
+    forward, backward = count_backward(pipe)
+    call(pipe, target="none")
+    assert forward == [(2, False)] * 4 and backward == []
+
+
+def test_no_gradient_is_left_on_the_networks():
+    pipe = build("unet")
+    call(pipe)
+    for network in (pipe.unet, pipe.segmentation_model):
+        assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+
+
+def test_works_inside_inference_mode():
+    expected = call(build("unet"))
+    pipe = build("unet")
+    with torch.inference_mode():
+        problem = draw_problem()
+        latents = torch.randn(2, 2, *SIZE, generator=seeded(3))
+        out = call(pipe, problem)
+        call(pipe, problem, latents=latents, eta=0.0)
+    assert_same(out, expected, rtol=0, atol=0)
+    assert not out.images.is_inference()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_prior_with_single_precision_physics(dtype):
+    expected = call(build("unet"))
+    pipe = build("unet")
+    pipe.unet.to(dtype)
+    out = call(pipe)
+    assert pipe.dtype == dtype and out.images.dtype == torch.complex64
+    error = (out.images - expected.images).abs().square().mean().sqrt() / expected.images.abs().square().mean().sqrt()
+    assert 0 < error < 0.1
+    call(build("unet").to(dtype))  # and of the segmentation model
+
+
+# --- noise ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["both", "none"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_every_split_gives_the_same_result(target, eta):
+    num_samples = 3 if target == "none" else 1
+    outs = [
+        call(build("unet"), draw_problem(3), target=target, eta=eta, num_samples=num_samples, batch_size=batch_size)
+        for batch_size in (None, 1, 2, 5)
+    ]
+    for out in outs[1:]:
+        torch.testing.assert_close(out.images, outs[0].images, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_size_bounds_every_network_call():
+    pipe = build("unet")
+    sizes = []
+    for network in (pipe.unet, pipe.segmentation_model):
+        network.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    call(pipe, batch_size=3)
+    assert max(sizes) == 3
+
+
+@pytest.mark.parametrize("target", ["both", "none"])
+def test_a_batch_is_its_slices_one_by_one(target):
+    problem = draw_problem(3)
+    pipe = build("unet")
+    batch = pipe(**problem, target=target, num_inference_steps=4, generator=[seeded(k) for k in range(3)])
+    for k in range(3):
+        single = {"kspace": problem["kspace"][k], "mask": problem["mask"], "coil_maps": problem["coil_maps"][k]}
+        for generator in (seeded(k), [seeded(k)]):
+            out = pipe(**single, target=target, num_inference_steps=4, generator=generator)
+            torch.testing.assert_close(out.images[0], batch.images[k], rtol=1e-4, atol=1e-4)
+
+
+def test_branches_share_their_noise_and_samples_do_not():
+    latents = []
+
+    def callback(pipe, step, timestep, tensors):
+        latents.append(tensors["latents"])
+
+    call(build(), target="both", guidance_strength=0.0, num_inference_steps=3, callback_on_step_end=callback)
+    assert all(torch.allclose(tensor[:4], tensor[:1].expand_as(tensor[:4]), atol=1e-5) for tensor in latents)
+    out = call(build(), target="none", num_samples=3)
+    assert (out.images[:, :, 0] - out.images[:, :, 1]).abs().mean() > 0.01
+
+
+def test_latents_without_fresh_noise_are_deterministic():
+    latents = torch.randn(2, 2, *SIZE, generator=seeded(1))
+    outs = [
+        call(build(), latents=latents, eta=0.0, generator=generator, batch_size=batch_size)
+        for generator, batch_size in ((None, None), (seeded(2), 3), ([seeded(3), seeded(4)], 1))
+    ]
+    for out in outs[1:]:
+        torch.testing.assert_close(out.images, outs[0].images, rtol=1e-4, atol=1e-4)
+    other = call(build(), latents=latents.flip(0), eta=0.0)
+    assert not torch.allclose(other.images, outs[0].images, rtol=1e-2, atol=1e-2)
+
+
+def test_seeds_decide_and_global_state_is_neither_read_nor_moved():
+    outs = []
+    for global_seed in (0, 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(global_seed)
+            before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+            outs.append(call(build("unet"), seed=3))
+            call(build(), generator=None)
+            assert torch.equal(torch.get_rng_state(), before)
+            assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+    assert_same(*outs, rtol=0, atol=0)
+    assert not torch.allclose(call(build("unet"), seed=4).images, outs[0].images, rtol=1e-2, atol=1e-2)
+    fresh = [call(build(), generator=None).images for _ in range(2)]
+    assert not torch.allclose(*fresh, rtol=1e-2, atol=1e-2)
+
+
+# --- the contract of a diffusers pipeline ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loader", [SGRMRIPipeline, DiffusionPipeline])
+def test_save_and_load(tmp_path, loader):
+    pipe = build("unet", scale_quantile=0.95, scale_correction=1.1)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "SGRMRIPipeline"
+    assert index["segmentation_model"] == ["sgr_diffusers", "SegmentationUNet"]
+    assert index["unet"] == ["diffusers", "UNet2DModel"]
+    assert (tmp_path / "segmentation_model" / "diffusion_pytorch_model.safetensors").exists()
+    loaded = loader.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded) is SGRMRIPipeline
+    assert (loaded.config.scale_quantile, loaded.config.scale_correction) == (0.95, 1.1)
+    assert loaded.class_names == ("one", "two")
+    assert_same(call(loaded), call(pipe), rtol=0, atol=0)
+
+
+def test_save_and_load_in_half_precision(tmp_path):
+    build("unet").save_pretrained(tmp_path)
+    loaded = SGRMRIPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.unet.dtype == loaded.segmentation_model.dtype == torch.bfloat16
+    assert torch.isfinite(torch.view_as_real(call(loaded).images)).all()
+
+
+def test_segmentation_model_is_optional(tmp_path):
+    pipe = build(None)
+    pipe.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["segmentation_model"] == [None, None]
+    loaded = SGRMRIPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.segmentation_model is None and loaded.class_names is None
+    out = call(loaded, target="none", num_samples=2)
+    assert out.segmentations is None and out.volumes_mm3 is None and out.classes == ("all",)
+    assert torch.equal(out.images, call(pipe, target="none", num_samples=2).images)
+    assert torch.equal(out.images, call(build(), target="none", num_samples=2).images)
+
+    without = SGRMRIPipeline.from_pretrained(tmp_path, segmentation_model=None)
+    assert without.segmentation_model is None
+
+
+def test_a_segmentation_model_registered_later_is_saved(tmp_path):
+    pipe = build(None)
+    pipe.register_modules(segmentation_model=build_segmentation_unet())
+    pipe.save_pretrained(tmp_path)
+    loaded = SGRMRIPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert_same(call(loaded), call(build("unet")), rtol=0, atol=0)
+
+
+def test_components_are_shared():
+    pipe = build("unet")
+    other = SGRMRIPipeline(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    assert other.unet is pipe.unet and other.segmentation_model is pipe.segmentation_model
+    assert_same(call(other), call(pipe), rtol=0, atol=0)
+    assert set(pipe.components) == {"unet", "scheduler", "segmentation_model"}
+
+
+@pytest.mark.parametrize("segmentation_model", ["bright", "unet", None])
+def test_moving_devices_and_types(segmentation_model):
+    pipe = build(segmentation_model)
+    model = pipe.segmentation_model
+    assert pipe.to("cpu") is pipe and pipe.to(torch.float32).dtype == torch.float32
+    assert pipe.segmentation_model is model and pipe.device == torch.device("cpu")
+
+
+def test_a_plain_module_moves_along():
+    model = nn.Conv2d(1, 3, 3, padding=1)
+    pipe = build(model).to(torch.bfloat16)
+    assert pipe.segmentation_model is model and model.weight.dtype == torch.bfloat16
+    out = call(pipe)
+    assert out.classes == ("class_1", "class_2") and torch.isfinite(torch.view_as_real(out.images)).all()
+
+
+def test_callback_sees_and_changes_latents():
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        assert isinstance(pipe, SGRMRIPipeline)
+        assert set(tensors) == set(SGRMRIPipeline._callback_tensor_inputs)
+        assert all(tensor.shape == (8, 2, *SIZE) for tensor in tensors.values())
+        seen.append((step, int(timestep)))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else {}
+
+    names = SGRMRIPipeline._callback_tensor_inputs
+    problem = draw_problem()
+    out = call(build(), problem, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
+    assert seen == [(0, 750), (1, 500), (2, 250), (3, 0)]
+    zero_filled = SenseOperator(problem["coil_maps"], problem["mask"]).adjoint(problem["kspace"])
+    torch.testing.assert_close(out.images, zero_filled[:, None, None].expand_as(out.images), rtol=1e-4, atol=1e-5)
+
+
+def test_callback_objects_bring_their_own_tensor_inputs():
+    class Recorder(PipelineCallback):
+        tensor_inputs = ("latents", "pred_original_sample")
+        seen = ()
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            self.seen += (tuple(callback_kwargs),)
+            return callback_kwargs
+
+    recorder = Recorder()
+    assert_same(call(build(), callback_on_step_end=recorder), call(build()), rtol=0, atol=0)
+    assert recorder.seen == (("latents", "pred_original_sample"),) * 4
+
+
+def test_progress_bar_can_be_switched_off_and_on(capsys):
+    call(build())
+    assert capsys.readouterr().err == ""
+    pipe = build()
+    pipe.set_progress_bar_config(disable=False)
+    call(pipe)
+    assert "4/4" in capsys.readouterr().err
+
+
+def test_learned_sigma_is_not_used():
+    pipe = build(unet=build_unet(out_channels=4))
+    expected = call(pipe)
+    with torch.no_grad():
+        pipe.unet.conv_out.weight[2:] += 1.0
+    assert_same(call(pipe), expected, rtol=0, atol=0)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def with_value(tensor, value, index=(0,)):
+    tensor = tensor.clone().to(torch.promote_types(tensor.dtype, torch.tensor(value).dtype))
+    tensor.view(-1)[list(index)] = value
+    return tensor
+
+
+BAD_CALLS = {
+    "real k-space": (lambda p: {"kspace": p["kspace"].abs()}, TypeError, r"`kspace` must be complex, got torch.float32"),
+    "NaN": (lambda p: {"kspace": with_value(p["kspace"], float("nan"))}, ValueError, r"`kspace` must be finite, got 1 of? ?entr"),
+    "infinity": (lambda p: {"kspace": with_value(p["kspace"], float("inf"))}, ValueError, r"`kspace` must be finite"),
+    "no signal": (lambda p: {"kspace": 0 * p["kspace"]}, ValueError, r"`kspace` must hold .* only zeros in slices \[0, 1\]"),
+    "one empty slice": (lambda p: {"kspace": p["kspace"] * torch.tensor([1, 0])[:, None, None, None]}, ValueError, r"slices \[1\] of 2"),
+    "too many axes": (lambda p: {"kspace": p["kspace"][None]}, ValueError, r"`kspace` must be \(batch, coil, y, x\)"),
+    "mask shape": (lambda p: {"mask": p["mask"][1:]}, ValueError, r"`mask` must have the shape \(y, x\) = \(16, 12\).*got \(15, 12\).*pad_mask"),
+    "mask values": (lambda p: {"mask": with_value(p["mask"].float(), 0.5)}, ValueError, r"`mask` must be bool or hold only 0 and 1, got 1 other values, such as 0.5"),
+    "empty mask": (lambda p: {"mask": 0 * p["mask"]}, ValueError, r"`mask` must be true \(measured\) somewhere"),
+    "unmeasured signal": (lambda p: {"mask": p["mask"] & (torch.arange(12) < 6)}, ValueError, r"`kspace` must be zero where `mask` says unmeasured, got \d+ non-zero entries there \(.*% of .*% of the energy.*kspace \* mask"),
+    "coil count": (lambda p: {"coil_maps": p["coil_maps"][:, :2]}, ValueError, r"`coil_maps` must have the coils and the size of `kspace`, \(2, 3, 16, 12\) .*got \(2, 2, 16, 12\)"),
+    "real maps": (lambda p: {"coil_maps": p["coil_maps"].real}, TypeError, r"`coil_maps` must be complex"),
+    "empty maps": (lambda p: {"coil_maps": 0 * p["coil_maps"]}, ValueError, r"`coil_maps` must not be zero everywhere"),
+    "unknown class": (lambda p: {"classes": ["ligament"]}, ValueError, r"`classes` must name classes .*1 'bright', 2 'never'.* got 'ligament'"),
+    "background": (lambda p: {"classes": [0]}, ValueError, r"`classes` .*got 0"),
+    "class number": (lambda p: {"classes": 3}, ValueError, r"`classes` .*got 3"),
+    "class twice": (lambda p: {"classes": [1, "bright"]}, ValueError, r"`classes` must name one class or more, each once"),
+    "no class": (lambda p: {"classes": []}, ValueError, r"`classes` must name one class or more"),
+    "unknown target": (lambda p: {"target": "up"}, ValueError, r"`target` must be one of .*'upper'.* got 'up'"),
+    "final step": (lambda p: {"final_consistency": "none"}, ValueError, r"`final_consistency` must be one of"),
+    "output type": (lambda p: {"output_type": "pil"}, ValueError, r"`output_type` must be one of \('pt', 'np'\)"),
+    "no steps": (lambda p: {"num_inference_steps": 0}, ValueError, r"`num_inference_steps` must be a whole number from 1 to 1000"),
+    "too many steps": (lambda p: {"num_inference_steps": 1001}, ValueError, r"`num_inference_steps` .*got 1001"),
+    "eta": (lambda p: {"eta": 1.5}, ValueError, r"`eta` must be from 0"),
+    "strength": (lambda p: {"guidance_strength": -1.0}, ValueError, r"`guidance_strength` must be 0 or larger"),
+    "iterations": (lambda p: {"cg_iterations": -1}, ValueError, r"`cg_iterations` must be a whole number"),
+    "batch size": (lambda p: {"batch_size": 0}, ValueError, r"`batch_size` must be a whole number of at least 1"),
+    "guided samples": (lambda p: {"num_samples": 2}, ValueError, r"`num_samples` must be 1 for target='both'"),
+    "voxel": (lambda p: {"voxel_size_mm": (1.0, 1.0)}, ValueError, r"`voxel_size_mm` must be three positive"),
+    "generators": (lambda p: {"generator": [seeded()] * 3}, ValueError, r"`generator` .*each of 2 slices, got 3"),
+    "latents shape": (lambda p: {"latents": torch.zeros(1, 2, *SIZE)}, ValueError, r"`latents` must be .*\(2, 2, 16, 12\)"),
+    "latents NaN": (lambda p: {"latents": torch.full((2, 2, *SIZE), float("nan"))}, ValueError, r"`latents` .*NaN"),
+    "equal samples": (lambda p: {"latents": torch.zeros(2, 2, *SIZE), "eta": 0.0, "num_samples": 2, "target": "none"}, ValueError, r"`latents` with `eta=0` make all"),
+    "callback inputs": (lambda p: {"callback_on_step_end_tensor_inputs": ["x"]}, ValueError, r"`callback_on_step_end_tensor_inputs` must be among .*got \['x'\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_are_refused_before_the_prior_is_called(case):
+    change, error, message = BAD_CALLS[case]
+    problem = draw_problem()
+    pipe = build(unet=build_unet(FailingUNet))
+    with pytest.raises(error) as caught:
+        call(pipe, {**problem, **change(problem)})
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def drop_class(model):
+    model.class_names = ("bright",)
+    return model
+
+
+BAD_PIPES = {
+    "unet in": (lambda: build(unet=build_unet(FailingUNet, in_channels=1)), ValueError, r"`unet` must have 2 input channels .* got 1 in and 2 out"),
+    "unet out": (lambda: build(unet=build_unet(FailingUNet, out_channels=3)), ValueError, r"`unet` must have .*got 2 in and 3 out"),
+    "class count": (lambda: build(drop_class(BrightOrNever())), ValueError, r"`segmentation_model` must return one channel .*\('bright',\), got 3 channels"),
+    "no background": (lambda: build(nn.Conv2d(1, 1, 1)), ValueError, r"`segmentation_model` must return .*at least one class, got 1 channels"),
+    "other size": (lambda: build(nn.MaxPool2d(2)), ValueError, r"`segmentation_model` must return logits .* of its input's size"),
+    "no model": (lambda: build(None), ValueError, r"`segmentation_model` is needed for target='both'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_PIPES)
+def test_networks_that_do_not_fit_are_refused(case):
+    make, error, message = BAD_PIPES[case]
+    pipe = make()
+    if "unet" not in case:
+        pipe.register_modules(unet=build_unet(FailingUNet))
+    with pytest.raises(error, match=message):
+        call(pipe)
+
+
+@pytest.mark.parametrize("name", ["unet", "segmentation_model"])
+def test_training_mode_is_refused(name):
+    pipe = build("unet", build_unet(FailingUNet))
+    getattr(pipe, name).train()
+    with pytest.raises(ValueError, match=rf"`{name}` must be in evaluation mode.*pipe.{name}.eval\(\)"):
+        call(pipe)
+
+
+def test_schedulers_that_do_not_fit_are_refused():
+    pipe = build(unet=build_unet(FailingUNet))
+    pipe.scheduler = EulerDiscreteScheduler()
+    with pytest.raises(TypeError, match="got EulerDiscreteScheduler"):
+        call(pipe)
+    pipe.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match="clip_sample=False"):
+        call(pipe)
+
+
+def test_the_gradient_of_the_magnitude_is_zero_at_zero():
+    pipe = build("unet")
+    images = torch.zeros(1, *SIZE, dtype=torch.complex64, requires_grad=True)
+    gradient = torch.autograd.grad(pipe.segment(images).sum(), images)[0]
+    assert torch.count_nonzero(torch.view_as_real(gradient)) == 0

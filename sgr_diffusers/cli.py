@@ -54,6 +54,7 @@ def create_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_reconstruct(commands)
     _add_synthesize(commands)
+    _add_preview(commands)
     return parser
 
 
@@ -92,7 +93,7 @@ def _add_demo(commands: Any) -> None:
         help="of the stored masks (default: 4 8 16)",
     )
     command.add_argument(
-        "--steps", type=int, default=25, help="reverse steps; 100 in the paper (default: %(default)s)"
+        "--steps", type=int, default=20, help="reverse steps; 100 in the paper (default: %(default)s)"
     )
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     command.add_argument("--model", help="folder or Hub repository of another pipeline (default: the bundled one)")
@@ -191,6 +192,21 @@ def _add_synthesize(commands: Any) -> None:
     command.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
 
 
+def _add_preview(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "preview",
+        _run_preview,
+        "Draw slices of a scan with their segmentation, to look at before training on them",
+        "sgr preview runs/knee --split test --scan 0 --output preview.png",
+    )
+    command.add_argument("data", type=Path, metavar="DATA_DIR", help="folder in the SKM-TEA layout")
+    command.add_argument("--split", choices=("train", "val", "test"), default="train", help="(default: %(default)s)")
+    command.add_argument("--scan", type=int, default=0, help="number within the split (default: %(default)s)")
+    command.add_argument("--n-slices", type=int, default=16, help="spread over the scan (default: %(default)s)")
+    command.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
+
+
 def _slices(text: str) -> slice:
     """`START:STOP[:STEP]`, `START:` and `:STOP` for the rest, or the number of one slice."""
     try:
@@ -256,6 +272,24 @@ def _run_synthesize(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     print(write_synthetic_dataset(args.output, tuple(args.scans), config, n_workers=args.workers))
+
+
+def _run_preview(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .data.skm_tea import list_scans
+    from .evaluation.contact_sheet import contact_sheet
+
+    scans = list_scans(args.data, args.split)
+    if not 0 <= args.scan < len(scans):
+        raise ValueError(f"--scan {args.scan}: the split {args.split} has scans 0 to {len(scans) - 1}.")
+    scan = scans[args.scan]
+    labels = scan.labels()
+    shown = np.linspace(0.05, 0.8, args.n_slices) * (scan.n_slices - 1)
+    shown = np.unique(shown.round().astype(int))
+    images = np.stack([np.abs(scan.target(int(index))) for index in shown])
+    figure = contact_sheet(images, labels[shown], [f"{scan.scan_id}, slice {index}" for index in shown])
+    figure.savefig(args.output, dpi=100)
 
 
 class _Ended(BaseException):

@@ -16,7 +16,7 @@ CASE = PRETRAINED / "case.h5"
 def run_demo(
     output: str | Path = "sgr_demo",
     accelerations: Sequence[float] = (4.0, 8.0, 16.0),
-    n_steps: int = 25,
+    n_steps: int = 20,
     seed: int = 0,
     model: str | None = None,
     case: str | Path = CASE,

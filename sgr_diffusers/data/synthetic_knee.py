@@ -165,7 +165,7 @@ class SyntheticScan:
         self.mask_seed = int(rng.integers(2**31))
 
     def positions(self, oversampling: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions in mm: u of each slice (superior first), a of each row, m (towards the patient's left) of columns."""
+        """Positions in mm: u of slices (superior first), a of rows, m (towards the patient's left) of columns."""
         n, d = self.config.matrix_shape, self.config.voxel_size_mm
         u = _CENTRE_U_MM - (np.arange(n[0]) - n[0] / 2) * d[0]
         a, m = ((np.arange(k * oversampling) / oversampling - k / 2) * s for k, s in zip(n[1:], d[1:], strict=True))

@@ -14,8 +14,9 @@ from torch import Tensor
 
 __all__ = ["ScoreSummary", "dice", "precision", "psnr", "recall", "ssim", "summarize"]
 
-Images = Float[Tensor, "slice y x"] | Complex[Tensor, "slice y x"]
-Pixels = Bool[Tensor, "*volume"]
+# Sizes are not bound by name: that two arrays differ is said by an error of our own.
+Images = Float[Tensor, "_slice _y _x"] | Complex[Tensor, "_slice _y _x"]
+Pixels = Bool[Tensor, "..."]
 
 
 def psnr(images: Images, target: Images) -> float:

@@ -329,7 +329,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> s
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
+    return value is None or value != value
 
 
 def _looks_numeric(text: str) -> bool:

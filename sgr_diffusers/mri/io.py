@@ -55,7 +55,7 @@ def read_skm_tea(
     path: str | os.PathLike,
     slices: range | slice | Iterable[int] | None = None,
     echo: int = 1,
-    mask: float | str | None = None,
+    mask: int | float | str | None = None,
     with_maps: bool = True,
     with_target: bool = True,
 ) -> RawSlices:
@@ -128,7 +128,7 @@ def read_skm_tea(
 def write_nifti(
     path: str | os.PathLike,
     volume: Shaped[np.ndarray | Tensor, "a b c"],
-    voxel_size_mm: tuple[float, float, float],
+    voxel_size_mm: tuple[int | float, int | float, int | float],
     orientation: tuple[str, str, str] = ("SI", "AP", "LR"),
 ) -> None:
     """Write a volume as NIfTI-1 under its name only when it is complete.
@@ -220,7 +220,9 @@ def _slice_indices(slices: range | slice | Iterable[int] | None, n_slices: int, 
     return indices
 
 
-def _read_mask(file: "h5py.File", path: Path, mask: float | str, shape: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
+def _read_mask(
+    file: "h5py.File", path: Path, mask: int | float | str, shape: tuple[int, int]
+) -> Bool[np.ndarray, "y x"]:
     name = mask if isinstance(mask, str) else f"poisson_{float(mask):.1f}x"
     stored = file.get("masks", {})
     if name not in stored:

@@ -27,7 +27,7 @@ class SamplingMask:
 
 def poisson_disc_mask(
     shape: tuple[int, int],
-    acceleration: float,
+    acceleration: int | float,
     calibration_shape: tuple[int, int] = (24, 24),
     seed: int = 0,
     crop_corners: bool = True,
@@ -36,8 +36,9 @@ def poisson_disc_mask(
 ) -> SamplingMask:
     """Variable-density Poisson-disc mask with a fully sampled calibration box, as SKM-TEA's masks (Bridson 2007).
 
-    The sampler is sigpy's. Its own search for the density has no bound on its attempts and does not end for some
-    accelerations, so the bisection is done here: `max_attempts` masks are drawn at most, the nearest one is returned.
+    The sampler is sigpy's. Its own search for the density has no bound on its attempts and does not end where no
+    density comes within its tolerance, so the bisection is done here: besides the densest masks that it starts from,
+    at most `max_attempts` are drawn, and the nearest one is returned.
 
     Args:
         shape: Matrix (y, x).
@@ -97,10 +98,10 @@ def poisson_disc_mask(
 
 def random_mask(
     shape: tuple[int, int],
-    acceleration: float,
+    acceleration: int | float,
     calibration_shape: tuple[int, int] = (24, 24),
     seed: int | np.random.Generator = 0,
-    density_power: float = 0.0,
+    density_power: int | float = 0.0,
 ) -> SamplingMask:
     """Mask of independently drawn positions, exactly as many as the acceleration allows, with a calibration box.
 
@@ -227,7 +228,9 @@ def _calibration_box(shape: tuple[int, int], calibration_shape: tuple[int, int])
     return y, x
 
 
-def _check_acceleration(shape: tuple[int, int], acceleration: float, calibration_shape: tuple[int, int]) -> float:
+def _check_acceleration(
+    shape: tuple[int, int], acceleration: int | float, calibration_shape: tuple[int, int]
+) -> float:
     """Number of samples that an acceleration allows."""
     n_positions = shape[0] * shape[1]
     if not 1 < acceleration <= n_positions:

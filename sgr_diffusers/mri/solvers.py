@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+_ROUNDING = 8  # residuals up to this many units in the last place are zero
+
 
 class CGStatus(IntEnum):
     """Why conjugate gradients stopped for a sample."""
@@ -58,7 +60,7 @@ def conjugate_gradient(
         start: First iterate.
         max_iterations: Most iterations. With few of them the result stays near `start` where N is weak.
         tolerance: Stop a sample at a residual of `tolerance * ||rhs||`. With the default 0 every iteration is run
-            (samples at residual zero stand still) and the device is never waited for.
+            (samples whose residual is zero up to rounding stand still) and the device is never waited for.
 
     Raises:
         ValueError: `max_iterations` or `tolerance` is negative, or the shapes do not broadcast.
@@ -79,10 +81,15 @@ def conjugate_gradient(
         ) from error
 
     # Samples as real rows (*batch, 1, 1, 2): real arithmetic throughout, since all scalars of the method are real.
-    residual = rhs - normal(solution)
+    image = normal(solution)
+    residual = rhs - image
     direction = residual
     energy = _inner(residual, residual)  # (*batch, 1, 1)
-    floor = (tolerance**2 * _inner(rhs, rhs)).detach() if tolerance > 0 else torch.zeros_like(energy)
+    # What is below rounding error is zero: a step along it would have any length (as for a single coil, where N is a
+    # projection and one iteration is exact).
+    size = _inner(rhs, rhs).detach()
+    rounding = _ROUNDING * torch.finfo(energy.dtype).eps
+    floor = torch.maximum(tolerance**2 * size, rounding**2 * torch.maximum(size, _inner(image, image).detach()))
     active = energy.detach() > floor
     broken = torch.zeros_like(active)
     iterations = torch.zeros_like(active, dtype=torch.int64)

@@ -10,6 +10,7 @@ bounds; PSNR of the bounds. Per volume means: over all evaluated slices of a sca
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -85,7 +86,12 @@ def main():
     pipe = SGRMRIPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
     scans = list_scans(args.data_dir, args.split)[: args.n_scans]
-    results = {"scans": [scan.scan_id for scan in scans], "steps": args.steps, "seed": args.seed}
+    results = {
+        "command": " ".join(["python", *sys.argv]),
+        "scans": [scan.scan_id for scan in scans],
+        "steps": args.steps,
+        "seed": args.seed,
+    }
 
     scores = segmentation_dice(pipe, scans)
     results["dice"] = dict(zip(CLASS_NAMES, scores.tolist(), strict=True))

@@ -58,7 +58,7 @@ def test_kspace_outside_the_acquired_grid_is_zero():
     scan = SyntheticScan(SyntheticKneeConfig(n_coils=2, n_echoes=1), "val", 0)
     energy = np.abs(scan.slice(10)["kspace"]).sum((2, 3))
     rows, columns = np.nonzero(energy)
-    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (3, 93, 2, 77)  # 90 x 75 of 96 x 80
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (3, 93, 3, 78)  # 90 x 75 of 96 x 80
 
 
 def test_tissues_have_human_sizes():
@@ -136,7 +136,7 @@ def test_written_files_are_the_skm_tea_layout(tmp_path):
         ({"matrix_shape": (4, 4, 4)}, "matrix_shape"),
         ({"n_echoes": 3}, "n_echoes"),
         ({"snr": 0.0}, "snr"),
-        ({"voxel_size_mm": (1.0, 1.0)}, "voxel_size_mm"),
+        ({"voxel_size_mm": (1.0, 1.0, 0.0)}, "voxel_size_mm"),
         ({"acquired_fraction": 1.5}, "acquired_fraction"),
     ],
 )

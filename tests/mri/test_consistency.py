@@ -55,7 +55,9 @@ def test_replace_measured_does_not_move_a_consistent_image_and_is_zero_outside_t
 
 def test_replace_measured_can_be_differentiated():
     operator, image, kspace = make_problem()
-    assert torch.autograd.gradcheck(lambda x: replace_measured(operator, x, kspace), image.requires_grad_(), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda x: replace_measured(operator, x, kspace), image.requires_grad_(), fast_mode=True
+    )
 
 
 def test_regularized_solution_is_the_dense_one():

@@ -76,9 +76,7 @@ def test_rhs_broadcasts_over_branches():
     start = random_complex(3, 5, 4, seed=9)
     result = conjugate_gradient(operator.normal, rhs, start)
     assert result.solution.shape == (3, 5, 4)
-    torch.testing.assert_close(
-        result.solution[2], conjugate_gradient(operator[0].normal, rhs[0], start[2]).solution
-    )
+    torch.testing.assert_close(result.solution[2], conjugate_gradient(operator[0].normal, rhs[0], start[2]).solution)
 
 
 def test_residual_of_zero_keeps_the_start_and_a_finite_gradient():
@@ -161,3 +159,14 @@ def test_shapes_and_dtypes_that_do_not_fit_are_refused():
         conjugate_gradient(operator.normal, rhs, torch.cat([start, start[:1]]))
     with pytest.raises(TypeError, match="one dtype"):
         conjugate_gradient(operator.normal, rhs, start.to(torch.complex64))
+
+
+def test_rounding_errors_are_not_blown_up_once_a_projection_has_converged():
+    """With a single coil one iteration is exact; all that follow must leave the solution alone."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(20, 16, generator=generator) < 0.4
+    operator = SenseOperator(torch.ones(1, 20, 16, dtype=torch.complex64), mask)
+    start, truth = (torch.view_as_complex(100 * torch.randn(6, 20, 16, 2, generator=generator)) for _ in range(2))
+    rhs = operator.normal(truth)
+    once, often = (conjugate_gradient(operator.normal, rhs, start, max_iterations=n).solution for n in (1, 50))
+    torch.testing.assert_close(often, once, rtol=1e-4, atol=1e-3)

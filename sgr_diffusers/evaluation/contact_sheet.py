@@ -1,0 +1,47 @@
+"""Slices of a scan and their labels enter; a figure to look at before anything is trained on them leaves."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["contact_sheet"]
+
+
+def contact_sheet(
+    images: Float[np.ndarray, "slice y x"],
+    labels: Integer[np.ndarray, "slice y x"] | None = None,
+    titles: list[str] | None = None,
+    n_columns: int = 8,
+) -> "Figure":
+    """Draw slices row by row; with labels, each row stands again below itself with the labels over it.
+
+    Args:
+        images: magnitudes `(slice, y, x)`; each slice is shown from 0 to 1.1 times its own 0.99 quantile.
+        labels: `(slice, y, x)`, 0 for what stays uncoloured.
+        titles: one for each slice.
+        n_columns: slices in a row.
+    """
+    from matplotlib.figure import Figure
+
+    layers = 1 if labels is None else 2
+    n_rows = -(-len(images) // n_columns) * layers
+    aspect = images.shape[1] / images.shape[2]
+    figure = Figure(figsize=(1.5 * n_columns, 1.5 * aspect * n_rows + 0.2 * n_rows), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for number, image in enumerate(images):
+        row, column = divmod(number, n_columns)
+        for layer in range(layers):
+            ax = axes[row * layers + layer, column]
+            ax.imshow(image, cmap="gray", vmin=0, vmax=1.1 * np.quantile(image, 0.99))
+            if layer:
+                shown = np.ma.masked_equal(labels[number], 0)
+                ax.imshow(shown, cmap="tab10", vmin=0, vmax=9, alpha=0.75, interpolation="nearest")
+            elif titles:
+                ax.set_title(titles[number], fontsize=7)
+    return figure

@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from sgr_diffusers.mri.coils import estimate_coil_maps
+from sgr_diffusers.mri.masks import poisson_disc_mask
+from sgr_diffusers.mri.operators import fft2c
+
+
+def simulate(size, n_coils=4, noise=1e-4, seed=0):
+    """Smooth coils about an elliptic body with some texture: k-space, true maps of unit norm, body."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(*(torch.linspace(-1, 1, n, dtype=torch.float64) for n in size), indexing="ij")
+    body = (y / 0.8) ** 2 + (x / 0.7) ** 2 < 1
+    image = body * (1 + 0.3 * torch.cos(9 * x) * torch.sin(7 * y + 1) + 0.2 * torch.cos(15 * x + 12 * y))
+    angles = 2 * torch.pi * torch.arange(n_coils) / n_coils
+    maps = torch.stack(
+        [
+            torch.exp(-((y - 1.2 * torch.sin(a)) ** 2 + (x - 1.2 * torch.cos(a)) ** 2) / 2)
+            * torch.exp(1j * (a + x * y))
+            for a in angles
+        ]
+    )
+    maps = maps / maps.abs().square().sum(dim=0).sqrt()
+    kspace = fft2c(maps * image)
+    kspace += noise * torch.randn(kspace.shape, dtype=kspace.dtype, generator=generator)
+    return kspace.to(torch.complex64), maps.to(torch.complex64), body
+
+
+@pytest.mark.parametrize("size", [(40, 36), (41, 37), (40, 33)])
+def test_maps_of_smooth_coils_are_found_up_to_a_phase(size):
+    kspace, true, body = simulate(size)
+    mask = torch.from_numpy(poisson_disc_mask(size, 2, (16, 15)).mask)
+    maps = estimate_coil_maps(kspace * mask, mask)
+    assert maps.dtype == torch.complex64
+    assert maps.shape == kspace.shape
+    correlation = (maps.conj() * true).sum(dim=0).abs()  # 1: the same but for a phase
+    assert correlation[body].min() > 0.995
+    norm = maps.abs().square().sum(dim=0)
+    assert (((norm - 1).abs() < 1e-5) | (norm == 0)).all()
+    assert (norm[0, 0], norm[-1, -1]) == (0, 0)
+
+
+def test_strongest_coil_is_real_and_a_dead_coil_stays_zero():
+    kspace, _, body = simulate((40, 36))
+    kspace = kspace * torch.tensor([0.0, 1, 3, 1]).reshape(4, 1, 1)
+    maps = estimate_coil_maps(kspace, torch.ones(40, 36))
+    assert maps[0].abs().max() < 1e-5
+    inside = maps[2][body]
+    assert (inside.real >= 0).all()
+    assert inside.imag.abs().max() < 1e-5
+
+
+def test_unit_of_the_kspace_does_not_matter():
+    kspace, _, _ = simulate((40, 36))
+    maps = estimate_coil_maps(kspace, torch.ones(40, 36))
+    torch.testing.assert_close(estimate_coil_maps(1e6 * kspace, torch.ones(40, 36)), maps, rtol=1e-3, atol=1e-3)
+
+
+def test_batch_is_its_samples_and_numpy_is_torch():
+    samples = [simulate((36, 36), seed=seed)[0] for seed in range(2)]
+    mask = torch.zeros(2, 36, 36, dtype=torch.bool)
+    mask[0, 10:26, 10:26] = mask[1, 8:28, 8:28] = True
+    together = estimate_coil_maps(torch.stack(samples), mask)
+    for one, its_mask, kspace in zip(together, mask, samples, strict=True):
+        torch.testing.assert_close(one, estimate_coil_maps(kspace.numpy(), its_mask.numpy()))
+
+
+def test_one_coil_gets_ones():
+    assert torch.equal(estimate_coil_maps(torch.randn(1, 6, 6) + 0j, torch.zeros(6, 6)), torch.ones(1, 6, 6) + 0j)
+
+
+def bad(kspace=None, mask=None, **settings):
+    good, _, _ = simulate((30, 30))
+    mask = torch.ones(30, 30) if mask is None else mask
+    return estimate_coil_maps(good if kspace is None else kspace(good), mask, **settings)
+
+
+def narrow_mask():
+    mask = torch.zeros(30, 30)
+    mask[12:18, 5:25] = 1
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"kspace": lambda k: k[None, None]}, ValueError, "must be .coil, y, x"),
+        ({"mask": torch.ones(30, 29)}, ValueError, "must be .coil, y, x"),
+        ({"mask": torch.zeros(30, 30)}, ValueError, r"region of \(0, 0\)"),
+        ({"mask": narrow_mask()}, ValueError, r"region of \(6, 20\).*at least 8 x 8"),
+        ({"calibration_width": 31}, ValueError, "`calibration_width` must be from 8 to 30"),
+        ({"calibration_width": 5}, ValueError, "`calibration_width` must be from 8 to 30"),
+        ({"kspace": lambda k: 0 * k}, ValueError, "is zero in its calibration region"),
+        ({"kspace": lambda k: k / 0}, ValueError, "not finite"),
+        ({"eigenvalue_threshold": 1.5}, ValueError, "Lower the threshold"),
+    ],
+)
+def test_errors_say_what_to_do(arguments, error, message):
+    with pytest.raises(error, match=message):
+        bad(**arguments)

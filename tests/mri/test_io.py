@@ -1,0 +1,236 @@
+import json
+import os
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from sgr_diffusers.mri.io import read_skm_tea, write_nifti
+
+SHAPE = (5, 8, 6)  # slices, y, x
+N_ECHOES, N_COILS = 2, 3
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """A tiny file in the SKM-TEA layout; its path and what was written."""
+    rng = np.random.default_rng(0)
+
+    def random(*shape):
+        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
+
+    content = {
+        "kspace": random(*SHAPE, N_ECHOES, N_COILS),
+        "maps": random(*SHAPE, N_COILS, 1),
+        "target": random(*SHAPE, N_ECHOES, 1),
+        "masks/poisson_4.0x": (rng.random((6, 3)) < 0.5).astype(np.uint8),
+        "masks/poisson_8.0x": np.ones((6, 3), np.uint8),
+        "masks/too_large": np.ones((9, 3), np.uint8),
+    }
+    path = tmp_path / "files_recon_calib-24" / "MTR_005.h5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        for key, value in content.items():
+            file[key] = value
+    return path, content
+
+
+def annotate(path, text=None):
+    entry = {"scan_id": "MTR_005", "voxel_spacing": [2.5, 1.6, 1.5], "orientation": ["SI", "AP", "RL"]}
+    annotations = path.parent.parent / "annotations" / "v1.0.0"
+    annotations.mkdir(parents=True)
+    (annotations / "train.json").write_text(json.dumps({"images": []}))
+    (annotations / "val.json").write_text(text or json.dumps({"images": [{**entry, "scan_id": "MTR_006"}, entry]}))
+
+
+def rewrite(path, key, value):
+    with h5py.File(path, "a") as file:
+        del file[key]
+        if value is not None:
+            file[key] = value
+
+
+def test_reads_what_was_written_coils_first(scan):
+    path, content = scan
+    raw = read_skm_tea(path)
+    assert raw.kspace.dtype == torch.complex64
+    np.testing.assert_array_equal(raw.kspace, np.moveaxis(content["kspace"][..., 0, :], -1, 1))
+    np.testing.assert_array_equal(raw.coil_maps, np.moveaxis(content["maps"][..., 0], -1, 1))
+    np.testing.assert_array_equal(raw.target, content["target"][..., 0, 0])
+    assert raw.mask.all()
+    assert (raw.slice_indices, raw.n_slices, raw.scan_id) == ((0, 1, 2, 3, 4), 5, "MTR_005")
+    assert (raw.voxel_size_mm, raw.orientation) == (None, None)
+
+
+def test_without_a_mask_what_is_zero_in_the_file_counts_as_not_acquired(scan):
+    path, content = scan
+    content["kspace"][:, 0] = 0
+    rewrite(path, "kspace", content["kspace"])
+    mask = read_skm_tea(path).mask
+    assert not mask[0].any()
+    assert mask[1:].all()
+
+
+@pytest.mark.parametrize(
+    ("slices", "expected"),
+    [(range(1, 5, 2), (1, 3)), (slice(3, None), (3, 4)), (slice(None, 2), (0, 1)), ([4, 0], (4, 0)), ((2,), (2,))],
+)
+def test_slices_and_echo(scan, slices, expected):
+    path, content = scan
+    raw = read_skm_tea(path, slices, echo=2, with_maps=False)
+    assert raw.slice_indices == expected
+    assert raw.coil_maps is None
+    np.testing.assert_array_equal(raw.kspace, np.moveaxis(content["kspace"][list(expected)][..., 1, :], -1, 1))
+    np.testing.assert_array_equal(raw.target, content["target"][list(expected)][..., 1, 0])
+
+
+@pytest.mark.parametrize("mask", [4, 4.0, "poisson_4.0x"])
+def test_mask_is_padded_about_the_centre_and_applied(scan, mask):
+    path, content = scan
+    raw = read_skm_tea(path, [0], mask=mask, with_target=False)
+    expected = np.zeros((8, 6), bool)
+    expected[1:7, 1:4] = content["masks/poisson_4.0x"]  # floor((6 - 3) / 2) = 1 before, 2 after
+    np.testing.assert_array_equal(raw.mask, expected)
+    np.testing.assert_array_equal(raw.kspace[0, 0], content["kspace"][0, :, :, 0, 0] * expected)
+    assert raw.target is None
+
+
+def test_voxel_size_and_orientation_come_from_the_annotations(scan):
+    path, _ = scan
+    annotate(path)
+    raw = read_skm_tea(path, [0])
+    assert raw.voxel_size_mm == (2.5, 1.6, 1.5)
+    assert raw.orientation == ("SI", "AP", "RL")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"slices": range(3, 6)}, r"`slices` must be from 0 to 4.*got \[5\]"),
+        ({"slices": [-1]}, r"got \[-1\]"),
+        ({"slices": slice(0, 9)}, "within the 5 slices"),
+        ({"slices": slice(-2, None)}, "within the 5 slices"),
+        ({"slices": []}, "selects none"),
+        ({"slices": range(0)}, "selects none"),
+        ({"echo": 0}, "`echo` must be from 1 to 2"),
+        ({"echo": 3}, "`echo` must be from 1 to 2"),
+        ({"mask": 16}, r"no masks/poisson_16.0x.*'poisson_4.0x', 'poisson_8.0x'"),
+        ({"mask": "spiral"}, r"no masks/spiral.*'poisson_4.0x'"),
+        ({"mask": "too_large"}, "masks/too_large of .* does not fit"),
+    ],
+)
+def test_bad_arguments_are_named(scan, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        read_skm_tea(scan[0], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("kspace", None, r"no dataset `kspace`, only \['maps', 'masks', 'target'\]"),
+        ("maps", None, "no dataset `maps`"),
+        ("target", None, "no dataset `target`"),
+        ("masks", None, r"no masks/poisson_4.0x. The masks stored are \[\]"),
+        ("kspace", np.zeros((5, 8, 6, 3), np.complex64), "`kspace` of .* must have 5 axes"),
+        ("kspace", np.zeros((5, 8, 6, 2, 3), np.float32), "`kspace` of .* must be complex, got float32"),
+        ("maps", np.zeros((5, 8, 6, 4, 1), np.complex64), r"`maps` of .* must have shape \(5, 8, 6, 3, 1\)"),
+        (
+            "target",
+            np.full((5, 8, 6, 2, 1), np.nan + 0j, np.complex64),
+            r"`target` of .* not finite in the slices \[0\]",
+        ),
+        (
+            "kspace",
+            np.full((5, 8, 6, 2, 3), np.inf + 0j, np.complex64),
+            r"`kspace` of .* not finite in the slices \[0\]",
+        ),
+    ],
+)
+def test_bad_content_is_named(scan, key, value, message):
+    path, _ = scan
+    rewrite(path, key, value)
+    with pytest.raises(ValueError, match=message):
+        read_skm_tea(path, [0], mask=4)
+
+
+def test_truncated_foreign_and_missing_files(scan, tmp_path):
+    path, _ = scan
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match="truncated or of another format"):
+        read_skm_tea(path)
+    foreign = tmp_path / "notes.h5"
+    foreign.write_text("not HDF5")
+    with pytest.raises(ValueError, match="truncated or of another format"):
+        read_skm_tea(foreign)
+    with pytest.raises(FileNotFoundError, match=r"`path` .*nothing.h5"):
+        read_skm_tea(tmp_path / "nothing.h5")
+
+
+def test_foreign_annotations_are_named(scan):
+    path, _ = scan
+    annotate(path, text="[1, 2]")
+    with pytest.raises(ValueError, match=r"val.json is not a SKM-TEA annotation file"):
+        read_skm_tea(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.complex64])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_nifti_comes_back_as_it_went(tmp_path, dtype, ending):
+    volume = (100 * np.random.default_rng(0).random((3, 4, 5))).astype(dtype)
+    if dtype == np.complex64:
+        volume = volume * np.complex64(1 + 2j)
+    path = tmp_path / f"volume{ending}"
+    write_nifti(path, torch.from_numpy(volume), (2.5, 1.6, 1.5))
+    image = nibabel.load(path)
+    assert image.get_data_dtype() == dtype
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj), volume)
+    np.testing.assert_allclose(image.header.get_zooms(), (2.5, 1.6, 1.5))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "codes"),
+    [
+        (("SI", "AP", "LR"), ("I", "P", "R")),
+        (("SI", "AP", "RL"), ("I", "P", "L")),
+        (("LR", "PA", "IS"), ("R", "A", "S")),
+    ],
+)
+def test_nifti_axes_run_as_the_orientation_says(tmp_path, orientation, codes):
+    write_nifti(tmp_path / "a.nii", np.zeros((3, 5, 7), np.uint8), (3.0, 2.0, 1.0), orientation)
+    affine = nibabel.load(tmp_path / "a.nii").affine
+    assert nibabel.aff2axcodes(affine) == codes
+    np.testing.assert_allclose(affine @ [1, 2, 3, 1], [0, 0, 0, 1], atol=1e-6)  # the middle voxel
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"path": "a.img"}, ValueError, r"end in .nii or .nii.gz, got a.img"),
+        ({"volume": np.zeros((2, 2, 2))}, TypeError, "uint8, float32 or complex64, got float64"),
+        ({"voxel_size_mm": (1.0, 1.0, 0.0)}, ValueError, "three positive lengths"),
+        ({"orientation": ("SI", "IS", "LR")}, ValueError, "`orientation` must hold"),
+        ({"orientation": ("SI", "AP", "XY")}, ValueError, "`orientation` must hold"),
+    ],
+)
+def test_bad_nifti_arguments_leave_nothing_behind(tmp_path, change, error, message):
+    arguments = {"path": "a.nii", "volume": np.zeros((2, 2, 2), np.uint8), "voxel_size_mm": (1.0, 1.0, 1.0), **change}
+    with pytest.raises(error, match=message):
+        write_nifti(tmp_path / arguments.pop("path"), **arguments)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.nii.gz"
+    write_nifti(path, np.ones((2, 2, 2), np.uint8), (1.0, 1.0, 1.0))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_nifti(path, np.zeros((2, 2, 2), np.uint8), (1.0, 1.0, 1.0))
+    assert os.listdir(tmp_path) == ["a.nii.gz"]
+    assert np.asanyarray(nibabel.load(path).dataobj).all()

@@ -1,0 +1,318 @@
+"""The `sgr` command, from arguments to files, on a tiny scan and an untrained pipeline."""
+
+import csv
+import os
+import runpy
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from sgr_diffusers import cli, inputs, reconstruct
+from sgr_diffusers.demo import run_demo
+from sgr_diffusers.mri.io import read_skm_tea
+from sgr_diffusers.mri.operators import fft2c
+from sgr_diffusers.reconstruct_file import read_scan
+
+HERE = Path(__file__).parent
+LAYOUT = runpy.run_path(str(HERE / "data/layout_fixture.py"))
+CLASSES = ("patellar_cartilage", "femoral_cartilage", "tibial_cartilage", "meniscus")
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory):
+    """A folder with a data set in the SKM-TEA layout and a saved pipeline."""
+    root = tmp_path_factory.mktemp("assets")
+    LAYOUT["write_tiny_skm_tea"](root, n_scans=(("train", 1),))
+    with h5py.File(root / "files_recon_calib-24" / "MTR_001.h5", "r+") as file:  # two coils that see different halves
+        angle = np.linspace(0.2, 1.4, file["maps"].shape[1])
+        maps = np.stack([np.cos(angle), 1j * np.sin(angle)], axis=-1)[None, :, None, :, None]
+        file["maps"][...] = np.broadcast_to(maps, file["maps"].shape)
+        coil_images = torch.from_numpy(file["target"][...] * maps[..., 0][:, :, :, None]).movedim((1, 2), (-2, -1))
+        file["kspace"][...] = fft2c(coil_images).movedim((-2, -1), (1, 2)).numpy()
+    runpy.run_path(str(HERE / "tiny_pipeline.py"))["save_tiny_pipeline"](root / "pipeline")
+    return root
+
+
+@pytest.fixture(scope="module")
+def scan(assets):
+    return assets / "files_recon_calib-24" / "MTR_001.h5"
+
+
+@pytest.fixture
+def sgr(assets, scan, tmp_path, monkeypatch):
+    """Call `sgr reconstruct` on the tiny scan, to the folder `out` in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, file=scan, model=assets / "pipeline", steps=2, output="out"):
+        return cli.main(
+            ["reconstruct", str(file), "--model", str(model), "--steps", str(steps), "--output", output, *arguments]
+        )
+
+    return call
+
+
+def rows_of(folder):
+    with open(Path(folder) / "volumes.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def volume_of(folder, name):
+    image = nibabel.load(Path(folder) / name)
+    return image, np.asarray(image.dataobj)
+
+
+def test_reconstruct_writes_images_volumes_and_a_figure(sgr, capsys):
+    assert sgr("--slices", "1:4", "--acceleration", "4") == 0
+    expected = {"volumes.csv", "figure.png", "settings.json"} | {
+        f"{name}_{target}_{kind}.nii.gz"
+        for name in CLASSES
+        for target in ("lower", "upper")
+        for kind in ("image", "segmentation")
+    }
+    assert set(os.listdir("out")) == expected
+    assert os.listdir() == ["out"]
+
+    rows = rows_of("out")
+    assert [row["class"] for row in rows] == list(CLASSES)
+    for label, row in enumerate(rows, start=1):
+        assert row["sampling"] == "4x"
+        for target in ("lower", "upper"):
+            header, labels = volume_of("out", f"{row['class']}_{target}_segmentation.nii.gz")
+            assert labels.shape == (3, *LAYOUT["TINY_SHAPE"][1:]) and labels.dtype == np.uint8
+            assert header.header.get_zooms() == pytest.approx((2.5, 1.6, 1.5))
+            # volumes are those of the segmentation that was written, over all slices, in mm^3
+            assert float(row[f"{target}_mm3"]) == pytest.approx((labels == label).sum() * 2.5 * 1.6 * 1.5)
+            _, image = volume_of("out", f"{row['class']}_{target}_image.nii.gz")
+            assert image.dtype == np.float32 and (image >= 0).all() and image.max() > 0
+        assert float(row["fully_sampled_mm3"]) >= 0 and 0 <= float(row["residual"]) < 0.5
+    assert sum(float(row["fully_sampled_mm3"]) for row in rows) > 0
+
+    printed = capsys.readouterr().out
+    assert "lower mm^3" in printed and all(name in printed for name in CLASSES)
+
+
+def test_reconstruct_meets_the_measured_data(sgr, scan):
+    """The images written, taken back to k-space, agree with the file where it was sampled."""
+    assert (
+        sgr("--slices", "2", "--mask", "poisson_4.0x", "--classes", "4", "--final-consistency", "least_squares") == 0
+    )
+    assert float(rows_of("out")[0]["residual"]) < 1e-3
+    raw = read_skm_tea(scan, slice(2, 3), mask=4.0)
+    _, image = volume_of("out", "meniscus_upper_image.nii.gz")
+    # magnitudes in the unit of the file: near its fully sampled image in size
+    assert 0.2 < np.median(image) / raw.target.abs().median() < 5
+
+
+def test_a_slice_does_not_depend_on_the_others(sgr):
+    assert sgr("--slices", "1:4", "--acceleration", "4", "--classes", "meniscus") == 0
+    assert sgr("--slices", "3", "--acceleration", "4", "--classes", "meniscus", "--batch-size", "1", output="one") == 0
+    (_, several), (_, one) = (volume_of(folder, "meniscus_upper_image.nii.gz") for folder in ("out", "one"))
+    np.testing.assert_allclose(several[2], one[0], rtol=1e-4, atol=1e-4 * one.max())
+    other = sgr("--slices", "3", "--acceleration", "4", "--classes", "meniscus", "--seed", "1", output="other")
+    assert other == 0
+    assert not np.allclose(volume_of("other", "meniscus_upper_image.nii.gz")[1], one, rtol=1e-3)
+
+
+def test_plain_reconstruction_of_every_second_slice_as_stored(sgr):
+    assert sgr("--slices", "0:6:2", "--target", "none") == 0
+    assert set(os.listdir("out")) == {
+        "unguided_image.nii.gz",
+        "unguided_segmentation.nii.gz",
+        "volumes.csv",
+        "figure.png",
+        "settings.json",
+    }
+    header, labels = volume_of("out", "unguided_segmentation.nii.gz")
+    assert labels.shape[0] == 3
+    assert header.header.get_zooms() == pytest.approx((5.0, 1.6, 1.5))  # slices lie two apart
+    for label, row in enumerate(rows_of("out"), start=1):
+        assert row["sampling"].startswith("as stored") and "lower_mm3" not in row
+        # a voxel left out counts nothing: those that are there keep their own volume
+        assert float(row["unguided_mm3"]) == pytest.approx((labels == label).sum() * 2.5 * 1.6 * 1.5)
+
+
+def test_one_bound_of_one_class_without_reference(sgr, scan, tmp_path):
+    file = tmp_path / "prospective.h5"
+    with h5py.File(scan) as old, h5py.File(file, "w") as new:
+        for key in ("kspace", "maps"):
+            old.copy(key, new)
+        new["kspace"][:, ::2] = 0
+        new.attrs["voxel_size_mm"] = [1.0, 2.0, 3.0]
+    assert sgr("--slices", "2:4", "--target", "upper", "--classes", "femoral_cartilage", file=file) == 0
+    [row] = rows_of("out")
+    assert row["sampling"] == "as stored (2x)" and row["fully_sampled_mm3"] == "" and "uncertain_share" not in row
+    _, labels = volume_of("out", "femoral_cartilage_upper_segmentation.nii.gz")
+    assert float(row["upper_mm3"]) == pytest.approx((labels == 2).sum() * 6.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--slices", "4:9"], "`slices` must lie within the 6 slices"),
+        (["--slices", "9"], "`slices` must lie within the 6 slices"),
+        (["--echo", "3"], "`echo` must be from 1 to 2"),
+        (["--acceleration", "5"], "poisson_5.0x"),
+        (["--mask", "spiral"], "no masks/spiral"),
+        (["--classes", "patella"], "'patella'"),
+        (["--classes", "5"], "got 5"),
+        (["--eta", "2"], "`eta`"),
+        (["--batch-size", "0"], "`batch_size`"),
+        (["--device", "abacus"], "`device` 'abacus'"),
+        (["--voxel-size", "1", "1", "0"], "`voxel-size` must be three positive"),
+        (["--model", "nowhere"], "neither a folder nor the name of a Hub repository"),
+        (["--model", "."], "no model_index.json"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_nothing_written(sgr, capsys, arguments, said):
+    assert sgr(*arguments) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("sgr: error: ") and said in message
+    assert os.listdir() == []
+
+
+def foreign(path):
+    with h5py.File(path, "w") as file:
+        file["images"] = np.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "truncated"),
+        (lambda path: path.write_text("not HDF5"), "cannot be opened as HDF5"),
+        (foreign, "has no dataset `kspace`"),
+        (lambda path: path.unlink(), "is not a file"),
+    ],
+)
+def test_bad_files_end_in_one_line_and_nothing_written(sgr, scan, tmp_path, capsys, damage, said):
+    file = tmp_path.parent / f"{tmp_path.name}.h5"
+    shutil.copy(scan, file)
+    damage(file)
+    assert sgr("--voxel-size", "1", "1", "1", file=file) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and said in errors[0]
+    assert os.listdir() == []
+
+
+def test_a_file_without_voxel_size_asks_for_it(sgr, scan, tmp_path, capsys):
+    file = tmp_path.parent / f"{tmp_path.name}.h5"
+    shutil.copy(scan, file)  # away from its annotations
+    assert sgr(file=file) == 2
+    assert "--voxel-size 0.3125 0.3125 0.8" in capsys.readouterr().err
+    assert read_scan(file, slice(0, 1), voxel_size_mm=(1.0, 2.0, 3.0)).voxel_size_mm == (1.0, 2.0, 3.0)
+
+
+def test_slices_without_data_are_named(sgr, scan, tmp_path, capsys):
+    file = tmp_path.parent / f"{tmp_path.name}.h5"
+    shutil.copy(scan, file)
+    with h5py.File(file, "r+") as content:
+        content["kspace"][4] = 0
+    assert sgr("--slices", "3:6", "--voxel-size", "1", "1", "1", file=file) == 2
+    assert "`slices` [4] hold no measured data" in capsys.readouterr().err
+    assert os.listdir() == []
+
+
+def test_an_output_folder_is_replaced_only_on_request(sgr, capsys):
+    chosen = ("--slices", "2", "--classes", "meniscus")
+    assert sgr(*chosen) == 0
+    assert sgr(*chosen) == 2
+    assert "`output` out is already there" in capsys.readouterr().err
+    assert sgr("--slices", "2", "--target", "none", "--overwrite") == 0
+    assert "unguided_image.nii.gz" in os.listdir("out") and "meniscus_upper_image.nii.gz" not in os.listdir("out")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(sgr, tmp_path, capsys, number):
+    """A signal arrives while the run is writing to its temporary folder."""
+    seen = []
+
+    def interrupt():
+        for _ in range(6000):
+            if partial := [name for name in os.listdir(tmp_path) if name.endswith(".partial")]:
+                seen.extend(partial)
+                os.kill(os.getpid(), number)
+                return
+            time.sleep(0.01)
+
+    before = signal.getsignal(number)
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    code = sgr("--acceleration", "4", steps=1000)  # longer than anybody waits
+    watcher.join()
+    assert code == 128 + number
+    assert seen and os.listdir(tmp_path) == []
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_traceback_on_request(sgr):
+    with pytest.raises(ValueError, match="6 slices"):
+        sgr("--slices", "9", "--traceback")
+
+
+def test_demo_shows_every_acceleration_and_class(assets, scan, tmp_path, capsys):
+    arguments = {"n_steps": 2, "model": str(assets / "pipeline"), "case": scan}
+    for _ in range(2):  # a second demo replaces the first
+        figure = run_demo(tmp_path / "demo", [4.0, 16.0], **arguments)
+    assert figure.stat().st_size > 10_000
+    rows = rows_of(tmp_path / "demo")
+    assert [(row["sampling"], row["class"]) for row in rows] == [(a, name) for a in ("4x", "16x") for name in CLASSES]
+    assert {row["fully_sampled_mm3"] for row in rows[:4]} == {row["fully_sampled_mm3"] for row in rows[4:]}
+    head = "sampling  class               lower mm^3  upper mm^3  fully sampled mm^3  V_unc/V_up  residual"
+    assert head in capsys.readouterr().out
+
+
+def test_synthesize_passes_every_option_on(tmp_path, capsys):
+    out = tmp_path / "knees"
+    options = "--scans 0 1 0 --matrix 2 56 64 --voxel-size 3 2 2 --coils 2 --echoes 1 --snr 20 --seed 5"
+    assert cli.main(["synthesize", str(out), *options.split(), "--finding-probability", "0.5"]) == 0
+    raw = read_skm_tea(out / "files_recon_calib-24" / "SYN_val_000.h5", mask=4.0)
+    assert tuple(raw.kspace.shape) == (2, 2, 56, 64) and raw.voxel_size_mm == (3.0, 2.0, 2.0)
+    with h5py.File(out / "files_recon_calib-24" / "SYN_val_000.h5") as file:
+        config = file.attrs["config"]
+        assert file["kspace"].shape[3] == 1
+    assert '"snr": 20.0' in config and '"seed": 5' in config and '"finding_probability": 0.5' in config
+    assert cli.main(["synthesize", str(out), "--matrix", "2", "4", "4"]) == 2
+    assert "matrix_shape" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a", "1", "1:2:0", "-3:2", "1:2:3:4", "", "::"])
+def test_slice_ranges(text, capsys):
+    arguments = ["reconstruct", "scan.h5", "--output", "out", f"--slices={text}"]
+    if text in ("1", "::"):
+        expected = {"1": slice(1, 2), "::": slice(None, None, None)}[text]
+        assert cli.create_parser().parse_args(arguments).slices == expected
+    else:
+        with pytest.raises(SystemExit) as ended:
+            cli.create_parser().parse_args(arguments)
+        assert ended.value.code == 2 and "START:STOP" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "reconstruct", "synthesize"])
+def test_help_ends_in_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    example = " ".join(capsys.readouterr().out.split("example: sgr ")[1].split())
+    assert cli.create_parser().parse_args(example.split()).command == command
+
+
+def test_choices_of_the_command_are_those_of_the_library():
+    # written twice so that `--help` need not import the library's modules
+    assert set(cli.TARGETS) == set(inputs.TARGETS)
+    assert set(cli.FINAL_CONSISTENCY) == set(inputs.FINAL_CONSISTENCY)
+    assert set(cli.DTYPES) == set(reconstruct.DTYPES)
+
+
+def test_half_precision_is_for_the_prior_alone(assets):
+    pipe = reconstruct.load_pipeline(assets / "pipeline", "cpu", "bfloat16")
+    assert pipe.unet.dtype == torch.bfloat16
+    assert next(pipe.segmentation_model.parameters()).dtype == torch.float32

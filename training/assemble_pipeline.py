@@ -29,7 +29,7 @@ TEMPLATE = Path(__file__).parents[1] / "hub_cards" / "model_card.md.jinja"
 def choose_slices(labels: np.ndarray) -> list[int]:
     """The slice with most patellar and femoral cartilage, and the one with most of all other tissues."""
     area = np.stack([(labels == c).sum((1, 2)) for c in range(1, 5)])
-    return [int(np.minimum(area[0], area[1]).argmax()), int(area[1:].min(0).argmax())]
+    return sorted({int(np.minimum(area[0], area[1]).argmax()), int(area[1:].min(0).argmax())})
 
 
 def write_case(path: Path, scan: SkmTeaScan, slices: list[int]) -> None:
@@ -59,8 +59,8 @@ def quality_tables(path: str | None) -> dict | None:
     return measured
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Assemble and write the card."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--data_command", default="sgr synthesize runs/knee", help="wrote the data; for the card")
@@ -69,7 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quality")
     parser.add_argument("--case_scan", type=int, default=0, help="number of the test scan that gives the case")
     parser.add_argument("--output_dir", required=True)
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Assemble and write the card."""
+    args = parse_arguments(arguments)
     output = Path(args.output_dir)
     shutil.rmtree(output, ignore_errors=True)
 
@@ -81,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     pipe.save_pretrained(output)
     # Half precision on disk keeps the package small; `from_pretrained` loads it as float32 unless told otherwise.
-    pipe.unet.to(torch.float16).save_pretrained(output / "unet")
+    UNet2DModel.from_pretrained(prior / "unet", dtype=torch.float16).save_pretrained(output / "unet")
     scan = list_scans(args.data_dir, "test")[args.case_scan]
     slices = choose_slices(scan.labels())
     write_case(output / "case.h5", scan, slices)

@@ -102,7 +102,7 @@ def contents(checkpoint):
         for folder in ("unet", "unet_ema")
         for key, value in load_file(checkpoint / folder / "diffusion_pytorch_model.safetensors").items()
     }
-    optimizer = torch.load(checkpoint / "optimizer.bin")["state"]
+    optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)["state"]
     return weights | {f"{i}/{key}": value for i, state in optimizer.items() for key, value in state.items()}
 
 

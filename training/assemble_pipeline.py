@@ -67,6 +67,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prior", required=True, nargs="+")
     parser.add_argument("--segmentation", required=True)
     parser.add_argument("--quality")
+    parser.add_argument(
+        "--cg_iterations", type=int, default=5, help="default of the pipeline, found on validation scans"
+    )
+    parser.add_argument("--note", help="what the records do not say of the training, for the card")
     parser.add_argument("--case_scan", type=int, default=0, help="number of the test scan that gives the case")
     parser.add_argument("--output_dir", required=True)
     return parser.parse_args(arguments)
@@ -83,6 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         UNet2DModel.from_pretrained(prior / "unet"),
         DDIMScheduler.from_pretrained(prior / "scheduler"),
         SegmentationUNet.from_pretrained(Path(args.segmentation) / "segmentation_model"),
+        cg_iterations=args.cg_iterations,
     )
     pipe.save_pretrained(output)
     # Half precision on disk keeps the package small; `from_pretrained` loads it as float32 unless told otherwise.
@@ -118,6 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
             versions=", ".join(f"{key} {value}" for key, value in record["versions"].items()),
             runs=runs,
             quality=quality_tables(args.quality),
+            cg_iterations=args.cg_iterations,
+            note=args.note,
         )
     )
     (output / "README.md").write_text(card.rstrip() + "\n")

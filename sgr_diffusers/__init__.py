@@ -8,6 +8,8 @@ import diffusers
 from diffusers.pipelines import pipeline_loading_utils as _loading
 
 from .bounds import SegmentationBounds, bounds_from_samples, bounds_from_segmentations
+from .callbacks import Guidance, SegmentationGuidance
+from .models.adapters import SegmentationAdapter
 from .models.prior import create_prior, create_scheduler
 from .models.segmentation import SegmentationUNet
 from .mri.operators import SenseOperator
@@ -19,6 +21,9 @@ __all__ = [  # noqa: RUF022 - in the order of the README
     "SGRMRIPipeline",
     "SGRMRIPipelineOutput",
     "SegmentationUNet",
+    "SegmentationAdapter",
+    "SegmentationGuidance",
+    "Guidance",
     "create_prior",
     "create_scheduler",
     "SegmentationBounds",

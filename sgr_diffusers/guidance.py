@@ -5,7 +5,7 @@ Nothing here knows a scheduler, a network or a data set. Notation, code to paper
 | code              | paper                    | meaning                                                  |
 |-------------------|--------------------------|----------------------------------------------------------|
 | `logits`          | softmax gives p_phi(x_0) | one map for the background (channel 0) and each class    |
-| `class_index`     | c                        | the class of each sample, from 1                         |
+| `classes`         | c                        | the class of each sample, or several that count as one   |
 | `class_log_odds`  | log(p_c / (1 - p_c))     | both logarithms of the loss are softplus functions of it |
 | `indicator`       | I_c, Eq. 8               | pixels in which class c is the most probable one         |
 | `volume_mm3`      | V_c, Eq. 7               | their count times the volume of a voxel                  |
@@ -22,7 +22,7 @@ Half-precision logits are taken to float32 before any logarithm.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,9 +35,13 @@ __all__ = [
     "indicator",
     "loss_gradient",
     "lower_loss",
+    "tissue_volumes_mm3",
     "upper_loss",
     "volume_mm3",
 ]
+
+# Label of each sample, from 1, `(batch,)`; or true for each of the classes that make up its tissue.
+Classes = Int[Tensor, " batch"] | Bool[Tensor, "batch out_class"]
 
 PAPER_STRENGTH = 0.005
 PAPER_STEPS = 100
@@ -48,17 +52,16 @@ def default_strength(n_steps: int) -> float:
     return PAPER_STRENGTH * PAPER_STEPS / n_steps
 
 
-def indicator(
-    logits: Float[Tensor, "batch out_class y x"], class_index: Int[Tensor, " batch"]
-) -> Bool[Tensor, "batch y x"]:
+def indicator(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Bool[Tensor, "batch y x"]:
     """Pixels of each sample in which its class is more probable than every other (paper Eq. 8).
 
     Args:
         logits: `(batch, n_classes + 1, y, x)`, channel 0 the background.
-        class_index: `(batch,)`, the class of each sample, from 1.
+        classes: `(batch,)`, the class of each sample, from 1; or `(batch, n_classes + 1)`, true for those that count
+            as one tissue.
     """
-    own, others = _own_and_others(logits, class_index)
-    return own > others.amax(dim=1)  # on the CPU a hundred times faster than argmax
+    own, others = _own_and_others(logits, classes)
+    return own.amax(dim=1) > others.amax(dim=1)  # on the CPU a hundred times faster than argmax
 
 
 def volume_mm3(
@@ -69,9 +72,20 @@ def volume_mm3(
     return segmentation.sum(dim=(-2, -1)) * float(width * height * depth)
 
 
-def class_log_odds(
-    logits: Float[Tensor, "batch out_class y x"], class_index: Int[Tensor, " batch"]
-) -> Float[Tensor, "batch y x"]:
+def tissue_volumes_mm3(
+    segmentations: UInt8[Tensor, "batch tissue target y x"],
+    tissues: Sequence[Sequence[int]],
+    voxel_size_mm: Sequence[float] | None = None,
+) -> Float[Tensor, "batch tissue target"]:
+    """Volume in mm^3 of each tissue in its own segmentations; `tissues` lists the labels that make up each.
+
+    Without `voxel_size_mm` voxels are counted.
+    """
+    found = [torch.isin(segmentations[:, k], segmentations.new_tensor(labels)) for k, labels in enumerate(tissues)]
+    return volume_mm3(torch.stack(found, dim=1), voxel_size_mm or (1.0, 1.0, 1.0))
+
+
+def class_log_odds(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Float[Tensor, "batch y x"]:
     """Log-odds log(p_c / (1 - p_c)) of each sample's class: its logit less the logsumexp of all others.
 
     The way to log(p_c) and log(1 - p_c) that loses no digits: with d the log-odds, they are -softplus(-d) and
@@ -79,59 +93,56 @@ def class_log_odds(
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    own, others = _own_and_others(logits, class_index)
-    return own - others.logsumexp(dim=1)
+    own, others = _own_and_others(logits, classes)
+    return own.logsumexp(dim=1) - others.logsumexp(dim=1)
 
 
-def _own_and_others(logits: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor]:
-    """Each sample's logit of its class, `(batch, y, x)`, and all its logits with that one replaced by -infinity."""
-    is_own = F.one_hot(class_index.long(), logits.shape[1]).bool()[:, :, None, None]
-    sample = torch.arange(len(logits), device=logits.device)
-    return logits[sample, class_index.long()], logits.masked_fill(is_own, -torch.inf)
+def _own_and_others(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Each sample's logits of its classes and of all others, both `(batch, out_class, y, x)`, elsewhere -infinity."""
+    if classes.ndim == 1:
+        classes = F.one_hot(classes.long(), logits.shape[1]).bool()
+    is_own = classes[:, :, None, None]
+    return logits.masked_fill(~is_own, -torch.inf), logits.masked_fill(is_own, -torch.inf)
 
 
-def upper_loss(
-    logits: Float[Tensor, "batch out_class y x"], class_index: Int[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
+def upper_loss(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Float[Tensor, " batch"]:
     """-sum of log(1 - p_c) over the pixels that are not yet class c (paper Eqs. 10 and 12), per sample.
 
     Its gradient raises p_c: adding it to the noise makes the class grow. Zero, with zero gradient, if no such pixel is
     left.
     """
-    return guidance_loss(logits, class_index, torch.ones_like(class_index, dtype=torch.bool))
+    return guidance_loss(logits, classes, torch.ones(len(logits), dtype=torch.bool, device=logits.device))
 
 
-def lower_loss(
-    logits: Float[Tensor, "batch out_class y x"], class_index: Int[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
+def lower_loss(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Float[Tensor, " batch"]:
     """-sum of log(p_c) over the pixels that still are class c (paper Eqs. 11 and 12), per sample.
 
     Its gradient lowers p_c: adding it to the noise makes the class shrink. Zero, with zero gradient, where the class
     is nowhere.
     """
-    return guidance_loss(logits, class_index, torch.zeros_like(class_index, dtype=torch.bool))
+    return guidance_loss(logits, classes, torch.zeros(len(logits), dtype=torch.bool, device=logits.device))
 
 
 def guidance_loss(
-    logits: Float[Tensor, "batch out_class y x"], class_index: Int[Tensor, " batch"], is_upper: Bool[Tensor, " batch"]
+    logits: Float[Tensor, "batch out_class y x"], classes: Classes, is_upper: Bool[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
     """`upper_loss` of the samples for which `is_upper` is true, `lower_loss` of the others (paper Eq. 12)."""
     is_upper = is_upper[:, None, None]
-    log_odds = class_log_odds(logits, class_index)
+    log_odds = class_log_odds(logits, classes)
     # -log(1 - p_c) and -log(p_c); Eq. 12 keeps the first outside of I_c and the second inside
     loss = F.softplus(torch.where(is_upper, log_odds, -log_odds))
-    return torch.where(indicator(logits, class_index) != is_upper, loss, 0.0).sum(dim=(-2, -1))
+    return torch.where(indicator(logits, classes) != is_upper, loss, 0.0).sum(dim=(-2, -1))
 
 
 def has_pixels_to_push(
-    logits: Float[Tensor, "batch out_class y x"], class_index: Int[Tensor, " batch"], is_upper: Bool[Tensor, " batch"]
+    logits: Float[Tensor, "batch out_class y x"], classes: Classes, is_upper: Bool[Tensor, " batch"]
 ) -> Bool[Tensor, " batch"]:
     """Whether the sum in `guidance_loss` has a term at all, per sample.
 
     False for a lower bound whose class is nowhere (it cannot shrink further) and for an upper bound whose class is
     everywhere: loss and gradient are exactly zero there, and need not be computed.
     """
-    return (indicator(logits, class_index) != is_upper[:, None, None]).flatten(1).any(dim=1)
+    return (indicator(logits, classes) != is_upper[:, None, None]).flatten(1).any(dim=1)
 
 
 def guidance_weight(
@@ -157,6 +168,7 @@ def loss_gradient(
     output: Float[Tensor, "batch channel y x"],
     noisy_leaf: Float[Tensor, "batch channel y x"],
     output_leaf: Float[Tensor, "batch channel y x"],
+    keep_graph: bool = False,
 ) -> Float[Tensor, "batch channel y x"]:
     """Gradient of each sample's loss with respect to the noisy image: behind the network first, then through it.
 
@@ -169,10 +181,15 @@ def loss_gradient(
         output: of the network.
         noisy_leaf: copy of `noisy` outside its graph.
         output_leaf: copy of `output` outside its graph.
+        keep_graph: the gradient of another loss will be asked for.
     """
     direct, inner = torch.autograd.grad(
-        loss.sum(), (noisy_leaf, output_leaf), allow_unused=True, materialize_grads=True
+        loss.sum(),
+        (noisy_leaf, output_leaf),
+        retain_graph=keep_graph,
+        allow_unused=True,
+        materialize_grads=True,
     )
     size = inner.abs().amax(dim=(1, 2, 3), keepdim=True)
     size = torch.where(size > 0, size, 1.0)
-    return direct + size * torch.autograd.grad(output, noisy, inner / size)[0]
+    return direct + size * torch.autograd.grad(output, noisy, inner / size, retain_graph=keep_graph)[0]

@@ -13,21 +13,20 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from .mri.coils import estimate_coil_maps
+from .mri.consistency import FINAL_CONSISTENCY
 
 __all__ = [
-    "FINAL_CONSISTENCY",
     "OUTPUT_TYPES",
     "TARGETS",
     "Measurement",
     "check_measurement",
     "check_settings",
+    "image_generators",
     "resolve_classes",
-    "slice_generators",
     "slice_scale",
 ]
 
 TARGETS = {"lower": ("lower",), "upper": ("upper",), "both": ("lower", "upper"), "none": ("none",)}
-FINAL_CONSISTENCY = ("replace", "regularized", "least_squares")
 OUTPUT_TYPES = ("pt", "np")
 
 ArrayLike = Tensor | np.ndarray
@@ -297,13 +296,30 @@ def slice_scale(
     return scale
 
 
-def slice_generators(
-    generator: torch.Generator | list[torch.Generator] | None, n_slices: int, device: torch.device
+def image_generators(
+    generator: torch.Generator | list[torch.Generator] | None,
+    n_slices: int,
+    n_branches: int,
+    n_samples: int,
+    device: torch.device,
 ) -> list[torch.Generator]:
-    """One generator for each slice, seeded by a draw from the caller's: no slice's noise depends on another's."""
+    """One generator for each image, in the order (slice, branch or sample).
+
+    A slice takes one draw from the caller's generator, its seed: no slice's noise depends on another's. The branches
+    of a slice start from that same seed and so get equal noise; samples start from seeds drawn from it.
+    """
     if generator is None:
         generator = torch.Generator(device)
         generator.seed()
     parents = generator if isinstance(generator, list) else [generator] * n_slices
-    seeds = [int(torch.randint(2**63 - 1, (1,), generator=parent, device=parent.device)) for parent in parents]
-    return [torch.Generator(parent.device).manual_seed(seed) for parent, seed in zip(parents, seeds, strict=True)]
+    generators = []
+    for parent in parents:
+        seed = _draw_seed(parent)
+        stream = torch.Generator(parent.device).manual_seed(seed)
+        seeds = [_draw_seed(stream) for _ in range(n_samples)] if n_samples > 1 else [seed] * n_branches
+        generators += [torch.Generator(parent.device).manual_seed(seed) for seed in seeds]
+    return generators
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device))

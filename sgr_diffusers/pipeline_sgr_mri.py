@@ -13,21 +13,22 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Complex, Float, UInt8
 from torch import Generator, Tensor, nn
 
-from .guidance import default_strength, guidance_loss, guidance_weight, has_pixels_to_push, loss_gradient, volume_mm3
+from .callbacks import Guidance, SegmentationGuidance, check_guidance, images_to_push
+from .guidance import default_strength, guidance_weight, loss_gradient, tissue_volumes_mm3
 from .inputs import (
     TARGETS,
     Measurement,
     check_measurement,
     check_settings,
+    image_generators,
     resolve_classes,
-    slice_generators,
     slice_scale,
 )
-from .mri.consistency import data_residual, nearest_consistent, regularized_solution, replace_measured
+from .mri.consistency import data_residual, fully_consistent
 from .mri.operators import SenseOperator, channels_to_complex, complex_to_channels
 from .mri.solvers import conjugate_gradient
 from .networks import check_networks, class_names_of, predict, segment, size_multiple
-from .schedules import check_scheduler, schedule_step
+from .schedules import ScheduledSampler, check_scheduler, noise_fingerprint
 
 __all__ = ["SGRMRIPipeline", "SGRMRIPipelineOutput"]
 
@@ -66,13 +67,15 @@ class SGRMRIPipeline(DiffusionPipeline):
 
     Args:
         unet: the prior; 2 channels in (real, imaginary), 2 out, or 4 with learned sigma.
-        scheduler: a `DDIMScheduler` that does not clip.
+        scheduler: of diffusers, see `scheduler_table`; one that does not clip. DDIM is the reference.
         segmentation_model: any module from magnitude `(batch, 1, y, x)` to logits `(batch, n_classes + 1, y, x)`,
             channel 0 the background. It may name its classes by `config.class_names` or an attribute `class_names`,
             and the multiple that its input's sides must have by an attribute `size_multiple` (default: that of the
             prior). `None` serves target "none" only.
         scale_quantile: each slice is divided by this quantile of abs(A^H y) (paper Sec. 3.3), ...
         scale_correction: ... times this factor.
+        cg_iterations: default of the call's. Few iterations fit less noise: to be chosen on validation scans.
+        trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
     """
 
     # The segmentation model stays on the device: it runs between the forward and the backward pass of the prior, whose
@@ -81,6 +84,12 @@ class SGRMRIPipeline(DiffusionPipeline):
     _exclude_from_cpu_offload: ClassVar[list[str]] = ["segmentation_model"]
     _optional_components: ClassVar[list[str]] = ["segmentation_model"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "model_output", "x0", "x0_consistent", "push"]
+    # Of a `Guidance`, for the images of one batch: the noisy image at the model's input, the noise and the clean image
+    # that the prior predicts, the data-consistent one, all (image, 2, y, x); logits of the latter; label and direction
+    # of the image's branch (0 and false for target "none") and number of its slice, (image,).
+    _guidance_tensor_inputs: ClassVar[list[str]] = [
+        "noisy", "eps", "x0", "x0_consistent", "logits", "class_number", "is_upper", "slice_number"
+    ]  # fmt: skip
 
     def __init__(
         self,
@@ -89,11 +98,19 @@ class SGRMRIPipeline(DiffusionPipeline):
         segmentation_model: nn.Module | None = None,
         scale_quantile: float = 0.99,
         scale_correction: float = 1.0,
+        cg_iterations: int = 5,
+        trained_with: dict[str, Any] | None = None,
     ):
         """Register the components."""
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, segmentation_model=segmentation_model)
-        self.register_to_config(scale_quantile=scale_quantile, scale_correction=scale_correction)
+        trained_with = trained_with or noise_fingerprint(scheduler)
+        self.register_to_config(
+            scale_quantile=scale_quantile,
+            scale_correction=scale_correction,
+            cg_iterations=cg_iterations,
+            trained_with=trained_with,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +119,7 @@ class SGRMRIPipeline(DiffusionPipeline):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the prior. Physics and losses are in single precision whatever it is."""
+        """Data type of the prior; physics and losses are in single precision whatever it is."""
         return self.unet.dtype
 
     @property
@@ -138,6 +155,7 @@ class SGRMRIPipeline(DiffusionPipeline):
         coil_maps: Tensor | np.ndarray | None,
         target: str,
         classes: Sequence[str | int] | str | int | None,
+        guidance: Sequence[Guidance],
         callback_on_step_end_tensor_inputs: Sequence[str],
         **settings: Any,
     ) -> tuple[Measurement, tuple[str, ...], tuple[int, ...]]:
@@ -150,7 +168,7 @@ class SGRMRIPipeline(DiffusionPipeline):
         Raises:
             TypeError, ValueError: naming the argument or component, what was expected, what came, and the way out.
         """
-        check_scheduler(self.scheduler)
+        check_scheduler(self.scheduler, self.config.trained_with)
         device = self._execution_device
         measurement = check_measurement(kspace, mask, coil_maps, device)
         n_train_timesteps = self.scheduler.config.num_train_timesteps
@@ -167,21 +185,8 @@ class SGRMRIPipeline(DiffusionPipeline):
                 "one by `pipe.register_modules(segmentation_model=...)`, or reconstruct with target='none'."
             )
         class_names = check_networks(self.unet, self.segmentation_model, tuple(measurement.kspace.shape[-2:]), device)
+        check_guidance(guidance, self._guidance_tensor_inputs, class_names)
         return measurement, class_names, resolve_classes(classes, class_names) if class_names else ()
-
-    def prepare_noise(
-        self, shape: tuple[int, int, int, int, int], n_branches: int, generators: list[Generator]
-    ) -> Float[Tensor, "image 2 y x"]:
-        """Standard normal noise for all branches of all slices, the part of each slice from its own generator.
-
-        Args:
-            shape: `(slice, sample, 2, y, x)`. One sample is shared by all branches of its slice; several are the
-                branches.
-            n_branches: branches of a slice.
-            generators: one for each slice.
-        """
-        noise = randn_tensor(shape, generator=generators, device=self._execution_device, dtype=torch.float32)
-        return noise.expand(-1, n_branches, *shape[2:]).flatten(0, 1)
 
     # Not in inference mode even if the caller is: guided steps differentiate with respect to tensors made here.
     @torch.inference_mode(False)
@@ -196,13 +201,14 @@ class SGRMRIPipeline(DiffusionPipeline):
         num_inference_steps: int = 100,
         eta: float = 1.0,
         guidance_strength: float | None = None,
-        cg_iterations: int = 5,
+        cg_iterations: int | None = None,
         final_consistency: str = "replace",
         num_samples: int = 1,
         voxel_size_mm: Sequence[float] | None = None,
         generator: Generator | list[Generator] | None = None,
         latents: Tensor | None = None,
         batch_size: int | None = None,
+        guidance: Guidance | Sequence[Guidance] | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         output_type: str = "pt",
@@ -218,10 +224,11 @@ class SGRMRIPipeline(DiffusionPipeline):
                 whose volume is reported.
             coil_maps: complex `(batch, coil, y, x)`, or `(coil, y, x)` for all slices. `None`: ones for a single coil,
                 else estimated from the calibration region.
-            num_inference_steps: reverse steps, 100 in the paper.
-            eta: share of fresh noise in each step, from 0 (deterministic) to 1 (the authors' runs).
+            num_inference_steps: reverse steps, 100 in the paper. Some schedulers evaluate the prior twice a step.
+            eta: share of fresh noise in each step, from 0 (deterministic) to 1 (the authors' runs); for DDIM only.
             guidance_strength: b of paper Eq. 14, per step; `None` for 0.005 * 100 / `num_inference_steps`.
-            cg_iterations: conjugate gradient iterations in each step (paper Eq. 5); 0 for none.
+            cg_iterations: conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
+                checkpoint's `pipe.config.cg_iterations`.
             final_consistency: last step: "replace" measured entries of coil k-space (as in the paper's experiments),
                 "regularized", or "least_squares".
             num_samples: for target "none": independent reconstructions of each slice, along the target axis.
@@ -230,6 +237,8 @@ class SGRMRIPipeline(DiffusionPipeline):
                 the seed of that slice. `None`: a fresh seed.
             latents: x_T `(batch, 2, y, x)`, shared by the branches of a slice. With `eta=0` nothing else is random.
             batch_size: most images in one network call, to bound memory; does not change the result. `None`: no bound.
+            guidance: what pushes the images, one or several; `None` for `SegmentationGuidance()`, which pushes each
+                branch's class in its target's direction, and for nothing with target "none".
             callback_on_step_end: `callback(pipe, step, timestep, tensors)` after each step; may return new `latents`.
             callback_on_step_end_tensor_inputs: names of the tensors `(batch * class * target, 2, y, x)` it is given,
                 out of `pipe._callback_tensor_inputs`.
@@ -245,12 +254,17 @@ class SGRMRIPipeline(DiffusionPipeline):
         # 1. Check the networks and all arguments
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if guidance is None:
+            guidance = [SegmentationGuidance()] if target != "none" else []
+        guidance = list(guidance) if isinstance(guidance, Sequence) else [guidance]
+        cg_iterations = self.config.cg_iterations if cg_iterations is None else cg_iterations
         measurement, class_names, class_numbers = self.check_inputs(
             kspace,
             mask,
             coil_maps,
             target,
             classes,
+            guidance,
             callback_on_step_end_tensor_inputs,
             num_inference_steps=num_inference_steps,
             eta=eta,
@@ -285,73 +299,75 @@ class SGRMRIPipeline(DiffusionPipeline):
             slices = [k // n_branches for k in images]
             return slices[:1] if slices[0] == slices[-1] else slices  # one slice: its maps are broadcast, not copied
 
+        def guidance_inputs(active: list[Guidance], images: list[int], *tensors: Tensor) -> dict[str, Tensor]:
+            named = dict(zip(self._guidance_tensor_inputs, tensors, strict=False))
+            if any("logits" in g.tensor_inputs for g in active):
+                named["logits"] = self.segment(channels_to_complex(named["x0_consistent"]))
+            named["slice_number"] = torch.tensor([k // n_branches for k in images], device=device)
+            return named | {"class_number": class_of[images], "is_upper": is_upper[images]}
+
         def make_consistent(x0: Tensor, images: list[int], iterations: int) -> Tensor:
             normal, rhs = operator[slices_of(images)].normal, zero_filled[slices_of(images)]
             result = conjugate_gradient(normal, rhs, channels_to_complex(x0), max_iterations=iterations)
             return complex_to_channels(result.solution)
 
         # 4. Timesteps and noise
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        generators, noise_shape = slice_generators(generator, n_slices, device), (n_slices, num_samples, 2, *size)
+        generators = image_generators(generator, n_slices, n_branches, num_samples, device)
+        sampler = ScheduledSampler(self.scheduler, num_inference_steps, eta, generators, device)
         if latents is None:
-            latents = self.prepare_noise(noise_shape, n_branches, generators)
+            latents = randn_tensor((n_images, 2, *size), generator=generators, device=device, dtype=torch.float32)
         else:
             latents = latents.to(device, torch.float32).repeat_interleave(n_branches, dim=0)
-        latents = latents * self.scheduler.init_noise_sigma
-        strength = default_strength(num_inference_steps) if guidance_strength is None else guidance_strength
+        latents = latents * sampler.init_noise_sigma
+        default = default_strength(num_inference_steps) if guidance_strength is None else guidance_strength
+        strengths = {g: default if g.config.strength is None else g.config.strength for g in guidance}
 
         # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward
-        # pass: those of the step before are expected again, and the segmentations of the others looked at first.
-        is_pushed = is_upper.tolist()
-        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            step = schedule_step(self.scheduler, t, eta)
-            is_last = i == num_inference_steps - 1
-            is_guided = target != "none" and strength > 0 and not is_last
+        # pass: those of the step before are expected again, and the others looked at without one first.
+        n_steps = len(sampler.timesteps)
+        is_pushed = {k: target == "none" or bool(is_upper[k]) for k in range(n_images)}  # few slices have all classes
+        for i, t in enumerate(self.progress_bar(sampler.timesteps)):
+            noisy, level = sampler.model_input(latents, t), sampler.level(t)
+            is_last = i == n_steps - 1
             iterations = 0 if is_last else cg_iterations  # the last step ends in full consistency instead
-            model_output, x0, x0_consistent = (torch.empty_like(latents) for _ in range(3))
+            active = [g for g in guidance if strengths[g] > 0 and not is_last and g.is_on(i, n_steps)]
+            model_output, x0, eps, x0_consistent = (torch.empty_like(latents) for _ in range(4))
             push = torch.zeros_like(latents)
 
-            for images in _batches([k for k in range(n_images) if not (is_guided and is_pushed[k])], batch_size):
-                output = predict(self.unet, latents[images], t)
-                denoised, _ = step.denoise(output, latents[images])  # Eq. 4
-                consistent = make_consistent(denoised, images, iterations)  # Eq. 5
-                model_output[images], x0[images], x0_consistent[images] = output, denoised, consistent
-                if is_guided:
-                    logits = self.segment(channels_to_complex(consistent))
-                    found = has_pixels_to_push(logits, class_of[images], is_upper[images])
-                    for k, is_found in zip(images, found.tolist(), strict=True):
-                        is_pushed[k] = is_found
+            for images in _batches([k for k in range(n_images) if not (active and is_pushed[k])], batch_size):
+                model_output[images] = predict(self.unet, noisy[images], t)
+                x0[images], eps[images] = level.denoise(model_output[images], noisy[images])  # Eq. 4
+                x0_consistent[images] = make_consistent(x0[images], images, iterations)  # Eq. 5
+                if active:
+                    tensors = (noisy[images], eps[images], x0[images], x0_consistent[images])
+                    wants = images_to_push(active, guidance_inputs(active, images, *tensors))
+                    is_pushed |= dict(zip(images, wants, strict=True))
 
-            for images in _batches([k for k in range(n_images) if is_guided and is_pushed[k]], batch_size):
+            for images in _batches([k for k in range(n_images) if active and is_pushed[k]], batch_size):
                 with torch.enable_grad():
-                    noisy = latents[images].requires_grad_()
-                    output = predict(self.unet, noisy, t)
+                    start = noisy[images].requires_grad_()
+                    output = predict(self.unet, start, t)
                     # The graph is cut behind the network, so that its backward pass can be entered in another scale.
-                    noisy_leaf, output_leaf = (tensor.detach().requires_grad_() for tensor in (noisy, output))
-                    denoised, eps = step.denoise(output_leaf, noisy_leaf)  # Eq. 4
+                    leaves = [tensor.detach().requires_grad_() for tensor in (start, output)]
+                    denoised, noise = level.denoise(leaves[1], leaves[0])  # Eq. 4
                     consistent = make_consistent(denoised, images, iterations)  # Eq. 5
-                    logits = self.segment(channels_to_complex(consistent))
-                    found = has_pixels_to_push(logits, class_of[images], is_upper[images])
-                    if found.any():
-                        loss = guidance_loss(logits, class_of[images], is_upper[images])  # Eq. 12
-                        gradient = loss_gradient(loss, noisy, output, noisy_leaf, output_leaf)
-                        gamma = guidance_weight(eps.detach(), gradient, strength)  # Eq. 14
-                        push[images] = gamma[:, None, None, None] * gradient
-                for whole, part in ((model_output, output), (x0, denoised), (x0_consistent, consistent)):
+                    tensors = guidance_inputs(active, images, leaves[0], noise, denoised, consistent)
+                    wants = images_to_push(active, tensors)
+                    for g in active if any(wants) else ():
+                        score = g(self, i, t, {name: tensors[name] for name in g.tensor_inputs})["score"]  # Eq. 12
+                        gradient = loss_gradient(score, start, output, *leaves, keep_graph=g is not active[-1])
+                        gamma = guidance_weight(noise.detach(), gradient, strengths[g])  # Eq. 14
+                        push[images] += gamma[:, None, None, None] * gradient
+                parts = (output, denoised, noise, consistent)
+                for whole, part in zip((model_output, x0, eps, x0_consistent), parts, strict=True):
                     whole[images] = part.detach()
-                for k, is_found in zip(images, found.tolist(), strict=True):
-                    is_pushed[k] = is_found
+                is_pushed |= dict(zip(images, wants, strict=True))
 
-            if is_last:
-                latents = x0  # Eq. 6 with abar = 1: no noise is left behind, whatever the scheduler ends with
-            else:
-                noise = self.prepare_noise(noise_shape, n_branches, generators) if eta > 0 else None
-                latents = self.scheduler.step(model_output, t, latents, eta=eta, variance_noise=noise).prev_sample
-                latents = latents + step.shift(x0, x0_consistent, push)  # Eq. 13
+            # Eq. 13. The last step ends in the clean image: no noise is left behind, whatever the scheduler ends with.
+            latents = x0 if is_last else sampler.step(level, t, x0_consistent, eps + push)
             if callback_on_step_end is not None:
-                tensors = dict(
-                    zip(self._callback_tensor_inputs, (latents, model_output, x0, x0_consistent, push), strict=True)
-                )
+                values = (latents, model_output, x0, x0_consistent, push)
+                tensors = dict(zip(self._callback_tensor_inputs, values, strict=True))
                 given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                 latents = (callback_on_step_end(self, i, t, given) or {}).get("latents", latents)
 
@@ -359,13 +375,7 @@ class SGRMRIPipeline(DiffusionPipeline):
         parts, residuals, labels = [], [], []
         for images in _batches(list(range(n_images)), batch_size):
             problem, measured = operator[slices_of(images)], kspace[slices_of(images)]
-            image = channels_to_complex(latents[images])
-            if final_consistency == "replace":
-                image = replace_measured(problem, image, measured)
-            elif final_consistency == "regularized":
-                image = regularized_solution(problem, image, measured).solution
-            else:
-                image = nearest_consistent(problem, image, measured).solution
+            image = fully_consistent(problem, channels_to_complex(latents[images]), measured, final_consistency)
             parts.append(image)
             residuals.append(data_residual(problem, image, measured))
             if self.segmentation_model is not None:
@@ -373,15 +383,11 @@ class SGRMRIPipeline(DiffusionPipeline):
         shape = (n_slices, len(guided_classes), len(targets))
         image = torch.cat(parts).reshape(*shape, *size) * scale[:, None, None, None, None]
         segmentation = torch.cat(labels).reshape(*shape, *size) if labels else None
-        volume = None
-        if labels:
-            wanted = [class_numbers] if target == "none" else [(number,) for number in class_numbers]
-            tissue = [torch.isin(segmentation[:, k], segmentation.new_tensor(w)) for k, w in enumerate(wanted)]
-            volume = volume_mm3(torch.stack(tissue, dim=1), voxel_size_mm or (1.0, 1.0, 1.0))
+        tissues = [class_numbers] if target == "none" else [(number,) for number in class_numbers]
+        volume = tissue_volumes_mm3(segmentation, tissues, voxel_size_mm) if labels else None
         names = tuple(class_names[number - 1] for number in class_numbers)
         if target == "none":
             names = ("all" if len(names) == len(class_names) else "+".join(names),)
-
         self.maybe_free_model_hooks()
         fields = [image, segmentation, volume, torch.cat(residuals).reshape(shape)]
         if output_type == "np":

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import runpy
 import shutil
 import signal
 import threading
@@ -14,6 +13,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from layout_fixture import TINY_SHAPE, write_tiny_skm_tea
+from tiny_pipeline import save_tiny_pipeline
 
 from sgr_diffusers import cli, inputs, reconstruct
 from sgr_diffusers.demo import run_demo
@@ -22,7 +23,6 @@ from sgr_diffusers.mri.operators import fft2c
 from sgr_diffusers.reconstruct_file import read_scan
 
 HERE = Path(__file__).parent
-LAYOUT = runpy.run_path(str(HERE / "data/layout_fixture.py"))
 CLASSES = ("patellar_cartilage", "femoral_cartilage", "tibial_cartilage", "meniscus")
 
 
@@ -30,14 +30,14 @@ CLASSES = ("patellar_cartilage", "femoral_cartilage", "tibial_cartilage", "menis
 def assets(tmp_path_factory):
     """A folder with a data set in the SKM-TEA layout and a saved pipeline."""
     root = tmp_path_factory.mktemp("assets")
-    LAYOUT["write_tiny_skm_tea"](root, n_scans=(("train", 1),))
+    write_tiny_skm_tea(root, n_scans=(("train", 1),))
     with h5py.File(root / "files_recon_calib-24" / "MTR_001.h5", "r+") as file:  # two coils that see different halves
         angle = np.linspace(0.2, 1.4, file["maps"].shape[1])
         maps = np.stack([np.cos(angle), 1j * np.sin(angle)], axis=-1)[None, :, None, :, None]
         file["maps"][...] = np.broadcast_to(maps, file["maps"].shape)
         coil_images = torch.from_numpy(file["target"][...] * maps[..., 0][:, :, :, None]).movedim((1, 2), (-2, -1))
         file["kspace"][...] = fft2c(coil_images).movedim((-2, -1), (1, 2)).numpy()
-    runpy.run_path(str(HERE / "tiny_pipeline.py"))["save_tiny_pipeline"](root / "pipeline")
+    save_tiny_pipeline(root / "pipeline")
     return root
 
 
@@ -86,7 +86,7 @@ def test_reconstruct_writes_images_volumes_and_a_figure(sgr, capsys):
         assert row["sampling"] == "4x"
         for target in ("lower", "upper"):
             header, labels = volume_of("out", f"{row['class']}_{target}_segmentation.nii.gz")
-            assert labels.shape == (3, *LAYOUT["TINY_SHAPE"][1:]) and labels.dtype == np.uint8
+            assert labels.shape == (3, *TINY_SHAPE[1:]) and labels.dtype == np.uint8
             assert header.header.get_zooms() == pytest.approx((2.5, 1.6, 1.5))
             # volumes are those of the segmentation that was written, over all slices, in mm^3
             assert float(row[f"{target}_mm3"]) == pytest.approx((labels == label).sum() * 2.5 * 1.6 * 1.5)

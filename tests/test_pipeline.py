@@ -1,91 +1,27 @@
-"""The pipeline as a user and as diffusers see it: contract, guidance, independence of batching, every bad input."""
+"""The pipeline as a user and as diffusers see it: what comes out, noise and batching, the contract of diffusers."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, UNet2DModel
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
+from pipeline_parts import (
+    FIELDS,
+    SIZE,
+    BrightOrNever,
+    assert_same,
+    build,
+    build_segmentation_unet,
+    build_unet,
+    call,
+    draw_problem,
+    seeded,
+)
 from torch import nn
 
-from sgr_diffusers import SegmentationUNet, SenseOperator, SGRMRIPipeline, SGRMRIPipelineOutput, create_scheduler
-
-SIZE = (16, 12)
-FIELDS = ("images", "segmentations", "volumes_mm3", "data_residual", "classes", "targets")
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def build_unet(unet_class=UNet2DModel, **overrides):
-    config = {
-        "sample_size": SIZE,
-        "in_channels": 2,
-        "out_channels": 2,
-        "block_out_channels": (8, 16),
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
-        "norm_num_groups": 4,
-        "attention_head_dim": 8,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return unet_class(**{**config, **overrides}).eval()
-
-
-def build_segmentation_unet():
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return SegmentationUNet(class_names=("one", "two"), channels=(4, 8), strides=(2,), num_res_units=1).eval()
-
-
-class BrightOrNever(nn.Module):
-    """Class 1 where the image is bright, class 2 nowhere; without parameters."""
-
-    class_names = ("bright", "never")
-
-    def forward(self, magnitude):
-        bright = 8 * (magnitude - 0.5)
-        return torch.cat([torch.zeros_like(bright), bright, torch.full_like(bright, -20.0)], dim=1)
-
-
-class FailingUNet(UNet2DModel):
-    def forward(self, *args, **kwargs):
-        raise AssertionError("the prior was called")
-
-
-def build(segmentation_model="bright", unet=None, **kwargs):
-    models = {"bright": BrightOrNever, "unet": build_segmentation_unet, None: lambda: None}
-    model = models[segmentation_model]() if segmentation_model in models else segmentation_model
-    model = model.eval() if model is not None else None
-    pipe = SGRMRIPipeline(unet or build_unet(), create_scheduler("v_prediction"), model, **kwargs)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def draw_problem(n_slices=2, n_coils=3, size=SIZE, share=0.4):
-    generator = seeded(5)
-    maps = torch.randn(n_slices, n_coils, *size, dtype=torch.complex64, generator=generator)
-    maps = maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
-    mask = torch.rand(size, generator=generator) < share
-    image = torch.randn(n_slices, *size, dtype=torch.complex64, generator=generator)
-    return {"kspace": SenseOperator(maps, mask).forward(image), "mask": mask, "coil_maps": maps}
-
-
-def call(pipe, problem=None, seed=0, **kwargs):
-    kwargs = {"num_inference_steps": 4, "generator": seeded(seed), **kwargs}
-    return pipe(**{**kwargs, **(problem or draw_problem())})
-
-
-def assert_same(a, b, **tolerance):
-    assert (a.classes, a.targets) == (b.classes, b.targets)
-    for name in FIELDS[:4]:
-        torch.testing.assert_close(getattr(a, name), getattr(b, name), **tolerance)
-
+from sgr_diffusers import SenseOperator, SGRMRIPipeline, SGRMRIPipelineOutput
 
 # --- what comes out -------------------------------------------------------------------------------------------------
 
@@ -231,119 +167,6 @@ def test_final_consistency_and_its_residual(name):
     assert out.data_residual.max() < limits[name]
 
 
-# --- guidance -------------------------------------------------------------------------------------------------------
-
-
-def test_bounds_are_ordered_about_the_plain_reconstruction():
-    pipe, problem, settings = build(), draw_problem(share=0.1), {"num_inference_steps": 8, "guidance_strength": 0.1}
-    both = call(pipe, problem, **settings, classes=["bright"])
-    plain = call(pipe, problem, **settings, target="none", classes=["bright"])
-    lower, upper = both.volumes_mm3[:, 0].unbind(dim=1)
-    assert (lower < plain.volumes_mm3[:, 0, 0]).all() and (plain.volumes_mm3[:, 0, 0] < upper).all()
-
-
-def test_strength_zero_is_the_plain_reconstruction():
-    plain = call(build(), target="none")
-    for target in ("lower", "upper"):
-        out = call(build(), target=target, guidance_strength=0.0)
-        torch.testing.assert_close(out.images, plain.images.expand(-1, 2, -1, -1, -1))
-
-
-def test_default_strength_depends_on_the_number_of_steps():
-    default = call(build(), num_inference_steps=5)
-    explicit = call(build(), num_inference_steps=5, guidance_strength=0.005 * 100 / 5)
-    assert_same(default, explicit, rtol=0, atol=0)
-
-
-def test_targets_together_are_the_targets_alone():
-    both = call(build())
-    for k, target in enumerate(("lower", "upper")):
-        torch.testing.assert_close(call(build(), target=target).images[:, :, 0], both.images[:, :, k])
-
-
-def count_backward(pipe):
-    """List of (images in a forward pass, has a graph), list of images in a backward pass of the prior."""
-    forward, backward = [], []
-    pipe.unet.register_forward_hook(
-        lambda module, args, output: forward.append((len(args[0]), output[0].requires_grad))
-    )
-    pipe.unet.register_full_backward_hook(lambda module, grad_input, grad_output: backward.append(len(grad_output[0])))
-    return forward, backward
-
-
-def test_nothing_to_push_costs_no_graph_and_no_backward_pass():
-    pipe = build()
-    forward, backward = count_backward(pipe)
-    out = call(pipe, target="lower", classes=["never"], num_inference_steps=5)
-    assert forward == [(2, False)] * 5 and backward == []
-    torch.testing.assert_close(out.images, call(pipe, target="none", num_inference_steps=5).images)
-
-
-def test_only_branches_with_something_to_push_go_backward():
-    pipe = build()
-    forward, backward = count_backward(pipe)
-    call(pipe, num_inference_steps=5)  # a slice has lower bright, upper bright, lower never, upper never
-    steps = 4
-    assert backward == [6] * steps
-    # the lower bright branches join after a look in the first step; the last step, fully consistent, is not guided
-    assert forward == [(4, False), (6, True)] + [(2, False), (6, True)] * (steps - 1) + [(8, False)]
-
-
-def test_a_class_that_vanishes_stops_being_pushed():
-    class Vanishing(BrightOrNever):
-        n_calls = 0
-
-        def forward(self, magnitude):
-            self.n_calls += 1  # the probe, a look and a guided step come first; then the class is gone
-            logits = super().forward(magnitude)
-            return logits if self.n_calls <= 3 else logits - torch.tensor([0.0, 1e3, 0.0])[:, None, None]
-
-    pipe = build(Vanishing())
-    forward, backward = count_backward(pipe)
-    out = call(pipe, target="lower", classes=["bright"], num_inference_steps=5)
-    assert backward == [2]
-    assert forward == [(2, False), (2, True), (2, True), (2, False), (2, False), (2, False)]
-    assert torch.isfinite(torch.view_as_real(out.images)).all()
-
-
-def test_plain_reconstruction_has_no_graph():
-    pipe = build()
-    forward, backward = count_backward(pipe)
-    call(pipe, target="none")
-    assert forward == [(2, False)] * 4 and backward == []
-
-
-def test_no_gradient_is_left_on_the_networks():
-    pipe = build("unet")
-    call(pipe)
-    for network in (pipe.unet, pipe.segmentation_model):
-        assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
-
-
-def test_works_inside_inference_mode():
-    expected = call(build("unet"))
-    pipe = build("unet")
-    with torch.inference_mode():
-        problem = draw_problem()
-        latents = torch.randn(2, 2, *SIZE, generator=seeded(3))
-        out = call(pipe, problem)
-        call(pipe, problem, latents=latents, eta=0.0)
-    assert_same(out, expected, rtol=0, atol=0)
-    assert not out.images.is_inference()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_prior_with_single_precision_physics(dtype):
-    expected = call(build("unet"))
-    pipe = build("unet")
-    pipe.unet.to(dtype)
-    out = call(pipe)
-    assert pipe.dtype == dtype and out.images.dtype == torch.complex64
-    error = (out.images - expected.images).abs().square().mean().sqrt() / expected.images.abs().square().mean().sqrt()
-    assert 0 < error < 0.1
-    call(build("unet").to(dtype))  # and of the segmentation model
-
-
 # --- noise ----------------------------------------------------------------------------------------------------------
 
 
@@ -425,7 +248,7 @@ def test_seeds_decide_and_global_state_is_neither_read_nor_moved():
 
 @pytest.mark.parametrize("loader", [SGRMRIPipeline, DiffusionPipeline])
 def test_save_and_load(tmp_path, loader):
-    pipe = build("unet", scale_quantile=0.95, scale_correction=1.1)
+    pipe = build("unet", scale_quantile=0.95, scale_correction=1.1, cg_iterations=2)
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "SGRMRIPipeline"
@@ -436,6 +259,9 @@ def test_save_and_load(tmp_path, loader):
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded) is SGRMRIPipeline
     assert (loaded.config.scale_quantile, loaded.config.scale_correction) == (0.95, 1.1)
+    assert_same(
+        call(loaded), call(build("unet", scale_quantile=0.95, scale_correction=1.1), cg_iterations=2), rtol=0, atol=0
+    )
     assert loaded.class_names == ("one", "two")
     assert_same(call(loaded), call(pipe), rtol=0, atol=0)
 
@@ -545,111 +371,3 @@ def test_learned_sigma_is_not_used():
     with torch.no_grad():
         pipe.unet.conv_out.weight[2:] += 1.0
     assert_same(call(pipe), expected, rtol=0, atol=0)
-
-
-# --- bad input ------------------------------------------------------------------------------------------------------
-
-
-def with_value(tensor, value, index=(0,)):
-    tensor = tensor.clone().to(torch.promote_types(tensor.dtype, torch.tensor(value).dtype))
-    tensor.view(-1)[list(index)] = value
-    return tensor
-
-
-# ruff: noqa: E501 - the tables below have one line a case
-BAD_CALLS = {
-    "real k-space": (lambda p: {"kspace": p["kspace"].abs()}, TypeError, r"`kspace` must be complex, got torch.float32"),
-    "NaN": (lambda p: {"kspace": with_value(p["kspace"], float("nan"))}, ValueError, r"`kspace` must be finite, got 1 entries of"),
-    "infinity": (lambda p: {"kspace": with_value(p["kspace"], float("inf"))}, ValueError, r"`kspace` must be finite"),
-    "no signal": (lambda p: {"kspace": 0 * p["kspace"]}, ValueError, r"`kspace` must hold .* only zeros in slices \[0, 1\]"),
-    "one empty slice": (lambda p: {"kspace": p["kspace"] * torch.tensor([1, 0])[:, None, None, None]}, ValueError, r"slices \[1\] of 2"),
-    "too many axes": (lambda p: {"kspace": p["kspace"][None]}, ValueError, r"`kspace` must be \(batch, coil, y, x\)"),
-    "mask shape": (lambda p: {"mask": p["mask"][1:]}, ValueError, r"`mask` must have the shape \(y, x\) = \(16, 12\).*got \(15, 12\).*pad_mask"),
-    "mask values": (lambda p: {"mask": with_value(p["mask"].float(), 0.5)}, ValueError, r"`mask` must be bool or hold only 0 and 1, got 1 other values, such as 0.5"),
-    "empty mask": (lambda p: {"mask": 0 * p["mask"]}, ValueError, r"`mask` must be true \(measured\) somewhere"),
-    "unmeasured signal": (lambda p: {"mask": p["mask"] & (torch.arange(12) < 6)}, ValueError, r"`kspace` must be zero where `mask` says unmeasured, got \d+ non-zero entries there \(.*% of .*% of the energy.*kspace \* mask"),
-    "coil count": (lambda p: {"coil_maps": p["coil_maps"][:, :2]}, ValueError, r"`coil_maps` must have the coils and the size of `kspace`, \(2, 3, 16, 12\) .*got \(2, 2, 16, 12\)"),
-    "real maps": (lambda p: {"coil_maps": p["coil_maps"].real}, TypeError, r"`coil_maps` must be complex"),
-    "empty maps": (lambda p: {"coil_maps": 0 * p["coil_maps"]}, ValueError, r"`coil_maps` must not be zero everywhere"),
-    "unknown class": (lambda p: {"classes": ["ligament"]}, ValueError, r"`classes` must name classes .*1 'bright', 2 'never'.* got 'ligament'"),
-    "background": (lambda p: {"classes": [0]}, ValueError, r"`classes` .*got 0"),
-    "class number": (lambda p: {"classes": 3}, ValueError, r"`classes` .*got 3"),
-    "class twice": (lambda p: {"classes": [1, "bright"]}, ValueError, r"`classes` must name one class or more, each once"),
-    "no class": (lambda p: {"classes": []}, ValueError, r"`classes` must name one class or more"),
-    "unknown target": (lambda p: {"target": "up"}, ValueError, r"`target` must be one of .*'upper'.* got 'up'"),
-    "final step": (lambda p: {"final_consistency": "none"}, ValueError, r"`final_consistency` must be one of"),
-    "output type": (lambda p: {"output_type": "pil"}, ValueError, r"`output_type` must be one of \('pt', 'np'\)"),
-    "no steps": (lambda p: {"num_inference_steps": 0}, ValueError, r"`num_inference_steps` must be a whole number from 1 to 1000"),
-    "too many steps": (lambda p: {"num_inference_steps": 1001}, ValueError, r"`num_inference_steps` .*got 1001"),
-    "eta": (lambda p: {"eta": 1.5}, ValueError, r"`eta` must be from 0"),
-    "strength": (lambda p: {"guidance_strength": -1.0}, ValueError, r"`guidance_strength` must be 0 or larger"),
-    "iterations": (lambda p: {"cg_iterations": -1}, ValueError, r"`cg_iterations` must be a whole number"),
-    "batch size": (lambda p: {"batch_size": 0}, ValueError, r"`batch_size` must be a whole number of at least 1"),
-    "guided samples": (lambda p: {"num_samples": 2}, ValueError, r"`num_samples` must be 1 for target='both'"),
-    "voxel": (lambda p: {"voxel_size_mm": (1.0, 1.0)}, ValueError, r"`voxel_size_mm` must be three positive"),
-    "generators": (lambda p: {"generator": [seeded()] * 3}, ValueError, r"`generator` .*each of 2 slices, got 3"),
-    "latents shape": (lambda p: {"latents": torch.zeros(1, 2, *SIZE)}, ValueError, r"`latents` must be .*\(2, 2, 16, 12\)"),
-    "latents NaN": (lambda p: {"latents": torch.full((2, 2, *SIZE), float("nan"))}, ValueError, r"`latents` .*NaN"),
-    "equal samples": (lambda p: {"latents": torch.zeros(2, 2, *SIZE), "eta": 0.0, "num_samples": 2, "target": "none"}, ValueError, r"`latents` with `eta=0` make all"),
-    "callback inputs": (lambda p: {"callback_on_step_end_tensor_inputs": ["x"]}, ValueError, r"`callback_on_step_end_tensor_inputs` must be among .*got \['x'\]"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD_CALLS)
-def test_bad_calls_are_refused_before_the_prior_is_called(case):
-    change, error, message = BAD_CALLS[case]
-    problem = draw_problem()
-    pipe = build(unet=build_unet(FailingUNet))
-    with pytest.raises(error) as caught:
-        call(pipe, {**problem, **change(problem)})
-    assert re.search(message, str(caught.value)), str(caught.value)
-
-
-def drop_class(model):
-    model.class_names = ("bright",)
-    return model
-
-
-BAD_PIPES = {
-    "unet in": (lambda: build(unet=build_unet(FailingUNet, in_channels=1)), ValueError, r"`unet` must have 2 input channels .* got 1 in and 2 out"),
-    "unet out": (lambda: build(unet=build_unet(FailingUNet, out_channels=3)), ValueError, r"`unet` must have .*got 2 in and 3 out"),
-    "class count": (lambda: build(drop_class(BrightOrNever())), ValueError, r"`segmentation_model` must return one channel .*\('bright',\), got 3 channels"),
-    "no background": (lambda: build(nn.Conv2d(1, 1, 1)), ValueError, r"`segmentation_model` must return .*at least one class, got 1 channels"),
-    "other size": (lambda: build(nn.MaxPool2d(2)), ValueError, r"`segmentation_model` must return logits .* of its input's size"),
-    "no model": (lambda: build(None), ValueError, r"`segmentation_model` is needed for target='both'"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD_PIPES)
-def test_networks_that_do_not_fit_are_refused(case):
-    make, error, message = BAD_PIPES[case]
-    pipe = make()
-    if "unet" not in case:
-        pipe.register_modules(unet=build_unet(FailingUNet))
-    with pytest.raises(error, match=message):
-        call(pipe)
-
-
-@pytest.mark.parametrize("name", ["unet", "segmentation_model"])
-def test_training_mode_is_refused(name):
-    pipe = build("unet", build_unet(FailingUNet))
-    getattr(pipe, name).train()
-    with pytest.raises(ValueError, match=rf"`{name}` must be in evaluation mode.*pipe.{name}.eval\(\)"):
-        call(pipe)
-
-
-def test_schedulers_that_do_not_fit_are_refused():
-    pipe = build(unet=build_unet(FailingUNet))
-    pipe.scheduler = EulerDiscreteScheduler()
-    with pytest.raises(TypeError, match="got EulerDiscreteScheduler"):
-        call(pipe)
-    pipe.scheduler = DDIMScheduler()
-    with pytest.raises(ValueError, match="clip_sample=False"):
-        call(pipe)
-
-
-def test_the_gradient_of_the_magnitude_is_zero_at_zero():
-    pipe = build("unet")
-    images = torch.zeros(1, *SIZE, dtype=torch.complex64, requires_grad=True)
-    gradient = torch.autograd.grad(pipe.segment(images).sum(), images)[0]
-    assert torch.count_nonzero(torch.view_as_real(gradient)) == 0

@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from sgr_diffusers import SenseOperator, SGRMRIPipeline, create_scheduler
-from sgr_diffusers.inputs import slice_generators
+from sgr_diffusers.inputs import image_generators
 
 SIZE = (16, 12)
 STEPS = 4
@@ -187,7 +187,7 @@ def test_every_step_and_the_result_agree(prediction_type, out_channels, eta, str
     assert (out.classes, out.targets) == (("first", "second"), ("lower", "upper"))
 
     # The noise as documented: one stream a slice, seeded by a draw, shared by its branches: x_T, then each step's.
-    streams = slice_generators(torch.Generator().manual_seed(11), n_slices, torch.device("cpu"))
+    streams = image_generators(torch.Generator().manual_seed(11), n_slices, 1, 1, torch.device("cpu"))
     noise = [[torch.randn(1, 2, *SIZE, generator=stream)[0].double() for _ in range(STEPS)] for stream in streams]
 
     unet, segmenter = copy.deepcopy(pipe.unet).double(), copy.deepcopy(pipe.segmentation_model).double()

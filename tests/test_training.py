@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
+from layout_fixture import write_tiny_skm_tea
 from safetensors.torch import load_file
 
 from sgr_diffusers.models.prior import create_prior
@@ -26,7 +27,6 @@ from sgr_diffusers.training import (
 from sgr_diffusers.training_options import TrainingOptions
 
 ROOT = Path(__file__).parents[1]
-LAYOUT = runpy.run_path(str(ROOT / "tests/data/layout_fixture.py"))
 TINY_PRIOR = {"block_out_channels": (8, 8), "norm_num_groups": 4, "attention_head_dim": 8, "sample_size": 8}
 
 
@@ -307,7 +307,7 @@ SHARED = "--max_train_steps 3 --train_batch_size 2 --num_threads 1 --logging_ste
 
 @pytest.fixture
 def data(tmp_path):
-    return LAYOUT["write_tiny_skm_tea"](tmp_path / "data")
+    return write_tiny_skm_tea(tmp_path / "data")
 
 
 def test_train_prior_script(data, tmp_path):

@@ -79,6 +79,22 @@ def nearest_consistent(
     return conjugate_gradient(operator.normal, rhs, image, max_iterations=max_iterations, tolerance=tolerance)
 
 
+FINAL_CONSISTENCY = ("replace", "regularized", "least_squares")
+
+
+def fully_consistent(
+    operator: SenseOperator,
+    image: Complex[Tensor, "*image y x"],
+    kspace: Complex[Tensor, "*data coil y x"],
+    method: str = "replace",
+) -> Complex[Tensor, "*out y x"]:
+    """An image made to agree with the measurement by one of `FINAL_CONSISTENCY`: the last step of a reconstruction."""
+    if method == "replace":
+        return replace_measured(operator, image, kspace)
+    solve = regularized_solution if method == "regularized" else nearest_consistent
+    return solve(operator, image, kspace).solution
+
+
 def data_residual(
     operator: SenseOperator, image: Complex[Tensor, "*image y x"], kspace: Complex[Tensor, "*data coil y x"]
 ) -> Float[Tensor, "*out"]:
@@ -94,4 +110,11 @@ def _norm(kspace: Tensor) -> Tensor:
     return torch.linalg.vector_norm(kspace, dim=(-3, -2, -1))
 
 
-__all__ = ["data_residual", "nearest_consistent", "regularized_solution", "replace_measured"]
+__all__ = [
+    "FINAL_CONSISTENCY",
+    "data_residual",
+    "fully_consistent",
+    "nearest_consistent",
+    "regularized_solution",
+    "replace_measured",
+]

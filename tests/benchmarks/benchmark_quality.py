@@ -78,6 +78,7 @@ def main():
         "--bound_slices_per_scan", type=int, default=2, help="slices per scan for the bounds; 0 skips them"
     )
     parser.add_argument("--accelerations", type=float, nargs="+", default=[4, 8, 12, 16])
+    parser.add_argument("--bound_accelerations", type=float, nargs="+", help="for the bounds; default: the same")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="also write the numbers to this json file")
@@ -146,7 +147,7 @@ def bounds(pipe, scans, args, results):
     print(
         "  acc.   ordered   V_unc/V_up (quartiles)   precision  recall   PSNR lower / upper - unguided   s per slice"
     )
-    for acceleration in args.accelerations:
+    for acceleration in args.bound_accelerations or args.accelerations:
         ordered, shares, precision, recall, losses, seconds = [], [], [], [], [], []
         for number, scan in enumerate(scans):
             slices = evaluated_slices(scan, args.bound_slices_per_scan)

@@ -1,24 +1,22 @@
 import json
-import runpy
-from pathlib import Path
 
 import h5py
 import nibabel
 import numpy as np
 import pytest
 import torch
+from layout_fixture import TINY_SHAPE, write_tiny_skm_tea
 from torch.utils.data import DataLoader
 
 from sgr_diffusers.data.skm_tea import CLASS_NAMES, SkmTeaSlices, list_scans, merge_labels
 from sgr_diffusers.mri.operators import channels_to_complex, ifft2c
 
-LAYOUT = runpy.run_path(str(Path(__file__).with_name("layout_fixture.py")))
-SHAPE = LAYOUT["TINY_SHAPE"]
+SHAPE = TINY_SHAPE
 
 
 @pytest.fixture
 def root(tmp_path):
-    return LAYOUT["write_tiny_skm_tea"](tmp_path)
+    return write_tiny_skm_tea(tmp_path)
 
 
 @pytest.fixture
@@ -153,7 +151,7 @@ def test_workers_open_files_of_their_own(root):
 
 
 def test_size_makes_different_scans_equal(root, tmp_path):
-    LAYOUT["write_tiny_skm_tea"](tmp_path / "other", n_scans=(("train", 1),), shape=(6, 24, 18))
+    write_tiny_skm_tea(tmp_path / "other", n_scans=(("train", 1),), shape=(6, 24, 18))
     scans = list_scans(root, "train") + list_scans(tmp_path / "other", "train")
     with pytest.raises(ValueError, match="`size`"):
         SkmTeaSlices(scans)

@@ -1,0 +1,217 @@
+"""Guidance objects: composed, windowed, serialised, written by users; the recorder after the step."""
+
+import pytest
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks
+from diffusers.configuration_utils import register_to_config
+from pipeline_parts import SIZE, assert_same, build, call, count_backward, draw_problem
+from torch import nn
+
+from sgr_diffusers.callbacks import Guidance, SegmentationGuidance, TrajectoryRecorder, check_guidance
+from sgr_diffusers.guidance import guidance_loss, has_pixels_to_push
+
+SETTINGS = {"num_inference_steps": 8, "guidance_strength": 0.1}
+
+
+def bright_volume(out):
+    """Pixels of class 1 in the first branch of each slice."""
+    return (out.segmentations[:, 0, 0] == 1).sum(dim=(-2, -1))
+
+
+# --- the paper's guidance as an object ------------------------------------------------------------------------------
+
+
+def test_by_default_each_branch_is_pushed_as_the_paper_says():
+    assert_same(call(build(), guidance=SegmentationGuidance()), call(build()), rtol=0, atol=0)
+    assert_same(call(build(), guidance=[]), call(build(), guidance_strength=0.0), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("target", ["upper", "lower"])
+def test_one_class_in_a_plain_reconstruction(target):
+    """Target "none" with an explicit guidance is the branch of that class and direction."""
+    guidance = SegmentationGuidance(target=target, classes=["bright"])
+    out = call(build(), target="none", guidance=guidance, **SETTINGS)
+    branch = call(build(), target=target, classes=["bright"], **SETTINGS)
+    torch.testing.assert_close(out.images[:, 0, 0], branch.images[:, 0, 0])
+    assert out.classes == ("all",) and out.targets == ("none",)
+
+
+def test_strength_of_the_object_goes_before_that_of_the_call():
+    own = call(build(), guidance=SegmentationGuidance(strength=0.1), guidance_strength=0.7)
+    assert_same(own, call(build(), guidance_strength=0.1), rtol=0, atol=0)
+
+
+def test_soft_volume_pushes_in_the_same_direction():
+    pipe, problem = build(), draw_problem(share=0.1)
+    plain = bright_volume(call(pipe, problem, target="none", **SETTINGS))
+    for target, sign in (("upper", 1), ("lower", -1)):
+        guidance = SegmentationGuidance(target, "bright", objective="volume")
+        pushed = bright_volume(call(pipe, problem, target="none", guidance=guidance, **SETTINGS))
+        assert (sign * (pushed - plain) > 0).all()
+
+
+def test_several_classes_count_as_one_tissue():
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(2, 4, 5, 6, dtype=torch.float64, generator=generator)
+    tissue = torch.tensor([[False, True, False, True]] * 2)
+    p = logits.softmax(1)[:, [1, 3]].sum(1)
+    inside = logits[:, [1, 3]].amax(1) > logits[:, [0, 2]].amax(1)
+    up, low = torch.tensor([True, True]), torch.tensor([False, False])
+    torch.testing.assert_close(guidance_loss(logits, tissue, up), -(~inside * torch.log(1 - p)).sum((1, 2)))
+    torch.testing.assert_close(guidance_loss(logits, tissue, low), -(inside * torch.log(p)).sum((1, 2)))
+    assert has_pixels_to_push(logits, tissue, up).all()
+    one = torch.tensor([[False, True, False, False]] * 2)
+    torch.testing.assert_close(guidance_loss(logits, one, up), guidance_loss(logits, torch.tensor([1, 1]), up))
+
+
+# --- windows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("start", "stop", "steps"), [(0.0, 1.0, 9), (0.5, 1.0, 4), (0.0, 0.3, 3), (0.2, 0.4, 2)])
+def test_a_window_skips_backward_passes_outside(start, stop, steps):
+    pipe = build()
+    forward, backward = count_backward(pipe)
+    guidance = SegmentationGuidance(start=start, stop=stop)
+    call(pipe, target="upper", classes=["bright"], num_inference_steps=10, guidance=guidance)
+    assert len(backward) == steps  # the last step of all is never guided
+    assert sum(has_graph for _, has_graph in forward) == steps
+
+
+def test_two_windows_are_one_whole():
+    """Guidance in the first and in the second half, as two objects, is guidance throughout."""
+    halves = [SegmentationGuidance(stop=0.5), SegmentationGuidance(start=0.5)]
+    assert_same(call(build(), guidance=halves, **SETTINGS), call(build(), **SETTINGS), rtol=0, atol=0)
+
+
+# --- composition and users' own -------------------------------------------------------------------------------------
+
+
+def test_pushes_add_up():
+    """A guidance and its opposite of the same strength cancel where both push alike; unequal ones do not."""
+
+    class Up(Guidance):
+        def score(self, x0_consistent):
+            return x0_consistent.sum(dim=(1, 2, 3))
+
+    class Down(Up):
+        def score(self, x0_consistent):
+            return -super().score(x0_consistent)
+
+    plain = call(build(), target="none")
+    cancelled = call(build(), target="none", guidance=[Up(strength=0.05), Down(strength=0.05)])
+    torch.testing.assert_close(cancelled.images, plain.images, rtol=1e-4, atol=1e-4)
+    pushed = call(build(), target="none", guidance=[Up(strength=0.05), Down(strength=0.02)])
+    assert (pushed.images - plain.images).norm() > 1e-3 * plain.images.norm()
+
+
+class RegionVolume(Guidance):
+    """Volume of a class inside a region of interest: what a user may write, with a config of its own."""
+
+    tensor_inputs = ["logits", "slice_number"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(self, top: int, label: int = 1, strength: float | None = None, start: float = 0.0, stop: float = 1.0):
+        super().__init__(strength, start, stop)
+
+    def score(self, logits, slice_number):
+        assert slice_number.max() < 2
+        return logits.softmax(1)[:, self.config.label, : self.config.top].sum(dim=(-2, -1))
+
+
+def test_volume_of_a_region_grows_there():
+    pipe, problem = build(), draw_problem(share=0.1)
+    plain = call(pipe, problem, target="none", **SETTINGS)
+    pushed = call(pipe, problem, target="none", guidance=RegionVolume(top=6), **SETTINGS)
+    change = (pushed.segmentations == 1).float() - (plain.segmentations == 1).float()
+    inside, outside = change[..., :6, :].mean(), change[..., 6:, :].mean()
+    assert inside > 0.02 and inside > 3 * outside.abs()
+
+
+def test_a_classifier_needs_no_segmentation_model():
+    class Classifier(nn.Module):
+        def forward(self, magnitude):
+            return (magnitude[..., :6] - magnitude[..., 6:]).mean(dim=(1, 2, 3))
+
+    classifier = Classifier()
+
+    class ClassifierGuidance(Guidance):
+        def score(self, x0_consistent):
+            return classifier(x0_consistent.square().sum(1, keepdim=True).add(1e-12).sqrt())
+
+    pipe, problem = build(None), draw_problem(share=0.1)
+    plain = call(pipe, problem, target="none", **SETTINGS)
+    pushed = call(pipe, problem, target="none", guidance=ClassifierGuidance(), **SETTINGS)
+    scores = [classifier(out.images.abs()[:, 0]) for out in (plain, pushed)]
+    assert (scores[1] > scores[0]).all()
+
+
+def test_objects_survive_saving(tmp_path):
+    for guidance in (
+        SegmentationGuidance("upper", ["bright"], strength=0.02, start=0.1, stop=0.9, objective="volume"),
+        RegionVolume(top=5, stop=0.5),
+    ):
+        folder = tmp_path / type(guidance).__name__
+        guidance.save_config(folder)
+        loaded = type(guidance).from_config(type(guidance).load_config(folder))
+        settings = {"target": "none", "num_inference_steps": 5, "guidance_strength": 0.1}
+        assert_same(
+            call(build(), guidance=loaded, **settings), call(build(), guidance=guidance, **settings), rtol=0, atol=0
+        )
+
+
+# --- after the step -------------------------------------------------------------------------------------------------
+
+
+def test_recorder_keeps_every_step_beside_other_callbacks():
+    recorder, other = TrajectoryRecorder(["x0", "push"]), TrajectoryRecorder()
+    out = call(build(), callback_on_step_end=MultiPipelineCallbacks([recorder]))
+    assert [entry["step"] for entry in recorder.steps] == [0, 1, 2, 3]
+    assert all(entry["push"].shape == (8, 2, *SIZE) for entry in recorder.steps)
+    assert recorder.steps[0]["push"].abs().sum() > 0 and recorder.steps[-1]["push"].abs().sum() == 0
+    assert_same(out, call(build(), callback_on_step_end=other), rtol=0, atol=0)
+    assert set(other.steps[0]) == {"step", "timestep", "x0_consistent"}
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+class Greedy(Guidance):
+    tensor_inputs = ["weights"]  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("model", "guidance", "message"),
+    [
+        ("bright", [Greedy()], r"Greedy has unknown `tensor_inputs` \['weights'\]"),
+        ("bright", SegmentationGuidance("upper", ["bone"]), "`classes` must name classes"),
+        (None, SegmentationGuidance("upper", [1]), "asks for logits, but `segmentation_model` is None"),
+    ],
+)
+def test_guidance_that_cannot_work_is_refused(model, guidance, message):
+    with pytest.raises(ValueError, match=message):
+        call(build(model), target="none", guidance=guidance)
+
+
+def test_something_else_is_refused():
+    with pytest.raises(TypeError, match=r"`guidance` must be a `sgr_diffusers.callbacks.Guidance`.* got str"):
+        check_guidance(["upper"], ["logits"], ("bright",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": "both"}, "`target` must be"),
+        ({"objective": "dice"}, "`objective` must be one of"),
+        ({"strength": -1.0}, "`strength` must be 0 or larger"),
+        ({"start": 0.5, "stop": 0.5}, "`start` and `stop` must be shares"),
+        ({"stop": 1.5}, "`start` and `stop` must be shares"),
+    ],
+)
+def test_arguments_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SegmentationGuidance(**arguments)
+
+
+def test_score_has_to_be_written():
+    with pytest.raises(NotImplementedError, match="Guidance must define `score`"):
+        call(build(), target="none", guidance=Guidance())

@@ -90,12 +90,13 @@ def ratio(measured, bare, repetitions):
 def peak_memory(model, n_slices, steps, batch_size):
     """Peak resident memory in MiB of a fresh process that makes one guided call, and of one that only loads."""
     code = (
-        "import resource, sys, torch; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(2)\n"
+        "import re, sys, torch; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(2)\n"
         "import benchmark_speed as b; from sgr_diffusers import SGRMRIPipeline\n"
         "pipe = SGRMRIPipeline.from_pretrained(sys.argv[2]); pipe.set_progress_bar_config(disable=True)\n"
         "n, steps, batch = (int(a) for a in sys.argv[3:6])\n"
         "if steps: b.call(pipe, n, 'both', steps, classes=[2], batch_size=batch or None)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        # not getrusage: its maximum survives exec, so that a large parent would hide what is measured
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
     )
     arguments = [str(Path(__file__).parent), str(model), str(n_slices), str(steps), str(batch_size)]
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
@@ -108,34 +109,45 @@ def main():
     parser.add_argument("--model", default=str(BUNDLED))
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--num_threads", type=int, default=2)
+    parser.add_argument("--only_memory", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     pipe = SGRMRIPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
 
+    if not args.only_memory:
+        times(pipe, args.repetitions)
+    memory(args.model)
+
+
+def times(pipe, repetitions):
+    """Print what steps cost."""
     n = 8
-    guided = ratio(lambda: seconds_per_step(pipe, 1, "both"), lambda: bare_guided(pipe, n), args.repetitions)
+    guided = ratio(lambda: seconds_per_step(pipe, 1, "both"), lambda: bare_guided(pipe, n), repetitions)
     print(f"guided step / bare network calls, {n} branches (goal 1.15):    {guided}", flush=True)
-    unguided = ratio(lambda: seconds_per_step(pipe, n, "none"), lambda: bare_unguided(pipe, n), args.repetitions)
+    unguided = ratio(lambda: seconds_per_step(pipe, n, "none"), lambda: bare_unguided(pipe, n), repetitions)
     print(f"unguided step / bare UNet forward, {n} slices (goal 1.10):     {unguided}", flush=True)
 
     print("time per slice and branch, relative to one branch (goal: flat):")
     counts = (1, 2, 4, 8, 16, 32)
-    times = {k: [] for k in counts}
+    seconds = {k: [] for k in counts}
     for _ in range(3):
         for k in counts:
-            times[k].append(call(pipe, k, "upper", 3, classes=[2]) / k)
-    one = statistics.median(times[1])
-    print("  " + "  ".join(f"{k}: {statistics.median(times[k]) / one:.2f}" for k in counts), flush=True)
+            seconds[k].append(call(pipe, k, "upper", 3, classes=[2]) / k)
+    one = statistics.median(seconds[1])
+    print("  " + "  ".join(f"{k}: {statistics.median(seconds[k]) / one:.2f}" for k in counts), flush=True)
 
-    base = peak_memory(args.model, 1, 0, 0)
+
+def memory(model):
+    """Print what calls hold."""
+    base = peak_memory(model, 1, 0, 0)
     print(f"peak memory above the loaded pipeline ({base:.0f} MiB):")
     for k in (2, 4, 8):
-        extra = peak_memory(args.model, k, 3, 0) - base
+        extra = peak_memory(model, k, 3, 0) - base
         print(f"  {2 * k:2d} branches at once: {extra:7.0f} MiB, {extra / (2 * k):6.1f} a branch", flush=True)
-    bounded = peak_memory(args.model, 8, 3, 4) - base
+    bounded = peak_memory(model, 8, 3, 4) - base
     print(f"  16 branches, batch_size 4: {bounded:.0f} MiB")
-    few, many = (peak_memory(args.model, 2, steps, 0) - base for steps in (3, 30))
+    few, many = (peak_memory(model, 2, steps, 0) - base for steps in (3, 30))
     print(f"  30 steps / 3 steps (goal: flat): {many / few:.2f}")
 
 

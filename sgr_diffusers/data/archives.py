@@ -11,7 +11,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Any
 
 __all__ = ["UnsafeArchiveError", "unpack"]
 
@@ -111,7 +111,7 @@ def _target(folder: Path, name: str, rename: Callable | None) -> Path | None:
     return target
 
 
-def _write(path: Path, source: IO[bytes], n_bytes: int) -> None:
+def _write(path: Path, source: Any, n_bytes: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -129,7 +129,7 @@ def _write(path: Path, source: IO[bytes], n_bytes: int) -> None:
         part.unlink(missing_ok=True)
 
 
-def _tar_members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]] | None]]:
+def _tar_members(archive: Path) -> Iterator[tuple[str, int, Callable[[], Any] | None]]:
     """Name, size and how to open it (`None` for a folder) of each member, read in one pass."""
     with tarfile.open(archive, "r|*", tarinfo=_BoundedTarInfo) as file:
         for member in file:
@@ -138,7 +138,7 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[byte
             yield member.name, member.size, None if member.isdir() else lambda one=member: file.extractfile(one)
 
 
-def _zip_members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]] | None]]:
+def _zip_members(archive: Path) -> Iterator[tuple[str, int, Callable[[], Any] | None]]:
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             kind = (member.external_attr >> 16) & 0o170000

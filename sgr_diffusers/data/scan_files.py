@@ -134,7 +134,7 @@ def file_state(path: str) -> tuple[int, ...]:
 # -- k-space files -----------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def _open_in_process(path: str, state: tuple[int, ...], process_id: int) -> "h5py.File":
     import h5py
 

@@ -7,12 +7,13 @@ import tarfile
 import zipfile
 from pathlib import PurePosixPath
 
+import numpy as np
 import pytest
 
 from sgr_diffusers.data import archives
 from sgr_diffusers.data.archives import UnsafeArchiveError, unpack
 
-FILES = {"a/one.h5": b"1" * 3000, "a/b/two.nii.gz": b"2" * 10, "three": b""}
+FILES = {"a/one.h5": np.random.default_rng(0).bytes(3000), "a/b/two.nii.gz": b"2" * 10, "three": b""}
 
 
 def tar(path, files=None, members=(), mode="w:gz"):
@@ -60,7 +61,7 @@ def test_files_come_out_as_they_went_in(tmp_path, folder, name):
 def test_what_is_there_is_kept_and_what_is_not_whole_is_finished(tmp_path, folder):
     archive = tar(tmp_path / "a.tar.gz")
     whole = archive.read_bytes()
-    archive.write_bytes(whole[: len(whole) - 30])
+    archive.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"a\.tar\.gz is damaged"):
         unpack(archive, folder)
     assert not [path for path in folder.rglob("*.part")]

@@ -71,7 +71,8 @@ def test_a_second_call_fetches_no_tarball_and_a_lost_file_is_brought_back(hub, t
     assert fetched(hub).count("segmentation_masks.tar.gz") == 0
 
 
-def test_an_interrupted_download_goes_on_where_it_was(hub, tmp_path):
+def test_an_interrupted_download_goes_on_where_it_was(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # what is lost is less than one
     hub.cut.append("files_recon_calib-24.tar.gz")
     folder = fetch_mini(tmp_path / "mini", REPOSITORY, endpoint=hub.url, report=str)
     ranges = [one for method, path, one in hub.requests if path.endswith("calib-24.tar.gz") and method == "GET"]
@@ -144,3 +145,23 @@ def test_a_tarball_that_would_leave_the_folder(hub, tmp_path):
     with pytest.raises(UnsafeArchiveError, match="would leave the folder"):
         fetch_mini(tmp_path / "mini", REPOSITORY, endpoint=hub.url, report=str)
     assert not (tmp_path / "evil").exists()
+
+
+def test_streaming_a_repository_in_the_layout_by_hf(source, tmp_path, monkeypatch):
+    from huggingface_hub import HfFileSystem, constants
+
+    with local_hub(source, REPOSITORY) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        HfFileSystem.clear_instance_cache()
+        try:
+            stream = load_skmtea(f"hf://datasets/{REPOSITORY}", "train", acceleration=8, streaming=True)
+            local = load_skmtea(source, "train", acceleration=8, cache_dir=tmp_path / "cache")
+            row = next(iter(stream))
+            for key in ("kspace", "coil_maps", "target", "mask", "labels"):
+                np.testing.assert_array_equal(row[key], local[0][key])
+            assert not [path for _, path, _ in server.requests if "MTR_002" in path]  # its turn did not come
+        finally:
+            HfFileSystem.clear_instance_cache()
+            close_files()

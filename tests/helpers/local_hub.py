@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c" * 40
 
@@ -20,6 +20,13 @@ def local_hub(folder: Path, repository: str):
     """
     requests = []
 
+    def describe(path):
+        name = str(path.relative_to(folder))
+        if path.is_dir():
+            return {"type": "directory", "path": name, "oid": "d" * 40}
+        content = path.read_bytes()
+        return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -32,25 +39,45 @@ def local_hub(folder: Path, repository: str):
         def do_GET(self):
             self.answer(body=True)
 
+        def do_POST(self):
+            wanted = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            requests.append(("POST", self.path, None))
+            if "/paths-info/" not in self.path:
+                return self.send(404, b"", {}, True)
+            try:
+                paths = json.loads(wanted)["paths"]
+            except ValueError:
+                paths = parse_qs(wanted)["paths"]
+            paths = [paths] if isinstance(paths, str) else paths
+            found = [describe(folder / one) for one in paths if (folder / one).exists()]
+            self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, True)
+
         def answer(self, body):
             path = unquote(urlsplit(self.path).path)
             requests.append((self.command, path, self.headers.get("Range")))
-            if path.startswith(f"/api/datasets/{repository}"):
+            api = f"/api/datasets/{repository}"
+            if path.startswith(f"{api}/tree/"):
+                below = path.removeprefix(f"{api}/tree/").partition("/")[2]
+                entries = [describe(one) for one in sorted((folder / below).glob("*"))]
+                return self.send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"}, body)
+            if path.startswith(api):
                 names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
                 info = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
                 return self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
-            prefix = f"/datasets/{repository}/resolve/{COMMIT}/"
-            file = folder / path.removeprefix(prefix)
-            if not path.startswith(prefix) or not file.is_file():
+            prefix, _, name = path.removeprefix(f"/datasets/{repository}/resolve/").partition("/")
+            file = folder / name
+            if prefix not in (COMMIT, "main") or not file.is_file():
                 return self.send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
             content = file.read_bytes()
             headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
             headers |= {"Accept-Ranges": "bytes", "X-Linked-Size": str(len(content))}
             status, start = 200, 0
             if self.headers.get("Range"):
-                start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
-                status = 206
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+                first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+                status, start = 206, int(first)
+                stop = min(int(last) + 1, len(content)) if last else len(content)
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+                content = content[:stop]
             self.send(status, content[start:], headers, body, cut=file.name)
 
         def send(self, status, content, headers, body, cut=None):

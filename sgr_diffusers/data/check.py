@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sgr_diffusers.data import scan_files
 from sgr_diffusers.data.scan_files import DataFault
+from sgr_diffusers.data.scan_labels import file_labels
 from sgr_diffusers.data.skm_tea import SPLITS
 
 __all__ = ["ScanReport", "check_folder", "report_text"]
@@ -81,7 +82,7 @@ def _check_scan(root: str, split: str, scan_id: str, shape: tuple[int, int, int]
     except DataFault as fault:
         faults.append(f"{fault.file}: {fault.reason}")
     try:
-        n_labelled = int(scan_files.file_labels(scan_id, labels, shape).counts[:, 1:].any(axis=1).sum())
+        n_labelled = int(file_labels(scan_id, labels, shape).counts[:, 1:].any(axis=1).sum())
     except DataFault as fault:
         faults.append(f"{fault.file}: {fault.reason}")
     n_bytes = sum(os.path.getsize(file) for file in (path, labels) if os.path.exists(file))

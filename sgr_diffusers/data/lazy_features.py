@@ -12,10 +12,12 @@ import pyarrow as pa
 from datasets.features.features import _FEATURE_TYPES, register_feature
 
 from sgr_diffusers.data import scan_files
+from sgr_diffusers.data.scan_labels import N_FILE_LABELS, file_labels
 from sgr_diffusers.data.skm_tea import merge_labels
 
 __all__ = ["CONTENTS", "LazySlice"]
 
+_MERGED = merge_labels(np.arange(N_FILE_LABELS))
 CONTENTS = ("kspace", "coil_maps", "target", "mask", "labels", "file_labels")
 
 
@@ -69,8 +71,8 @@ class LazySlice:
         if self.content.endswith("labels"):
             path = scan_files.labels_path(self.root, scan)
             kspace = scan_files.kspace_path(self.root, scan)
-            labels = scan_files.file_labels(scan, path, scan_files.matrix_shape(scan, kspace))[index]
-            return merge_labels(labels) if self.content == "labels" else labels
+            labels = file_labels(scan, path, scan_files.matrix_shape(scan, kspace))[index]
+            return _MERGED[labels] if self.content == "labels" else labels
         path = scan_files.kspace_path(self.root, scan)
         if self.content == "coil_maps":
             return scan_files.read_coil_maps(scan, path, index)

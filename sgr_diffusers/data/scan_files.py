@@ -1,20 +1,17 @@
 """Where a scan of the SKM-TEA raw-data track lies enters (a folder or a URL); single slices of its arrays leave.
 
-Nothing is kept but open handles, padded masks and compressed labels, so that random access needs little memory. Every
-error is a `DataFault`, which names the scan and the file.
+Nothing is kept but open handles and padded masks, so that random access needs little memory. Every error is a
+`DataFault`, which names the scan and the file.
 """
 
-import gzip
-import io
 import json
 import os
-import zlib
-from dataclasses import dataclass
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Complex64, Integer, UInt8
+from jaxtyping import Bool, Complex64
 
 from sgr_diffusers.mri.masks import pad_mask
 
@@ -23,15 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataFault",
-    "FileLabels",
     "check_kspace_file",
     "close_files",
     "contents",
-    "file_labels",
+    "file_state",
     "join",
     "kspace_path",
     "labels_path",
     "matrix_shape",
+    "open_bytes",
     "read_annotations",
     "read_coil_maps",
     "read_kspace",
@@ -39,8 +36,6 @@ __all__ = [
     "read_target",
 ]
 
-_MOST_EXTENSIONS = 1 << 20  # bytes between the header of a NIfTI file and its array
-N_FILE_LABELS = 7  # 0 background, 1..6 tissues
 _KEYS = {"kspace": "(slice, y, x, echo, coil)", "maps": "(slice, y, x, coil, 1)", "target": "(slice, y, x, echo, 1)"}
 
 
@@ -159,7 +154,6 @@ def close_files() -> None:
     """Let go of all open files and of what is remembered of them."""
     _open_in_process.cache_clear()
     _padded_mask.cache_clear()
-    _labels_in_process.cache_clear()
 
 
 def _dataset(scan_id: str, path: str, key: str) -> "h5py.Dataset":
@@ -212,48 +206,73 @@ def check_kspace_file(
         read_mask(scan_id, path, acceleration)
 
 
-def _read(scan_id: str, path: str, key: str, selection: tuple) -> np.ndarray:
-    """Part of one slice as finite complex64."""
+_own = threading.local()
+
+
+def _scratch(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory of this thread to read into, which is neither allocated nor cleared anew for each slice."""
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    if getattr(_own, "buffer", None) is None or _own.buffer.nbytes < n_bytes:
+        _own.buffer = np.empty(n_bytes, np.uint8)
+    return _own.buffer[:n_bytes].view(dtype).reshape(shape)
+
+
+def _read(scan_id: str, path: str, key: str, index: int, echo: int | None) -> np.ndarray:
+    """One slice `(y, x, rest)` of one echo; to be copied before the next is read."""
     data = _dataset(scan_id, path, key)
     try:
-        values = data[selection]
-    except (OSError, IndexError, ValueError) as error:
+        if echo is None:
+            block = _scratch(data.shape[1:], data.dtype)
+            data.read_direct(block, np.s_[index])
+            return block
+        if data.chunks is None or data.chunks[3] >= data.shape[3]:  # echoes side by side: faster as a whole
+            block = _scratch(data.shape[1:], data.dtype)
+            data.read_direct(block, np.s_[index])
+            return block[:, :, echo - 1]
+        block = _scratch((*data.shape[1:3], data.shape[4]), data.dtype)
+        data.read_direct(block, np.s_[index, :, :, echo - 1])
+        return block
+    except (OSError, IndexError, ValueError, TypeError) as error:
         raise DataFault(
-            scan_id, path, f"slice {selection[0]} of `{key}` cannot be read ({error}). Fetch the file again."
+            scan_id, path, f"slice {index} of `{key}` cannot be read ({error}). Fetch the file again."
         ) from error
-    values = values.astype(np.complex64, copy=False)
-    # A sum shows in a fraction of the time that something is not finite; that it is not a mere overflow, the rest.
+
+
+def _finite(array: np.ndarray, scan_id: str, path: str, key: str, index: int) -> np.ndarray:
+    """The array, if all of it is finite. An inner product shows that in a fraction of the time."""
+    flat = array.reshape(-1).view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(values.view(np.float32).sum())
-    if not finite and not np.isfinite(values).all():
+        finite = np.isfinite(np.dot(flat, flat))
+    if not finite and not np.isfinite(array).all():  # squares may overflow
         raise DataFault(
-            scan_id, path, f"slice {selection[0]} of `{key}` has values that are not finite. Leave the slice out."
+            scan_id, path, f"slice {index} of `{key}` has values that are not finite. Leave the slice out."
         )
-    return values
+    return array
 
 
 def read_kspace(
     scan_id: str, path: str, index: int, echo: int, mask: Bool[np.ndarray, "y x"] | None = None
 ) -> Complex64[np.ndarray, "coil y x"]:
     """k-space of a slice in the scanner's unit, coils first; zero where `mask` is false."""
-    everything = slice(None)
-    kspace = np.moveaxis(_read(scan_id, path, "kspace", (index, everything, everything, echo - 1, everything)), -1, 0)
+    kspace = np.moveaxis(_read(scan_id, path, "kspace", index, echo), -1, 0)
     if mask is None:
-        return np.ascontiguousarray(kspace)
-    measured = np.zeros(kspace.shape, np.complex64)
-    np.copyto(measured, kspace, where=mask)
-    return measured
+        measured = np.array(kspace, np.complex64, order="C")
+    else:
+        measured = np.zeros(kspace.shape, np.complex64)
+        np.copyto(measured, kspace, where=mask)
+    return _finite(measured, scan_id, path, "kspace", index)
 
 
 def read_coil_maps(scan_id: str, path: str, index: int) -> Complex64[np.ndarray, "coil y x"]:
     """Coil sensitivity maps of a slice, without unit."""
-    maps = _read(scan_id, path, "maps", (index, slice(None), slice(None), slice(None), 0))
-    return np.ascontiguousarray(np.moveaxis(maps, -1, 0))
+    maps = np.moveaxis(_read(scan_id, path, "maps", index, None)[..., 0], -1, 0)
+    return _finite(np.array(maps, np.complex64, order="C"), scan_id, path, "maps", index)
 
 
 def read_target(scan_id: str, path: str, index: int, echo: int) -> Complex64[np.ndarray, "y x"]:
     """Fully sampled, coil-combined image of a slice in the scanner's unit."""
-    return _read(scan_id, path, "target", (index, slice(None), slice(None), echo - 1, 0))
+    target = np.array(_read(scan_id, path, "target", index, echo)[..., 0], np.complex64, order="C")
+    return _finite(target, scan_id, path, "target", index)
 
 
 def read_mask(scan_id: str, path: str, acceleration: float | int | str) -> Bool[np.ndarray, "y x"]:
@@ -283,104 +302,3 @@ def _padded_mask(scan_id: str, path: str, state: tuple[int, ...], name: str) -> 
         raise DataFault(scan_id, path, f"masks/{name} cannot be used: {error}") from error
     mask.flags.writeable = False
     return mask
-
-
-# -- segmentations -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FileLabels:
-    """The segmentation of a scan, compressed slice by slice: some 100 KB where the array takes 40 MB.
-
-    Attributes:
-        shape: (slice, y, x).
-        counts: pixels of each file label 0..6 in each slice.
-        slices: zlib streams of uint8 `(y, x)`; empty where there is nothing but background.
-    """
-
-    shape: tuple[int, int, int]
-    counts: Integer[np.ndarray, "slice 7"]
-    slices: tuple[bytes, ...]
-
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "y x"]:
-        """File labels 0..6 of a slice."""
-        if not self.slices[index]:
-            return np.zeros(self.shape[1:], np.uint8)
-        return np.frombuffer(zlib.decompress(self.slices[index]), np.uint8).reshape(self.shape[1:]).copy()
-
-
-def file_labels(
-    scan_id: str, path: str, matrix_shape: tuple[int, int, int], header_only: bool = False
-) -> FileLabels | None:
-    """Labels of a scan as the file has them. The file is read once in a process (a second at full size).
-
-    Args:
-        scan_id: name of the scan, for messages.
-        path: NIfTI file, or URL.
-        matrix_shape: (slice, y, x) of the annotations.
-        header_only: only check that the file is there and has this shape; returns `None`.
-
-    Raises:
-        DataFault: the file is missing or damaged, has another shape or labels outside 0..6.
-    """
-    matrix_shape = tuple(matrix_shape)
-    try:
-        if header_only:
-            _nifti(scan_id, path, matrix_shape)
-            return None
-        return _labels_in_process(scan_id, path, matrix_shape, file_state(path))
-    except FileNotFoundError:
-        raise DataFault(
-            scan_id, path, "the scan has no segmentation. Fetch it, or load with `classes=None`, without labels."
-        ) from None
-
-
-def _nifti(scan_id: str, path: str, matrix_shape: tuple[int, ...], header_only: bool = True) -> Any:
-    import nibabel
-
-    try:
-        with open_bytes(path) as raw, gzip.GzipFile(fileobj=raw) as file:
-            # A header promises a size; no more than that is ever unpacked.
-            head = file.read(352)
-            header = nibabel.Nifti1Header(head[:348])
-            shape = header.get_data_shape()
-            if shape != matrix_shape:
-                raise DataFault(
-                    scan_id, path, f"the segmentation has shape {shape}, the annotations say {matrix_shape}."
-                )
-            if header_only:
-                return None
-            n_bytes = int(np.prod(shape)) * header.get_data_dtype().itemsize
-            extensions = min(max(int(header["vox_offset"]) - len(head), 0), _MOST_EXTENSIONS)
-            content = head + file.read(extensions + n_bytes)
-        image = nibabel.Nifti1Image.from_stream(io.BytesIO(content))
-        return np.asanyarray(image.dataobj)
-    except FileNotFoundError:
-        raise
-    except DataFault:
-        raise
-    except Exception as error:  # nibabel, gzip and zlib raise a dozen kinds
-        raise DataFault(
-            scan_id, path, f"not a readable segmentation, truncated or of another format ({error}). Fetch it again."
-        ) from error
-
-
-@lru_cache(maxsize=256)
-def _labels_in_process(scan_id: str, path: str, matrix_shape: tuple[int, ...], state: tuple[int, ...]) -> FileLabels:
-    labels = _nifti(scan_id, path, matrix_shape, header_only=False)
-    low, high = labels.min(), labels.max()
-    if not (low >= 0 and high < N_FILE_LABELS) or (labels.dtype.kind == "f" and (labels % 1).any()):
-        raise DataFault(
-            scan_id,
-            path,
-            f"labels must be whole numbers in 0..{N_FILE_LABELS - 1}, got {low} to {high}: not a segmentation of the "
-            "SKM-TEA raw-data track.",
-        )
-    labels = np.ascontiguousarray(labels.astype(np.uint8, copy=False))
-    counts = np.zeros((len(labels), N_FILE_LABELS), np.int64)
-    packed = []
-    for row, one in zip(counts, labels, strict=True):
-        row[:] = np.bincount(one.ravel(), minlength=N_FILE_LABELS) if one.any() else [one.size] + [0] * 6
-        packed.append(zlib.compress(one, 1) if one.any() else b"")
-    counts.flags.writeable = False
-    return FileLabels(matrix_shape, counts, tuple(packed))

@@ -18,6 +18,7 @@ import numpy as np
 from sgr_diffusers.data import scan_files
 from sgr_diffusers.data.lazy_features import LazySlice
 from sgr_diffusers.data.scan_files import DataFault
+from sgr_diffusers.data.scan_labels import file_labels
 from sgr_diffusers.data.selection import SliceSelection
 
 __all__ = ["SkippedDataWarning", "SkmTeaBuilder", "SkmTeaConfig", "fingerprint", "skipped_of", "warn_of_skipped"]
@@ -128,13 +129,13 @@ class SkmTeaBuilder(datasets.GeneratorBasedBuilder):
         scan_files.check_kspace_file(scan_id, path, shape, self.config.echo, self.config.acceleration)
         if self.config.labels is not None and not self.config.selection.needs_labels:
             labels = scan_files.labels_path(self.config.root, scan_id)
-            scan_files.file_labels(scan_id, labels, shape, header_only=not self.config.check_content)
+            file_labels(scan_id, labels, shape, header_only=not self.config.check_content)
 
     def _candidates(self, scan: dict[str, Any]) -> np.ndarray:
         selection, shape, counts = self.config.selection, tuple(scan["matrix_shape"]), None
         if selection.needs_labels:
             path = scan_files.labels_path(self.config.root, scan["scan_id"])
-            counts = scan_files.file_labels(scan["scan_id"], path, shape).counts
+            counts = file_labels(scan["scan_id"], path, shape).counts
         return selection.candidates(shape[0], counts)
 
     def _generate_examples(

@@ -58,8 +58,9 @@ def fetch_mini(
     from huggingface_hub import HfApi, hf_hub_download
 
     folder = default_folder(repository) if folder is None else Path(folder)
-    info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision)
-    files = [sibling.rfilename for sibling in info.siblings or []]
+    info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision, files_metadata=True)
+    versions = {one.rfilename: getattr(one.lfs, "sha256", None) or one.blob_id for one in info.siblings or []}
+    files = list(versions)
     tarballs = find_tarballs(files, parts)
     annotations = [name for name in files if PurePosixPath(name).match("annotations/v1.0.0/*.json")]
     missing = [f"{part}.tar.gz" for part in parts if part not in tarballs]
@@ -80,15 +81,20 @@ def fetch_mini(
 
     done = _read_done(folder)
     for part, name in tarballs.items():
-        if done.get(part) == info.sha and not _incomplete(folder, done.get(f"{part} files", {})):
+        version = versions[name] or info.sha
+        known = done.get(f"{part} files", {})
+        if done.get(part) == version and not _incomplete(folder, known):
             report(f"{part}: already there")
             continue
+        if done.get(part) != version:  # of the same size, perhaps, but not the same
+            for stale in known:
+                (folder / stale).unlink(missing_ok=True)
         report(f"{part}: fetching {name}")
         tarball = fetch(name)
         unpacked = unpack(tarball, folder, rename=lambda path, part=part: _below(part, path))
         report(f"{part}: {len(unpacked)} files, {sum(path.stat().st_size for path in unpacked) / 1e6:.0f} MB unpacked")
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in unpacked}
-        done |= {part: info.sha, f"{part} files": sizes}
+        done |= {part: version, f"{part} files": sizes}
         _write_whole(folder / _DONE, json.dumps(done))
         if not keep_tarballs:
             tarball.unlink()

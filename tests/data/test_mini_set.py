@@ -71,6 +71,20 @@ def test_a_second_call_fetches_no_tarball_and_a_lost_file_is_brought_back(hub, t
     assert fetched(hub).count("segmentation_masks.tar.gz") == 0
 
 
+def test_a_tarball_that_changed_replaces_files_of_the_same_size(hub, tmp_path):
+    folder = fetch_mini(tmp_path / "mini", REPOSITORY, endpoint=hub.url, report=str)
+    labels = folder / "segmentation_masks/raw-data-track/MTR_002.nii.gz"
+    changed = bytes(labels.stat().st_size)
+    with tarfile.open(tmp_path / "hub/v1-release/tarball/segmentation_masks.tar.gz", "w:gz") as file:
+        member = tarfile.TarInfo("segmentation_masks/raw-data-track/MTR_002.nii.gz")
+        member.size = len(changed)
+        file.addfile(member, io.BytesIO(changed))
+    hub.requests.clear()
+    fetch_mini(folder, REPOSITORY, endpoint=hub.url, report=str)
+    assert labels.read_bytes() == changed
+    assert "files_recon_calib-24.tar.gz" not in fetched(hub)  # that one is the same
+
+
 def test_an_interrupted_download_goes_on_where_it_was(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # what is lost is less than one
     hub.cut.append("files_recon_calib-24.tar.gz")

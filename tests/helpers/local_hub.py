@@ -62,7 +62,8 @@ def local_hub(folder: Path, repository: str):
                 return self.send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"}, body)
             if path.startswith(api):
                 names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-                info = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+                siblings = [{"rfilename": name, "blobId": describe(folder / name)["oid"]} for name in names]
+                info = {"id": repository, "sha": COMMIT, "siblings": siblings}
                 return self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
             prefix, _, name = path.removeprefix(f"/datasets/{repository}/resolve/").partition("/")
             file = folder / name

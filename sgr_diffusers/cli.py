@@ -54,7 +54,7 @@ def create_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_reconstruct(commands)
     _add_synthesize(commands)
-    _add_preview(commands)
+    _add_data(commands)
     return parser
 
 
@@ -104,11 +104,11 @@ def _add_reconstruct(commands: Any) -> None:
         commands,
         "reconstruct",
         _run_reconstruct,
-        "Bound the tissues in a scan: an HDF5 file in the SKM-TEA layout -> NIfTI of images and segmentations, "
+        "Bound the tissues in a scan: raw k-space (SKM-TEA, fastMRI, ISMRMRD, numpy, cfl) -> NIfTI, "
         "volumes.csv (of the slices reconstructed, all together) and figure.png",
         "sgr reconstruct scan.h5 --slices 20:24 --acceleration 8 --output bounds",
     )
-    command.add_argument("file", type=Path, metavar="FILE.h5", help="with kspace and maps; target and masks if known")
+    command.add_argument("file", type=Path, metavar="FILE", help="raw k-space: .h5, .npy, .npz or .cfl")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     command.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier run")
     data = command.add_argument_group("what to read")
@@ -116,6 +116,7 @@ def _add_reconstruct(commands: Any) -> None:
         "--slices", type=_slices, metavar="START:STOP[:STEP]", help="from 0, without STOP (default: all)"
     )
     data.add_argument("--echo", type=int, default=1, help="from 1 (default: %(default)s)")
+    data.add_argument("--coils", type=int, metavar="N", help="compress to N virtual coils (default: all coils)")
     sampling = data.add_mutually_exclusive_group()
     sampling.add_argument(
         "--acceleration",
@@ -192,13 +193,40 @@ def _add_synthesize(commands: Any) -> None:
     command.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
 
 
-def _add_preview(commands: Any) -> None:
+def _add_data(commands: Any) -> None:
+    group = commands.add_parser(
+        "data",
+        help="fetch, check and look at data in the SKM-TEA layout",
+        description="Fetch, check and look at data in the SKM-TEA layout.",
+        epilog="example: sgr data check runs/knee",
+    )
+    parts = group.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     command = _add_command(
-        commands,
+        parts,
+        "fetch-mini",
+        _run_data_fetch_mini,
+        "Fetch the four scans of SKM-TEA that are on the Hub; an interrupted run goes on where it was",
+        "sgr data fetch-mini --output runs/mini",
+    )
+    command.add_argument("--output", type=Path, metavar="DIR", help="folder (default: beside the cache of the Hub)")
+    command.add_argument("--repo", metavar="NAME", help="dataset repository (default: arjundd/skm-tea-mini)")
+    command.add_argument("--revision", help="branch, tag or commit (default: the newest)")
+    command.add_argument("--keep-tarballs", action="store_true", help="do not delete them once they are unpacked")
+    command = _add_command(
+        parts,
+        "check",
+        _run_data_check,
+        "List the scans of a folder: sizes, masks, what is missing or damaged",
+        "sgr data check runs/knee --read",
+    )
+    command.add_argument("data", type=Path, metavar="DATA_DIR", help="folder in the SKM-TEA layout")
+    command.add_argument("--read", action="store_true", help="also read every slice, as long as that takes")
+    command = _add_command(
+        parts,
         "preview",
-        _run_preview,
+        _run_data_preview,
         "Draw slices of a scan with their segmentation, to look at before training on them",
-        "sgr preview runs/knee --split test --scan 0 --output preview.png",
+        "sgr data preview runs/knee --split test --scan 0 --output preview.png",
     )
     command.add_argument("data", type=Path, metavar="DATA_DIR", help="folder in the SKM-TEA layout")
     command.add_argument("--split", choices=("train", "val", "test"), default="train", help="(default: %(default)s)")
@@ -256,6 +284,7 @@ def _run_reconstruct(args: argparse.Namespace) -> None:
         device=args.device,
         dtype=args.dtype,
         overwrite=args.overwrite,
+        n_coils=args.coils,
     )
 
 
@@ -274,7 +303,25 @@ def _run_synthesize(args: argparse.Namespace) -> None:
     print(write_synthetic_dataset(args.output, tuple(args.scans), config, n_workers=args.workers))
 
 
-def _run_preview(args: argparse.Namespace) -> None:
+def _run_data_fetch_mini(args: argparse.Namespace) -> None:
+    from .data.mini_set import MINI_REPOSITORY, fetch_mini
+
+    repository = args.repo or MINI_REPOSITORY
+    print(fetch_mini(args.output, repository, revision=args.revision, keep_tarballs=args.keep_tarballs))
+
+
+def _run_data_check(args: argparse.Namespace) -> None:
+    from .data.check import check_folder, report_text
+
+    reports = list(check_folder(args.data, read_arrays=args.read))
+    for line in report_text(reports):
+        print(line)
+    n_bad = sum(bool(one.faults) for one in reports)
+    if n_bad:
+        raise ValueError(f"{n_bad} of {len(reports)} scans of {args.data} cannot be used.")
+
+
+def _run_data_preview(args: argparse.Namespace) -> None:
     import numpy as np
 
     from .data.skm_tea import list_scans

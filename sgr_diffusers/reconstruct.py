@@ -44,6 +44,7 @@ class ScanSlices:
         voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm.
         label: what distinguishes this sampling in tables and figures, for example "8x".
         orientation: directions in which (slice, y, x) run, for example ("SI", "AP", "LR"), if known.
+        affine: from places in these arrays to mm in the patient, see `RawSlices`, if known.
     """
 
     kspace: Complex[Tensor, "slice coil y x"]
@@ -54,6 +55,7 @@ class ScanSlices:
     voxel_size_mm: tuple[float, float, float]
     label: str
     orientation: tuple[str, str, str] | None = None
+    affine: Float[np.ndarray, "4 4"] | None = None
 
 
 @dataclass(frozen=True)

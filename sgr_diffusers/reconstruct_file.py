@@ -1,4 +1,4 @@
-"""A file in the layout of SKM-TEA's k-space enters; a folder of NIfTI files, a table and a figure leaves."""
+"""A file of raw k-space enters; a folder of NIfTI files, a table and a figure leaves."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .mri.io import read_skm_tea
+from .mri.io import read_raw
 from .output_folder import RECORD_FILE, check_replaceable, whole_folder
 from .pipeline_sgr_mri import SGRMRIPipeline
 from .reconstruct import (
@@ -37,11 +37,12 @@ def reconstruct_file(
     device: str | None = None,
     dtype: str = "float32",
     overwrite: bool = False,
+    n_coils: int | None = None,
 ) -> list[dict[str, Any]]:
     """Reconstruct slices of a scan, write images, segmentations, volumes.csv and figure.png, and print the table.
 
     Args:
-        file: HDF5 in the layout of SKM-TEA's raw-data track.
+        file: raw k-space of any kind that `mri.io.read_raw` reads.
         output: folder to make. It is there as a whole or, after an error or an interrupt, not at all.
         settings: how to sample; `None` for the defaults.
         slices: range of slices.
@@ -52,6 +53,7 @@ def reconstruct_file(
         device: of the networks.
         dtype: of the prior.
         overwrite: whether the folder of an earlier run may be replaced.
+        n_coils: virtual coils to compress to; `None` keeps the coils.
 
     Returns:
         The rows of volumes.csv, see `results.volume_table`.
@@ -62,13 +64,13 @@ def reconstruct_file(
     """
     output, settings = Path(output), settings or SamplingSettings()
     check_replaceable(output, overwrite)
-    scan = read_scan(file, slices, echo, mask_name, voxel_size_mm)
+    scan = read_scan(file, slices, echo, mask_name, voxel_size_mm, n_coils)
     pipe = load_pipeline(model, device, dtype)
     with whole_folder(output, overwrite) as folder:
         [volume] = reconstruct_with_progress(pipe, [scan], settings)
         rows = volume_table(volume)
         write_table(folder / "volumes.csv", rows)
-        write_images(folder, volume, scan.orientation)
+        write_images(folder, volume, scan.orientation, scan.affine)
         bounds_figure([volume], f"{Path(file).name}; volumes of the slice shown").savefig(folder / "figure.png")
         write_record(folder, settings, file=file, model=model, slices=list(scan.numbers), echo=echo, mask=mask_name)
     print(table_text(rows))
@@ -82,6 +84,7 @@ def read_scan(
     echo: int = 1,
     mask_name: str | None = None,
     voxel_size_mm: Sequence[float] | None = None,
+    n_coils: int | None = None,
 ) -> ScanSlices:
     """Read slices as `reconstruct_volume` takes them; arguments as for `reconstruct_file`.
 
@@ -89,10 +92,10 @@ def read_scan(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as `read_skm_tea` says, or the voxel size is not known.
+        ValueError: as `read_raw` says, or the voxel size is not known.
     """
-    known, stored_size = _contents(Path(file))
-    raw = read_skm_tea(file, slices, echo, mask_name, with_maps="maps" in known, with_target="target" in known)
+    stored_size = _stored_voxel_size(Path(file))
+    raw = read_raw(file, slices, echo, mask_name, n_coils)
     size = next((size for size in (voxel_size_mm, stored_size, raw.voxel_size_mm) if size is not None), None)
     if size is None:
         raise ValueError(
@@ -110,20 +113,21 @@ def read_scan(
         numbers=raw.slice_indices,
         voxel_size_mm=tuple(float(edge) for edge in size),
         orientation=raw.orientation,
+        affine=raw.affine,
         label=f"as stored ({acceleration:.2g}x)" if mask_name is None else _mask_label(mask_name),
     )
 
 
-def _contents(file: Path) -> tuple[set[str], tuple[float, ...] | None]:
-    """Names of the datasets of a file and its attribute `voxel_size_mm`; of one that cannot be read nothing."""
+def _stored_voxel_size(file: Path) -> tuple[float, ...] | None:
+    """The attribute `voxel_size_mm` of an HDF5 file; `None` for a file without it, or one that cannot be read."""
     import h5py
 
     try:
         with h5py.File(file, "r") as content:
             size = content.attrs.get("voxel_size_mm")
-            return set(content), None if size is None else tuple(float(edge) for edge in size)
+            return None if size is None else tuple(float(edge) for edge in size)
     except OSError:
-        return set(), None  # the reader says what is wrong
+        return None  # the reader says what is wrong
 
 
 def _mask_label(mask_name: str) -> str:

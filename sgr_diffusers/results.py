@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from .evaluation.report import BoundPanels, Panel, PanelRow, bound_row, draw_rows, format_table, joint_window
 from .reconstruct import VolumeReconstruction
@@ -90,18 +91,26 @@ def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "
     return draw_rows(rows, title)
 
 
-def write_images(folder: Path, volume: VolumeReconstruction, orientation: Sequence[str] | None = None) -> None:
+def write_images(
+    folder: Path,
+    volume: VolumeReconstruction,
+    orientation: Sequence[str] | None = None,
+    affine: Float[np.ndarray, "4 4"] | None = None,
+) -> None:
     """Write magnitudes (float32) and labels (uint8) as NIfTI, one pair of files for each class and target.
 
     The files are `<class>_<target>_image.nii.gz` and `<class>_<target>_segmentation.nii.gz`, or for an unguided
     reconstruction `unguided_image.nii.gz` and `unguided_segmentation.nii.gz`. A segmentation holds the labels of all
-    classes in that reconstruction. Slices that were left out between others widen the spacing.
+    classes in that reconstruction. Slices that were left out between others widen the spacing. An `affine` that is
+    known says where the voxels lie in the patient; otherwise the files have their origin in the middle.
     """
     from .mri.io import write_nifti
 
     step = volume.numbers[1] - volume.numbers[0] if len(volume.numbers) > 1 else 1
     spacing = (volume.voxel_size_mm[0] * step, *volume.voxel_size_mm[1:])
-    geometry = {} if orientation is None else {"orientation": tuple(orientation)}
+    geometry: dict[str, Any] = {} if orientation is None else {"orientation": tuple(orientation)}
+    if affine is not None and np.allclose(np.linalg.norm(affine[:3, :3], axis=0), spacing, rtol=1e-3):
+        geometry["affine"] = affine  # unless the user said that voxels have another size
     for own in range(volume.magnitudes.shape[1]):
         for number, target in enumerate(volume.targets):
             stem = "unguided" if target == "none" else f"{volume.classes[own]}_{target}"

@@ -10,7 +10,6 @@ Files are indexed (x, ky, kz), here called (slice, y, x): axial slices in anatom
 columns left-right. k-space is hybrid: the slice direction is an image axis already.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import torch
 from jaxtyping import Bool, Complex64, Integer, UInt8
 from torch.utils.data import Dataset
 
+from sgr_diffusers.data.scan_files import kspace_path, labels_path, read_annotations
 from sgr_diffusers.data.transforms import center_fit, scale_to_quantile
 from sgr_diffusers.mri.operators import complex_to_channels
 
@@ -208,29 +208,19 @@ def list_scans(root: str | Path, split: str) -> list[SkmTeaScan]:
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {SPLITS}, got {split!r}.")
     root = Path(root)
-    annotations = root / "annotations" / "v1.0.0" / f"{split}.json"
-    if not annotations.exists():
-        raise FileNotFoundError(
-            f"{annotations} is missing: `root` must be a folder in the SKM-TEA layout, got {root}. "
-            "`sgr_diffusers.data.synthetic_knee` writes one."
+    return [
+        SkmTeaScan(
+            scan_id=entry["scan_id"],
+            subject_id=entry["subject_id"],
+            kspace_file=Path(kspace_path(str(root), entry["scan_id"])),
+            labels_file=Path(labels_path(str(root), entry["scan_id"])),
+            matrix_shape=entry["matrix_shape"],
+            voxel_size_mm=entry["voxel_spacing"],
+            orientation=entry["orientation"],
+            findings=entry["findings"],
         )
-    try:
-        entries = json.loads(annotations.read_text())["images"]
-        return [
-            SkmTeaScan(
-                scan_id=entry["scan_id"],
-                subject_id=entry.get("subject_id"),
-                kspace_file=root / "files_recon_calib-24" / f"{entry['scan_id']}.h5",
-                labels_file=root / "segmentation_masks" / "raw-data-track" / f"{entry['scan_id']}.nii.gz",
-                matrix_shape=tuple(int(n) for n in entry["matrix_shape"]),
-                voxel_size_mm=tuple(float(size) for size in entry["voxel_spacing"]),
-                orientation=tuple(entry["orientation"]),
-                findings=entry.get("findings"),
-            )
-            for entry in entries
-        ]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{annotations} is not a SKM-TEA annotation file ({error!r}).") from error
+        for entry in read_annotations(str(root), split)
+    ]
 
 
 class SkmTeaSlices(Dataset):

@@ -1,54 +1,93 @@
-"""Files: a SKM-TEA scan on disk enters, complex64 k-space slices leave; volumes enter, NIfTI files leave."""
+"""Files: a scan on disk, of any kind that can be read, enters; complex64 k-space slices leave. NIfTI goes out."""
 
+import dataclasses
 import json
 import os
-import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Complex, Shaped
+from jaxtyping import Bool
 from torch import Tensor
 
 from .masks import pad_mask
+from .nifti import write_nifti
+from .raw_slices import RawSlices, check_finite, open_hdf5, slice_indices
 
 if TYPE_CHECKING:
     import h5py
 
-# Direction in which an axis runs -> world axis (R, A, S) it lies on, and its sign there. "SI" runs from superior
-# to inferior.
-_DIRECTIONS = {"LR": (0, 1), "RL": (0, -1), "PA": (1, 1), "AP": (1, -1), "IS": (2, 1), "SI": (2, -1)}
+__all__ = ["RawSlices", "read_raw", "read_skm_tea", "write_nifti"]
 
 
-@dataclass(frozen=True)
-class RawSlices:
-    """Slices of one scan of the SKM-TEA raw-data track.
+def read_raw(
+    path: str | os.PathLike,
+    slices: range | slice | Iterable[int] | None = None,
+    echo: int = 1,
+    mask: int | float | str | None = None,
+    n_coils: int | None = None,
+) -> RawSlices:
+    """Read k-space of whichever kind of file: what is in it says which.
 
-    Attributes:
-        kspace: Complex64 `(slice, coil, y, x)`, in the scanner's unit. Zero where `mask` is false.
-        mask: Bool `(y, x)`, padded about the centre to the size of the k-space; true where measured. Read without
-            a mask: true where any of these slices and coils has a value other than zero.
-        coil_maps: Complex64 `(slice, coil, y, x)`, or `None` if they were not asked for.
-        target: Complex64 `(slice, y, x)`, the fully sampled image in the unit of `kspace`, or `None` if not asked for.
-        slice_indices: Index in the scan of each slice.
-        voxel_size_mm: Size (slice, y, x) in mm from the annotations beside the file, `None` without them.
-        orientation: Direction in which (slice, y, x) run, such as ("SI", "AP", "LR"), from there too.
-        scan_id: Name of the scan: the file's name without its ending.
-        n_slices: Number of slices that the scan has on disk.
+    HDF5 of the SKM-TEA raw-data track (`read_skm_tea`), of fastMRI (`fastmri.read_fastmri`), of ISMRMRD
+    (`ismrmrd_file.read_ismrmrd`) or of plain arrays, numpy's .npy and .npz, BART's .cfl and .hdr
+    (`arrays.read_arrays`). Call these for what only one of them has. Maps and target come along where a file has them.
+
+    Args:
+        path: the file.
+        slices: which slices, as a range, a slice or indices from 0; `None` for all.
+        echo: from 1, for SKM-TEA and ISMRMRD.
+        mask: acceleration or name of a stored mask, for SKM-TEA alone. `None`: k-space as it is, and measured is what
+            the file says or, where it does not, what is not zero.
+        n_coils: compress to this many virtual coils, see `compression.compress_coils`; `None` keeps the coils.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of no kind that can be read, damaged, or does not have what is asked for.
     """
+    path = Path(path)
+    kind = _kind(path)
+    if kind == "skm_tea":
+        with open_hdf5(path) as file:
+            known = set(file)
+        raw = read_skm_tea(path, slices, echo, mask, with_maps="maps" in known, with_target="target" in known)
+    elif mask is not None:
+        raise ValueError(f"`mask` {mask!r}: {path} is no SKM-TEA file and stores no masks to choose from.")
+    elif kind == "ismrmrd":
+        from .ismrmrd_file import read_ismrmrd
 
-    kspace: Complex[Tensor, "slice coil y x"]
-    mask: Bool[Tensor, "y x"]
-    coil_maps: Complex[Tensor, "slice coil y x"] | None
-    target: Complex[Tensor, "slice y x"] | None
-    slice_indices: tuple[int, ...]
-    voxel_size_mm: tuple[float, float, float] | None
-    orientation: tuple[str, str, str] | None
-    scan_id: str
-    n_slices: int
+        raw = read_ismrmrd(path, slices, echo)
+    elif echo != 1:
+        raise ValueError(f"`echo` {echo}: {path} has no echoes to choose from.")
+    elif kind == "fastmri":
+        from .fastmri import read_fastmri
+
+        raw = read_fastmri(path, slices)
+    else:
+        from .arrays import read_arrays
+
+        raw = read_arrays(path, slices=slices)
+    if n_coils is None:
+        return raw
+    from .compression import compress_coils
+
+    compressed = compress_coils(raw.kspace, n_coils, raw.coil_maps)
+    return dataclasses.replace(raw, kspace=compressed.kspace, coil_maps=compressed.coil_maps)
+
+
+def _kind(path: Path) -> str:
+    if path.suffix in (".npy", ".npz", ".cfl", ".hdr"):
+        return "arrays"
+    with open_hdf5(path) as file:
+        if "ismrmrd_header" in file:
+            return "fastmri"
+        if "dataset" in file and "xml" in file["dataset"]:
+            return "ismrmrd"
+        if "kspace" in file and getattr(file["kspace"], "ndim", 5) < 5 and "masks" not in file:
+            return "arrays"
+        return "skm_tea"  # its reader says what is missing
 
 
 def read_skm_tea(
@@ -76,24 +115,13 @@ def read_skm_tea(
         ValueError: the file is truncated or not HDF5, lacks a dataset or the mask asked for (those there are
             named), has other dimensions, holds values that are not finite, or `slices` or `echo` is outside the scan.
     """
-    import h5py
-
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"`path` {path} is not a file.")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(
-            f"`path` {path} cannot be opened as HDF5: it is truncated or of another format ({error}). "
-            "Download it again."
-        ) from error
-    with file:
+    with open_hdf5(path) as file:
         kspace_data = _dataset(file, path, "kspace", 5)
         n_slices, n_y, n_x, n_echoes, n_coils = kspace_data.shape
         if not 1 <= echo <= n_echoes:
             raise ValueError(f"`echo` must be from 1 to {n_echoes}, which {path} has, got {echo}.")
-        indices = _slice_indices(slices, n_slices, path)
+        indices = slice_indices(slices, n_slices, path)
         stored_mask = None if mask is None else _read_mask(file, path, mask, (n_y, n_x))
         selected = [(index, echo - 1) for index in indices]
         kspace = _read(kspace_data, path, [(i, slice(None), slice(None), e) for i, e in selected])
@@ -125,48 +153,6 @@ def read_skm_tea(
     )
 
 
-def write_nifti(
-    path: str | os.PathLike,
-    volume: Shaped[np.ndarray | Tensor, "a b c"],
-    voxel_size_mm: tuple[int | float, int | float, int | float],
-    orientation: tuple[str, str, str] = ("SI", "AP", "LR"),
-) -> None:
-    """Write a volume as NIfTI-1 under its name only when it is complete.
-
-    Args:
-        path: Ends in `.nii` or `.nii.gz`. A file of that name is replaced.
-        volume: uint8, float32 or complex64, `(a, b, c)` in the order of `voxel_size_mm` and `orientation`.
-        voxel_size_mm: Size of a voxel along the three axes.
-        orientation: Direction in which each axis runs: "SI" or "IS", "AP" or "PA", "LR" or "RL", each pair once.
-            The world coordinates have their origin in the middle of the volume.
-
-    Raises:
-        TypeError: `volume` has another dtype.
-        ValueError: `volume` is not 3-D, `voxel_size_mm` is not positive, or `orientation` or the ending is unknown.
-    """
-    import nibabel
-
-    path = Path(path)
-    suffix = next((ending for ending in (".nii.gz", ".nii") if path.name.endswith(ending)), None)
-    if suffix is None:
-        raise ValueError(f"`path` must end in .nii or .nii.gz, got {path.name}.")
-    array = volume.detach().cpu().resolve_conj().numpy() if isinstance(volume, Tensor) else np.asarray(volume)
-    if array.dtype not in (np.uint8, np.float32, np.complex64):
-        raise TypeError(f"`volume` must be uint8, float32 or complex64, got {array.dtype}. Convert it first.")
-    if array.ndim != 3:
-        raise ValueError(f"`volume` must have three axes, got shape {array.shape}.")
-    affine = _affine(array.shape, tuple(voxel_size_mm), tuple(orientation))
-    partial = path.with_name(f".{path.name.removesuffix(suffix)}.{uuid.uuid4().hex[:8]}{suffix}")
-    try:
-        image = nibabel.Nifti1Image(array, affine)
-        image.header.set_xyzt_units("mm")
-        nibabel.save(image, partial)
-        os.replace(partial, path)
-    except BaseException:  # an interrupt leaves nothing half-written behind either
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def _dataset(
     group: "h5py.Group", path: Path, key: str, n_axes: int, shape: tuple[int, ...] | None = None
 ) -> "h5py.Dataset":
@@ -193,31 +179,8 @@ def _read(data: "h5py.Dataset", path: Path, selections: list[tuple]) -> Tensor:
         raise ValueError(
             f"`{name}` of {path} cannot be read: the file is damaged ({error}). Download it again."
         ) from error
-    if not np.isfinite(array).all():
-        bad = [selection[0] for selection, one in zip(selections, array, strict=True) if not np.isfinite(one).all()]
-        raise ValueError(
-            f"`{name}` of {path} has values that are not finite in the slices {bad}. Leave them out by `slices`."
-        )
+    check_finite(array, name, path, [selection[0] for selection in selections])
     return torch.from_numpy(array)
-
-
-def _slice_indices(slices: range | slice | Iterable[int] | None, n_slices: int, path: Path) -> tuple[int, ...]:
-    if slices is None:
-        return tuple(range(n_slices))
-    if isinstance(slices, slice):
-        bounds = [bound for bound in (slices.start, slices.stop) if bound is not None]
-        if any(not 0 <= bound <= n_slices for bound in bounds):
-            raise ValueError(f"`slices` must lie within the {n_slices} slices of {path}, got {slices}.")
-        slices = range(n_slices)[slices]
-    indices = tuple(int(index) for index in slices)
-    outside = [index for index in indices if not 0 <= index < n_slices]
-    if outside:
-        raise ValueError(
-            f"`slices` must be from 0 to {n_slices - 1}, the slices of {path}, got {outside[:5]} among them."
-        )
-    if not indices:
-        raise ValueError(f"`slices` selects none of the {n_slices} slices of {path}.")
-    return indices
 
 
 def _read_mask(
@@ -247,24 +210,3 @@ def _read_annotation(path: Path) -> tuple[tuple[float, float, float] | None, tup
                 f"{annotations} is not a SKM-TEA annotation file ({error!r}). Repair or remove it."
             ) from error
     return None, None
-
-
-def _affine(shape: tuple[int, ...], voxel_size_mm: tuple[float, ...], orientation: tuple[str, ...]) -> np.ndarray:
-    """Voxel indices to mm in the world axes of NIfTI: right, anterior, superior."""
-    if len(voxel_size_mm) != 3 or not all(size > 0 for size in voxel_size_mm):
-        raise ValueError(f"`voxel_size_mm` must be three positive lengths, got {voxel_size_mm}.")
-    if sorted("".join(sorted(direction)) for direction in orientation) != ["AP", "IS", "LR"]:
-        raise ValueError(
-            "`orientation` must hold one each of SI or IS, AP or PA, LR or RL, such as ('SI', 'AP', 'LR'), "
-            f"got {orientation}."
-        )
-    affine = np.zeros((4, 4))
-    affine[3, 3] = 1
-    for axis, (direction, size) in enumerate(zip(orientation, voxel_size_mm, strict=True)):
-        world, sign = _DIRECTIONS[direction]
-        affine[world, axis] = sign * size
-        affine[world, 3] = -sign * size * (shape[axis] - 1) / 2
-    return affine
-
-
-__all__ = ["RawSlices", "read_skm_tea", "write_nifti"]

@@ -1,0 +1,106 @@
+"""A data folder in the SKM-TEA layout enters; what is there, missing or damaged, scan by scan, leaves."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgr_diffusers.data import scan_files
+from sgr_diffusers.data.scan_files import DataFault
+from sgr_diffusers.data.scan_labels import file_labels
+from sgr_diffusers.data.skm_tea import SPLITS
+
+__all__ = ["ScanReport", "check_folder", "report_text"]
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What was found of a scan.
+
+    Attributes:
+        split: of the annotations that list it.
+        scan_id: its name.
+        matrix_shape: (slice, y, x) of the annotations.
+        n_coils: receive coils; `None` if the k-space file cannot be read.
+        n_echoes: echoes; `None` if the k-space file cannot be read.
+        masks: names of the stored masks.
+        n_bytes: size of its files.
+        n_labelled: slices that show a tissue class; `None` if the segmentation was not read.
+        faults: what is missing or damaged; empty if the scan can be used.
+    """
+
+    split: str
+    scan_id: str
+    matrix_shape: tuple[int, int, int]
+    n_coils: int | None
+    n_echoes: int | None
+    masks: tuple[str, ...]
+    n_bytes: int
+    n_labelled: int | None
+    faults: tuple[str, ...]
+
+
+def check_folder(root: str | os.PathLike, read_arrays: bool = False) -> Iterator[ScanReport]:
+    """Look at every scan that the annotations list: k-space file, masks, segmentation.
+
+    Args:
+        root: folder in the SKM-TEA layout.
+        read_arrays: also read all slices of k-space (first echo), maps and target, to find what is not finite or
+            cannot be read; takes as long as reading the whole data set.
+
+    Raises:
+        FileNotFoundError: there are no annotations.
+    """
+    root = str(Path(root).absolute())
+    splits = [split for split in SPLITS if Path(root, "annotations/v1.0.0", f"{split}.json").exists()]
+    for split in splits or SPLITS[:1]:  # without any, the error says what is missing
+        for entry in scan_files.read_annotations(root, split):
+            yield _check_scan(root, split, entry["scan_id"], entry["matrix_shape"], read_arrays)
+    scan_files.close_files()
+
+
+def _check_scan(root: str, split: str, scan_id: str, shape: tuple[int, int, int], read_arrays: bool) -> ScanReport:
+    path, labels = scan_files.kspace_path(root, scan_id), scan_files.labels_path(root, scan_id)
+    faults, masks, n_coils, n_echoes, n_labelled = [], (), None, None, None
+    try:
+        scan_files.check_kspace_file(scan_id, path, shape, echo=1, acceleration=None)
+        n_echoes, n_coils, masks = scan_files.contents(scan_id, path)
+        if not masks:
+            faults.append(f"{path}: holds no masks")
+        for name in masks:
+            try:
+                scan_files.read_mask(scan_id, path, name)
+            except DataFault as fault:
+                faults.append(f"{fault.file}: {fault.reason}")
+        for number in range(shape[0]) if read_arrays else ():
+            try:
+                scan_files.read_kspace(scan_id, path, number, 1)
+                scan_files.read_coil_maps(scan_id, path, number)
+                scan_files.read_target(scan_id, path, number, 1)
+            except DataFault as fault:
+                faults.append(f"{fault.file}: {fault.reason}")
+    except DataFault as fault:
+        faults.append(f"{fault.file}: {fault.reason}")
+    try:
+        n_labelled = int(file_labels(scan_id, labels, shape).counts[:, 1:].any(axis=1).sum())
+    except DataFault as fault:
+        faults.append(f"{fault.file}: {fault.reason}")
+    n_bytes = sum(os.path.getsize(file) for file in (path, labels) if os.path.exists(file))
+    return ScanReport(split, scan_id, shape, n_coils, n_echoes, masks, n_bytes, n_labelled, tuple(faults))
+
+
+def report_text(reports: Iterable[ScanReport]) -> Iterator[str]:
+    """Lines of a table, as the scans are looked at, and a summary at the end."""
+    yield f"{'split':6} {'scan':14} {'matrix':14} {'coils':>5} {'echoes':>6} {'MB':>8} {'labelled':>8}  masks"
+    n_scans = n_bad = n_bytes = 0
+    for one in reports:
+        n_scans, n_bad, n_bytes = n_scans + 1, n_bad + bool(one.faults), n_bytes + one.n_bytes
+        matrix = "x".join(map(str, one.matrix_shape))
+        known = ["-" if value is None else value for value in (one.n_coils, one.n_echoes, one.n_labelled)]
+        masks = " ".join(name.removeprefix("poisson_") for name in one.masks) or "-"
+        yield (
+            f"{one.split:6} {one.scan_id:14} {matrix:14} {known[0]:>5} {known[1]:>6} {one.n_bytes / 1e6:8.1f} "
+            f"{known[2]:>8}  {masks}"
+        )
+        yield from (f"       {fault}" for fault in one.faults)
+    yield f"{n_scans} scans, {n_bytes / 1e9:.2f} GB; {n_scans - n_bad} can be used, {n_bad} cannot"

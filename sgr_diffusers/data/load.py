@@ -1,0 +1,155 @@
+"""A data folder, URL or Hub repository enters; a `datasets.Dataset` of its slices, read on access, leaves."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sgr_diffusers.data.selection import SliceSelection, parse_selection
+from sgr_diffusers.data.skm_tea import SPLITS
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["load_skmtea", "resolve_root"]
+
+_CLASSES = {"merged": "labels", "file": "file_labels", None: None}
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_skmtea(
+    data_dir_or_repo: str | os.PathLike,
+    split: str,
+    echo: int = 1,
+    acceleration: float | int | None = None,
+    slices: SliceSelection | str | int | slice | range | None = None,
+    classes: str | None = "merged",
+    streaming: bool = False,
+    num_proc: int | None = None,
+    strict: bool = True,
+    check_content: bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> "datasets.Dataset | datasets.IterableDataset":
+    """Load slices of the SKM-TEA raw-data track, or of a folder in its layout.
+
+    The index holds references alone (some 12 MB for the full data set); arrays are read when a row is. Select the
+    columns you need before iterating, since every column of a row is read:
+    `load_skmtea(...).select_columns(["target", "labels"])`.
+
+    ================= ========================= ============= ========================================================
+    column            shape                     dtype         what, and its unit
+    ================= ========================= ============= ========================================================
+    ``kspace``        ``(coil, ky, kz)``        complex64     scanner's unit; zero where `mask` is false
+    ``coil_maps``     ``(coil, ky, kz)``        complex64     coil sensitivities, no unit
+    ``target``        ``(ky, kz)``              complex64     fully sampled image, scanner's unit
+    ``mask``          ``(ky, kz)``              bool          true where measured, padded about the centre
+    ``labels``        ``(ky, kz)``              uint8         0 background, then see `classes`
+    ``scan_id``                                 str           for example "MTR_005"
+    ``subject_id``                              str           a subject may have several scans
+    ``slice``                                   int           along the first axis of the files, from 0
+    ``acceleration``                            float         of the stored mask; 1 where none was applied
+    ``voxel_size_mm`` 3                         float         (slice, ky, kz), mm
+    ``orientation``   3                         str           directions of these axes, for example SI, AP, LR
+    ``echo``                                    int           1 or 2
+    ================= ========================= ============= ========================================================
+
+    Without a format the arrays come in numpy; with `with_format("torch")` and `with_format("numpy")` all integers
+    become int64, as `datasets` has it. A `DataLoader` makes tensors of numpy arrays by itself and spares the copy that
+    the torch format of `datasets` makes of each. `map` and `filter` need `input_columns`, so that no array is written
+    to Arrow, which has no complex numbers.
+
+    Args:
+        data_dir_or_repo: a folder in the SKM-TEA layout; a URL of one, such as `hf://datasets/org/name`; or a dataset
+            repository on the Hub: one that holds tarballs, such as `arjundd/skm-tea-mini`, is fetched and unpacked.
+        split: "train", "val" or "test"; without `streaming` also parts and sums, as in "train[:100]+val".
+        echo: 1 or 2; the paper uses 1.
+        acceleration: of the stored mask to undersample by, for example 8; it counts the acquired grid, not the padded
+            one. `None`: k-space as it is stored, measured where it is not zero.
+        slices: `None` for all; "paper" for the paper's protocol (of all slices with at least 82 foreground pixels,
+            counted through all scans of the split, every 8th: 869 test slices); n for every n-th of each scan; a slice
+            or range; or a `SliceSelection`, for classes and least foreground. What looks at labels reads them first.
+        classes: "merged" for labels of the four classes of `CLASS_NAMES`, "file" for the six labels of the file,
+            `None` for no column `labels`, as where there are no segmentations.
+        streaming: return an `IterableDataset`, one shard a scan, and look at a scan only when its turn comes.
+        num_proc: processes that make the index, at most one a scan.
+        strict: `False` leaves out scans and slices that cannot be used, and ends with a `SkippedDataWarning` that
+            counts and names them.
+        check_content: read all arrays of each slice when the index is made, to find values that are not finite and
+            labels that cannot be. Otherwise these are found on access. `None`: only where `strict` is false.
+        cache_dir: folder of the index; `None` for that of `datasets`. An index is used again as long as annotations,
+            files and arguments are the same.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it has no annotations.
+        ValueError: an argument is out of range, or a scan cannot be used; scan and file are named.
+    """
+    names = re.findall(r"(?:^|\+)\s*([^\[+\s]+)\s*(?:\[[^\]]*\])?\s*(?=\+|$)", split)
+    if not names or any(name not in SPLITS for name in names):
+        raise ValueError(f"`split` must be made of {SPLITS}, as in 'train' or 'train[:100]+val', got {split!r}.")
+    if echo not in (1, 2):
+        raise ValueError(f"`echo` must be 1 or 2, got {echo}.")
+    if acceleration is not None and not acceleration >= 1:
+        raise ValueError(f"`acceleration` must be at least 1, or `None` for k-space as it is, got {acceleration}.")
+    if classes not in _CLASSES:
+        raise ValueError(f"`classes` must be one of {list(_CLASSES)}, got {classes!r}.")
+    selection = parse_selection(slices)
+    root = resolve_root(data_dir_or_repo, streaming)
+
+    from sgr_diffusers.data.skm_tea_builder import SkmTeaBuilder, fingerprint, skipped_of, warn_of_skipped
+
+    splits = tuple(dict.fromkeys(names))
+    builder = SkmTeaBuilder(
+        cache_dir=None if cache_dir is None else str(cache_dir),
+        dataset_name="skm_tea",
+        root=root,
+        splits=splits,
+        echo=echo,
+        acceleration=None if acceleration is None else float(acceleration),
+        selection=selection,
+        labels=_CLASSES[classes],
+        strict=strict,
+        check_content=not strict if check_content is None else check_content,
+        streaming=streaming,
+        fingerprint="" if streaming else fingerprint(root, splits),
+    )
+    if streaming:
+        return builder.as_streaming_dataset(split=split)
+    builder.download_and_prepare(num_proc=num_proc)
+    warn_of_skipped(skipped_of(builder))
+    if not any(part.num_examples for part in builder.info.splits.values()):
+        from datasets import Dataset
+
+        return Dataset.from_dict({name: [] for name in builder.info.features}, features=builder.info.features)
+    return builder.as_dataset(split=split)
+
+
+def resolve_root(data_dir_or_repo: str | os.PathLike, streaming: bool = False) -> str:
+    """Folder or URL that holds `annotations/`, for what a user may call a data set. May fetch and unpack tarballs.
+
+    Raises:
+        FileNotFoundError: it is neither a folder, nor a URL, nor the name of a repository.
+        ValueError: tarballs are to be streamed.
+    """
+    text = os.fspath(data_dir_or_repo)
+    if "://" in text:
+        return text
+    if os.path.isdir(text):
+        return str(Path(text).absolute())
+    if not _REPOSITORY.fullmatch(text):
+        raise FileNotFoundError(
+            f"`data_dir_or_repo` {text} is neither a folder nor the name of a repository such as org/name."
+        )
+    from sgr_diffusers.data.mini_set import default_folder, fetch_mini, find_tarballs
+
+    folder = default_folder(text)
+    if (folder / "annotations").is_dir():  # written last: all is there
+        return str(folder)
+    from huggingface_hub import HfApi
+
+    if not find_tarballs([one.rfilename for one in HfApi().dataset_info(text).siblings or []]):
+        return f"hf://datasets/{text}"
+    if streaming:
+        raise ValueError(
+            f"`streaming`: {text} holds tarballs, which cannot be read in parts. Load it without `streaming`."
+        )
+    return str(fetch_mini(folder, text))

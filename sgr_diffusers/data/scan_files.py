@@ -1,0 +1,304 @@
+"""Where a scan of the SKM-TEA raw-data track lies enters (a folder or a URL); single slices of its arrays leave.
+
+Nothing is kept but open handles and padded masks, so that random access needs little memory. Every error is a
+`DataFault`, which names the scan and the file.
+"""
+
+import json
+import os
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Complex64
+
+from sgr_diffusers.mri.masks import pad_mask
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = [
+    "DataFault",
+    "check_kspace_file",
+    "close_files",
+    "contents",
+    "file_state",
+    "join",
+    "kspace_path",
+    "labels_path",
+    "matrix_shape",
+    "open_bytes",
+    "read_annotations",
+    "read_coil_maps",
+    "read_kspace",
+    "read_mask",
+    "read_target",
+]
+
+_KEYS = {"kspace": "(slice, y, x, echo, coil)", "maps": "(slice, y, x, coil, 1)", "target": "(slice, y, x, echo, 1)"}
+
+
+class DataFault(ValueError):
+    """Something is wrong with the files of a scan.
+
+    Attributes:
+        scan_id: name of the scan.
+        file: path or URL of the file.
+        reason: what is wrong, and the way out.
+    """
+
+    def __init__(self, scan_id: str, file: str, reason: str) -> None:
+        """The message holds all three."""
+        super().__init__(f"scan {scan_id}, {file}: {reason}")
+        self.scan_id, self.file, self.reason = scan_id, file, reason
+
+    def __reduce__(self) -> tuple:
+        """Worker processes send it to their parent."""
+        return DataFault, (self.scan_id, self.file, self.reason)
+
+
+def join(root: str, *parts: str) -> str:
+    """Path below a folder or a URL."""
+    return "/".join([root.rstrip("/"), *parts])
+
+
+def kspace_path(root: str, scan_id: str) -> str:
+    """HDF5 file of a scan."""
+    return join(root, "files_recon_calib-24", f"{scan_id}.h5")
+
+
+def labels_path(root: str, scan_id: str) -> str:
+    """NIfTI file of a scan's segmentation."""
+    return join(root, "segmentation_masks", "raw-data-track", f"{scan_id}.nii.gz")
+
+
+def read_annotations(root: str, split: str) -> list[dict[str, Any]]:
+    """Entries of the annotation file of a split, each checked for what is used of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be understood.
+    """
+    path = join(root, "annotations", "v1.0.0", f"{split}.json")
+    try:
+        with open_bytes(path) as file:
+            text = file.read()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing: `root` must be a folder in the SKM-TEA layout, got {root}. `sgr data fetch-mini` "
+            "fetches four scans, `sgr synthesize` writes synthetic ones."
+        ) from None
+    try:
+        entries = []
+        for entry in json.loads(text)["images"]:
+            shape = tuple(int(n) for n in entry["matrix_shape"])
+            spacing = tuple(float(size) for size in entry["voxel_spacing"])
+            orientation = tuple(str(direction) for direction in entry["orientation"])
+            if {len(shape), len(spacing), len(orientation)} != {3}:
+                raise ValueError(f"scan {entry['scan_id']}: three axes expected")
+            known = {"scan_id": str(entry["scan_id"]), "subject_id": entry.get("subject_id")}
+            known |= {"matrix_shape": shape, "voxel_spacing": spacing, "orientation": orientation}
+            entries.append({**known, "findings": entry.get("findings")})
+        return entries
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a SKM-TEA annotation file ({error!r}).") from error
+
+
+def open_bytes(path: str) -> Any:
+    """File to read bytes from, local or behind a URL."""
+    if "://" not in path:
+        return open(path, "rb")
+    import fsspec
+
+    return fsspec.open(path, "rb").open()
+
+
+def file_state(path: str) -> tuple[int, ...]:
+    """What changes when a local file does; nothing for a URL.
+
+    Raises:
+        FileNotFoundError: there is no such local file.
+    """
+    if "://" in path:
+        return ()
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns, state.st_ino
+
+
+# -- k-space files -----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def _open_in_process(path: str, state: tuple[int, ...], process_id: int) -> "h5py.File":
+    import h5py
+
+    if "://" not in path:
+        return h5py.File(path, "r")
+    return h5py.File(open_bytes(path), "r")
+
+
+def _open(scan_id: str, path: str) -> "h5py.File":
+    """A handle of this process alone (HDF5 handles do not survive a fork), and of the file as it is now."""
+    try:
+        return _open_in_process(path, file_state(path), os.getpid())
+    except FileNotFoundError:
+        raise DataFault(scan_id, path, "the file is missing. Fetch it, or take the scan out of the split.") from None
+    except OSError as error:
+        raise DataFault(
+            scan_id, path, f"not a readable HDF5 file, truncated or of another format ({error}). Fetch it again."
+        ) from error
+
+
+def close_files() -> None:
+    """Let go of all open files and of what is remembered of them."""
+    _open_in_process.cache_clear()
+    _padded_mask.cache_clear()
+
+
+def _dataset(scan_id: str, path: str, key: str) -> "h5py.Dataset":
+    file = _open(scan_id, path)
+    data = file.get(key)
+    if data is None or not hasattr(data, "shape"):
+        raise DataFault(scan_id, path, f"holds no dataset `{key}`, only {sorted(file)}: not a SKM-TEA raw-data file.")
+    return data
+
+
+def matrix_shape(scan_id: str, path: str) -> tuple[int, int, int]:
+    """(slice, y, x) of a scan as its k-space file has it."""
+    return _dataset(scan_id, path, "kspace").shape[:3]
+
+
+def contents(scan_id: str, path: str) -> tuple[int, int, tuple[str, ...]]:
+    """Numbers of echoes and coils, and the names of the stored masks by increasing acceleration."""
+    n_echoes, n_coils = _dataset(scan_id, path, "kspace").shape[3:]
+    masks = _open(scan_id, path).get("masks", {})
+    return n_echoes, n_coils, tuple(sorted(masks, key=lambda name: (len(name), name)))
+
+
+def check_kspace_file(
+    scan_id: str, path: str, matrix_shape: tuple[int, int, int], echo: int, acceleration: float | int | None
+) -> None:
+    """Compare the structure of a k-space file with its annotation, without reading its arrays.
+
+    Raises:
+        DataFault: the file cannot be opened, lacks a dataset, the echo or the mask, or has another shape or dtype.
+    """
+    shapes = {key: _dataset(scan_id, path, key).shape for key in _KEYS}
+    for key, axes in _KEYS.items():
+        if len(shapes[key]) != 5 or shapes[key][:3] != tuple(matrix_shape):
+            raise DataFault(
+                scan_id,
+                path,
+                f"`{key}` must be {axes} with the matrix {tuple(matrix_shape)} of the annotations, got shape "
+                f"{shapes[key]}. Correct the annotation or fetch the file again.",
+            )
+        dtype = _dataset(scan_id, path, key).dtype
+        if dtype.kind != "c":
+            raise DataFault(scan_id, path, f"`{key}` must be complex, got {dtype}.")
+    n_echoes, n_coils = shapes["kspace"][3:]
+    for key, expected in (("maps", (n_coils, 1)), ("target", (n_echoes, 1))):
+        if shapes[key][3:] != expected:
+            raise DataFault(scan_id, path, f"`{key}` must end in the axes {expected}, got shape {shapes[key]}.")
+    if echo > n_echoes:
+        raise DataFault(scan_id, path, f"`echo` {echo} was asked for, but the file has echoes 1..{n_echoes}.")
+    if acceleration is not None:
+        read_mask(scan_id, path, acceleration)
+
+
+_own = threading.local()
+
+
+def _scratch(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory of this thread to read into, which is neither allocated nor cleared anew for each slice."""
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    if getattr(_own, "buffer", None) is None or _own.buffer.nbytes < n_bytes:
+        _own.buffer = np.empty(n_bytes, np.uint8)
+    return _own.buffer[:n_bytes].view(dtype).reshape(shape)
+
+
+def _read(scan_id: str, path: str, key: str, index: int, echo: int | None) -> np.ndarray:
+    """One slice `(y, x, rest)` of one echo; to be copied before the next is read."""
+    data = _dataset(scan_id, path, key)
+    try:
+        if echo is None:
+            block = _scratch(data.shape[1:], data.dtype)
+            data.read_direct(block, np.s_[index])
+            return block
+        if data.chunks is None or data.chunks[3] >= data.shape[3]:  # echoes side by side: faster as a whole
+            block = _scratch(data.shape[1:], data.dtype)
+            data.read_direct(block, np.s_[index])
+            return block[:, :, echo - 1]
+        block = _scratch((*data.shape[1:3], data.shape[4]), data.dtype)
+        data.read_direct(block, np.s_[index, :, :, echo - 1])
+        return block
+    except (OSError, IndexError, ValueError, TypeError) as error:
+        raise DataFault(
+            scan_id, path, f"slice {index} of `{key}` cannot be read ({error}). Fetch the file again."
+        ) from error
+
+
+def _finite(array: np.ndarray, scan_id: str, path: str, key: str, index: int) -> np.ndarray:
+    """The array, if all of it is finite. An inner product shows that in a fraction of the time."""
+    flat = array.reshape(-1).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(np.dot(flat, flat))
+    if not finite and not np.isfinite(array).all():  # squares may overflow
+        raise DataFault(
+            scan_id, path, f"slice {index} of `{key}` has values that are not finite. Leave the slice out."
+        )
+    return array
+
+
+def read_kspace(
+    scan_id: str, path: str, index: int, echo: int, mask: Bool[np.ndarray, "y x"] | None = None
+) -> Complex64[np.ndarray, "coil y x"]:
+    """k-space of a slice in the scanner's unit, coils first; zero where `mask` is false."""
+    kspace = np.moveaxis(_read(scan_id, path, "kspace", index, echo), -1, 0)
+    if mask is None:
+        measured = np.array(kspace, np.complex64, order="C")
+    else:
+        measured = np.zeros(kspace.shape, np.complex64)
+        np.copyto(measured, kspace, where=mask)
+    return _finite(measured, scan_id, path, "kspace", index)
+
+
+def read_coil_maps(scan_id: str, path: str, index: int) -> Complex64[np.ndarray, "coil y x"]:
+    """Coil sensitivity maps of a slice, without unit."""
+    maps = np.moveaxis(_read(scan_id, path, "maps", index, None)[..., 0], -1, 0)
+    return _finite(np.array(maps, np.complex64, order="C"), scan_id, path, "maps", index)
+
+
+def read_target(scan_id: str, path: str, index: int, echo: int) -> Complex64[np.ndarray, "y x"]:
+    """Fully sampled, coil-combined image of a slice in the scanner's unit."""
+    target = np.array(_read(scan_id, path, "target", index, echo)[..., 0], np.complex64, order="C")
+    return _finite(target, scan_id, path, "target", index)
+
+
+def read_mask(scan_id: str, path: str, acceleration: float | int | str) -> Bool[np.ndarray, "y x"]:
+    """Stored sampling mask, zero-padded about the centre to the matrix of k-space; true where measured.
+
+    Args:
+        scan_id: name of the scan, for messages.
+        path: HDF5 file, or URL.
+        acceleration: of the mask, or its name.
+
+    Raises:
+        DataFault: there is no mask of this acceleration, or it does not fit.
+    """
+    _open(scan_id, path)  # says what is wrong with the file itself
+    name = acceleration if isinstance(acceleration, str) else f"poisson_{float(acceleration):.1f}x"
+    return _padded_mask(scan_id, path, file_state(path), name)
+
+
+@lru_cache(maxsize=64)
+def _padded_mask(scan_id: str, path: str, state: tuple[int, ...], name: str) -> np.ndarray:
+    stored = _open(scan_id, path).get("masks", {})
+    if name not in stored:
+        raise DataFault(scan_id, path, f"has no masks/{name}, only {sorted(stored)}. Pass another `acceleration`.")
+    try:
+        mask = pad_mask(stored[name][()], _dataset(scan_id, path, "kspace").shape[1:3])
+    except (ValueError, OSError) as error:
+        raise DataFault(scan_id, path, f"masks/{name} cannot be used: {error}") from error
+    mask.flags.writeable = False
+    return mask

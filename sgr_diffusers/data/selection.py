@@ -1,0 +1,100 @@
+"""The number of slices of a scan and its label counts enter; the numbers of the slices to load leave."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Integer
+
+from sgr_diffusers.data.skm_tea import CLASS_NAMES, FILE_LABEL_TO_CLASS
+
+__all__ = ["PAPER", "SliceSelection", "parse_selection"]
+
+
+@dataclass(frozen=True)
+class SliceSelection:
+    """Which slices of a scan to load. All conditions hold together; `every` counts what they leave.
+
+    Attributes:
+        every: 1 for each slice, n for the first and each n-th after it.
+        start: First slice, from 0; negative numbers count from the end, as in Python.
+        stop: First slice no more; `None`: to the end.
+        has_class: Names out of `CLASS_NAMES`: only slices that show at least one of them.
+        min_foreground: Only slices with at least this many pixels of any tissue.
+        pooled: Count `every` through all scans of the split as if they were one, rather than from anew in each scan.
+    """
+
+    every: int = 1
+    start: int = 0
+    stop: int | None = None
+    has_class: tuple[str, ...] = ()
+    min_foreground: int = 0
+    pooled: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.every < 1:
+            raise ValueError(f"`every` must be at least 1, got {self.every}.")
+        if self.min_foreground < 0:
+            raise ValueError(f"`min_foreground` must be a number of pixels from 0, got {self.min_foreground}.")
+        unknown = [name for name in self.has_class if name not in CLASS_NAMES]
+        if unknown:
+            raise ValueError(f"`has_class` must hold names out of {CLASS_NAMES}, got {unknown}.")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether segmentations have to be read to select."""
+        return bool(self.has_class) or self.min_foreground > 0
+
+    def candidates(
+        self, n_slices: int, counts: Integer[np.ndarray, "slice 7"] | None = None
+    ) -> Integer[np.ndarray, " chosen"]:
+        """Slices that meet the conditions, before `every`.
+
+        Args:
+            n_slices: of the scan.
+            counts: pixels of each file label in each slice; needed if `needs_labels`.
+        """
+        meets = np.zeros(n_slices, dtype=bool)
+        meets[self.start : self.stop] = True
+        if self.needs_labels:
+            meets &= self._labels_suffice(counts)
+        return np.flatnonzero(meets)
+
+    def _labels_suffice(self, counts: Integer[np.ndarray, "slice 7"]) -> Bool[np.ndarray, " slice"]:
+        enough = counts[:, 1:].sum(axis=1) >= self.min_foreground
+        if self.has_class:
+            wanted = {CLASS_NAMES.index(name) + 1 for name in self.has_class}
+            labels = [label for label, merged in FILE_LABEL_TO_CLASS.items() if merged in wanted]
+            enough &= counts[:, labels].any(axis=1)
+        return enough
+
+
+# 869 slices of SKM-TEA's test split, as in the paper (METHOD.md, section 4).
+PAPER = SliceSelection(every=8, min_foreground=82, pooled=True)
+_NAMED = {"all": SliceSelection(), "paper": PAPER}
+
+
+def parse_selection(slices: SliceSelection | str | int | slice | range | None) -> SliceSelection:
+    """The selection that an argument `slices` stands for.
+
+    Args:
+        slices: `None` or "all"; "paper" for the paper's protocol; a number n for every n-th slice of each scan; a
+            `slice` or `range`; or a `SliceSelection`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(slices, SliceSelection):
+        return slices
+    if slices is None:
+        return SliceSelection()
+    if isinstance(slices, str) and slices in _NAMED:
+        return _NAMED[slices]
+    if isinstance(slices, int) and not isinstance(slices, bool) and slices > 0:
+        return SliceSelection(every=slices)
+    if isinstance(slices, slice | range) and (slices.step or 1) > 0:
+        return SliceSelection(every=slices.step or 1, start=slices.start or 0, stop=slices.stop)
+    raise ValueError(
+        f"`slices` must be one of {sorted(_NAMED)}, n for every n-th slice, a slice or range that goes up, or a "
+        f"`SliceSelection`, got {slices!r}."
+    )

@@ -1,0 +1,59 @@
+"""Images of slices enter; an ISMRMRD file of images, as reconstruction pipelines exchange them, leaves."""
+
+import os
+import warnings
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from .patient_axes import LPS_TO_RAS, patient_affine
+
+__all__ = ["write_ismrmrd_images"]
+
+
+def write_ismrmrd_images(
+    path: str | os.PathLike,
+    images: Shaped[np.ndarray | Tensor, "slice y x"],
+    voxel_size_mm: tuple[float | int, float | int, float | int],
+    affine: Float[np.ndarray, "4 4"] | None = None,
+    series: str = "image_0",
+    group: str = "dataset",
+) -> None:
+    """Append images to an ISMRMRD file, one for each slice: columns along the readout, rows along the phase encoding.
+
+    Args:
+        path: file to make, or to append to.
+        images: complex64, float32 or uint16.
+        voxel_size_mm: (slice, y, x).
+        affine: as `RawSlices.affine`; `None` writes the axes of the scanner, with the origin in the middle.
+        series: name of the group of images.
+        group: HDF5 group of the scan.
+
+    Raises:
+        TypeError: the images have another dtype.
+        ValueError: `voxel_size_mm` is not positive.
+    """
+    array = images.detach().cpu().resolve_conj().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if array.dtype not in (np.complex64, np.float32, np.uint16):
+        raise TypeError(f"`images` must be complex64, float32 or uint16, got {array.dtype}. Convert them first.")
+    if not all(size > 0 for size in voxel_size_mm):
+        raise ValueError(f"`voxel_size_mm` must be three positive lengths, got {voxel_size_mm}.")
+    with warnings.catch_warnings():
+        import ismrmrd
+    n_slices, n_y, n_x = array.shape
+    if affine is None:
+        affine = patient_affine(
+            tuple(np.eye(3)[::-1]), tuple(voxel_size_mm), np.zeros(3), ((n_slices - 1) / 2, n_y // 2, n_x // 2)
+        )
+    axes = [LPS_TO_RAS @ affine[:3, column] / np.linalg.norm(affine[:3, column]) for column in range(3)]
+    kinds = {"c": ismrmrd.IMTYPE_COMPLEX, "f": ismrmrd.IMTYPE_MAGNITUDE, "u": ismrmrd.IMTYPE_MAGNITUDE}
+    with ismrmrd.Dataset(str(path), group) as dataset:
+        for number, one in enumerate(array):
+            image = ismrmrd.Image.from_array(np.ascontiguousarray(one), transpose=False)
+            centre = LPS_TO_RAS @ (affine @ [number, n_y // 2, n_x // 2, 1])[:3]
+            image.field_of_view[:] = (n_x * voxel_size_mm[2], n_y * voxel_size_mm[1], voxel_size_mm[0])
+            image.position[:], image.slice_dir[:] = centre, axes[0]
+            image.phase_dir[:], image.read_dir[:] = axes[1], axes[2]
+            image.slice, image.image_index, image.image_type = number, number + 1, kinds[one.dtype.kind]
+            dataset.append_image(series, image)

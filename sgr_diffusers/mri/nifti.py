@@ -1,0 +1,94 @@
+"""A volume, its voxel size and how it lies in the patient enter; a NIfTI file leaves."""
+
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+__all__ = ["write_nifti"]
+
+# Direction in which an axis runs -> world axis (R, A, S) it lies on, and its sign there. "SI" runs from superior
+# to inferior.
+_DIRECTIONS = {"LR": (0, 1), "RL": (0, -1), "PA": (1, 1), "AP": (1, -1), "IS": (2, 1), "SI": (2, -1)}
+
+
+def write_nifti(
+    path: str | os.PathLike,
+    volume: Shaped[np.ndarray | Tensor, "a b c"],
+    voxel_size_mm: tuple[int | float, int | float, int | float],
+    orientation: tuple[str, str, str] = ("SI", "AP", "LR"),
+    affine: Float[np.ndarray, "4 4"] | None = None,
+) -> None:
+    """Write a volume as NIfTI-1 under its name only when it is complete.
+
+    Args:
+        path: Ends in `.nii` or `.nii.gz`. A file of that name is replaced.
+        volume: uint8, float32 or complex64, `(a, b, c)` in the order of `voxel_size_mm` and `orientation`.
+        voxel_size_mm: Size of a voxel along the three axes.
+        orientation: Direction in which each axis runs: "SI" or "IS", "AP" or "PA", "LR" or "RL", each pair once.
+            The world coordinates have their origin in the middle of the volume.
+        affine: From places in the volume to mm in the world axes right, anterior, superior, where it is known: it
+            takes the place of `orientation`. Its columns must be as long as `voxel_size_mm` says.
+
+    Raises:
+        TypeError: `volume` has another dtype.
+        ValueError: `volume` is not 3-D, `voxel_size_mm` is not positive, or `orientation` or the ending is unknown, or
+            `affine` and `voxel_size_mm` contradict each other.
+    """
+    import nibabel
+
+    path = Path(path)
+    suffix = next((ending for ending in (".nii.gz", ".nii") if path.name.endswith(ending)), None)
+    if suffix is None:
+        raise ValueError(f"`path` must end in .nii or .nii.gz, got {path.name}.")
+    array = volume.detach().cpu().resolve_conj().numpy() if isinstance(volume, Tensor) else np.asarray(volume)
+    if array.dtype not in (np.uint8, np.float32, np.complex64):
+        raise TypeError(f"`volume` must be uint8, float32 or complex64, got {array.dtype}. Convert it first.")
+    if array.ndim != 3:
+        raise ValueError(f"`volume` must have three axes, got shape {array.shape}.")
+    affine = _affine(array.shape, tuple(voxel_size_mm), tuple(orientation), affine)
+    partial = path.with_name(f".{path.name.removesuffix(suffix)}.{uuid.uuid4().hex[:8]}{suffix}")
+    try:
+        image = nibabel.Nifti1Image(array, affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, code="scanner")
+        image.set_qform(affine, code="scanner")
+        nibabel.save(image, partial)
+        os.replace(partial, path)
+    except BaseException:  # an interrupt leaves nothing half-written behind either
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _affine(
+    shape: tuple[int, ...],
+    voxel_size_mm: tuple[float, ...],
+    orientation: tuple[str, ...],
+    known: np.ndarray | None,
+) -> np.ndarray:
+    """Voxel indices to mm in the world axes of NIfTI: right, anterior, superior."""
+    if len(voxel_size_mm) != 3 or not all(size > 0 for size in voxel_size_mm):
+        raise ValueError(f"`voxel_size_mm` must be three positive lengths, got {voxel_size_mm}.")
+    if sorted("".join(sorted(direction)) for direction in orientation) != ["AP", "IS", "LR"]:
+        raise ValueError(
+            "`orientation` must hold one each of SI or IS, AP or PA, LR or RL, such as ('SI', 'AP', 'LR'), "
+            f"got {orientation}."
+        )
+    if known is not None:
+        lengths = np.linalg.norm(known[:3, :3], axis=0)
+        if not np.allclose(lengths, voxel_size_mm, rtol=1e-3):
+            raise ValueError(
+                f"`affine` has columns of {lengths.tolist()} mm, but `voxel_size_mm` is {voxel_size_mm}. "
+                "Pass one that fits, or `affine=None`."
+            )
+        return np.asarray(known, dtype=float)
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, (direction, size) in enumerate(zip(orientation, voxel_size_mm, strict=True)):
+        world, sign = _DIRECTIONS[direction]
+        affine[world, axis] = sign * size
+        affine[world, 3] = -sign * size * (shape[axis] - 1) / 2
+    return affine

@@ -1,0 +1,338 @@
+"""`load_skmtea` on a tiny data set: what rows hold, in every manner in which `datasets` can be used."""
+
+import json
+import shutil
+import time
+import zlib
+
+import fsspec
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+from datasets import IterableDataset, concatenate_datasets, load_from_disk
+from datasets.distributed import split_dataset_by_node
+from layout_fixture import TINY_SHAPE, write_tiny_skm_tea
+from torch.utils.data import DataLoader
+
+from sgr_diffusers.data.load import load_skmtea
+from sgr_diffusers.data.scan_files import close_files
+from sgr_diffusers.data.selection import PAPER, SliceSelection, parse_selection
+from sgr_diffusers.data.skm_tea import list_scans
+
+N_SLICES = TINY_SHAPE[0]
+
+
+@pytest.fixture
+def root(tmp_path):
+    yield write_tiny_skm_tea(tmp_path / "data")
+    close_files()
+
+
+@pytest.fixture
+def load(root, tmp_path):
+    def load(split="train", source=root, **arguments):
+        return load_skmtea(source, split, cache_dir=tmp_path / "cache", **arguments)
+
+    return load
+
+
+def test_a_row_holds_what_the_files_hold(load, root):
+    dataset = load(acceleration=4)
+    assert len(dataset) == 2 * N_SLICES
+    row = dataset[N_SLICES + 3]
+    scan = list_scans(root, "train")[1]
+    np.testing.assert_array_equal(row["mask"], scan.mask(4))
+    np.testing.assert_array_equal(row["kspace"], np.where(scan.mask(4), scan.kspace(3), 0))
+    np.testing.assert_array_equal(row["coil_maps"], scan.coil_maps(3))
+    np.testing.assert_array_equal(row["target"], scan.target(3))
+    np.testing.assert_array_equal(row["labels"], scan.labels()[3])
+    for name, dtype in {"kspace": "complex64", "coil_maps": "complex64", "mask": "bool", "labels": "uint8"}.items():
+        assert row[name].dtype == dtype
+    rest = {key: row[key] for key in ("scan_id", "subject_id", "slice", "acceleration", "echo", "orientation")}
+    assert rest == {
+        "scan_id": "MTR_002",
+        "subject_id": "2",
+        "slice": 3,
+        "acceleration": 4.0,
+        "echo": 1,
+        "orientation": ["SI", "AP", "LR"],
+    }
+    assert row["voxel_size_mm"] == [2.5, 1.6, 1.5]
+
+
+def test_k_space_as_it_is_stored(load, root):
+    scan = list_scans(root, "train")[0]
+    with h5py.File(scan.kspace_file, "a") as file:
+        file["kspace"][:, :2] = 0  # never acquired
+    row = load(echo=2)[1]
+    np.testing.assert_array_equal(row["kspace"], scan.kspace(1, echo=2))
+    np.testing.assert_array_equal(row["target"], scan.target(1, echo=2))
+    assert (row["acceleration"], row["echo"]) == (1.0, 2)
+    assert not row["mask"][:2].any() and row["mask"][2:].all()
+
+
+def test_labels_of_the_file_and_none(load, root):
+    six = load(classes="file")[2]["labels"]
+    np.testing.assert_array_equal(np.unique(six), range(7))
+    stored = nibabel.load(list_scans(root, "train")[0].labels_file).dataobj
+    np.testing.assert_array_equal(six, np.asarray(stored)[2])
+    for scan in list_scans(root, "train"):
+        scan.labels_file.unlink()
+    assert "labels" not in load(classes=None).column_names
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["torch", "numpy"])
+def test_formats(load, name, streaming):
+    kind = torch.Tensor if name == "torch" else np.ndarray
+    plain = next(iter(load(acceleration=8)))
+    row = next(iter(load(acceleration=8, streaming=streaming).with_format(name)))
+    for key in ("kspace", "coil_maps", "target", "mask", "labels"):
+        assert isinstance(row[key], kind)
+        np.testing.assert_array_equal(np.asarray(row[key]), plain[key])
+    assert str(row["kspace"].dtype).endswith("complex64") and str(row["mask"].dtype).endswith("bool")
+
+
+def test_columns_slices_and_batches(load):
+    dataset = load().with_format("torch")
+    assert dataset[2:5]["kspace"].shape == (3, 2, *TINY_SHAPE[1:])
+    assert torch.equal(dataset.select_columns(["target"])[4]["target"], dataset[4]["target"])
+    assert next(dataset.iter(batch_size=2))["labels"].shape == (2, *TINY_SHAPE[1:])
+    shown = load().filter(lambda labels: bool(labels.any()), input_columns="labels")
+    assert shown["slice"][:] == [2, 3, 2, 3]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_workers_of_a_loader_read_every_slice_once(load, streaming):
+    dataset = load(acceleration=4, streaming=streaming)
+    next(iter(dataset))  # a handle is open before the workers start
+    loader = DataLoader(dataset.with_format("torch"), batch_size=3, num_workers=2)
+    batches = list(loader)
+    keys = [key for batch in batches for key in zip(batch["scan_id"], batch["slice"].tolist(), strict=True)]
+    assert sorted(keys) == [(f"MTR_00{scan}", number) for scan in (1, 2) for number in range(N_SLICES)]
+    whole = {(row["scan_id"], row["slice"]): row["kspace"] for row in load(acceleration=4)}
+    for batch in batches:
+        for scan, number, kspace in zip(batch["scan_id"], batch["slice"].tolist(), batch["kspace"], strict=True):
+            np.testing.assert_array_equal(kspace, whole[scan, number])
+
+
+def test_shuffling_moves_whole_rows(load):
+    for dataset in (load().shuffle(seed=0), load(streaming=True).shuffle(seed=0, buffer_size=8)):
+        rows = list(dataset)
+        keys = [(row["scan_id"], row["slice"]) for row in rows]
+        assert keys != sorted(keys) and len(set(keys)) == 2 * N_SLICES
+        ordered = load()
+        for row, key in zip(rows, keys, strict=True):
+            place = N_SLICES * (key[0] == "MTR_002") + key[1]
+            np.testing.assert_array_equal(row["target"], ordered[place]["target"])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_nodes_share_the_scans(load, streaming):
+    parts = [split_dataset_by_node(load(streaming=streaming), rank=rank, world_size=2) for rank in (0, 1)]
+    assert [{row["scan_id"] for row in part} for part in parts] == [{"MTR_001"}, {"MTR_002"}]
+
+
+def test_processes_make_the_same_index(load, tmp_path):
+    one, two = load(), load_skmtea(tmp_path / "data", "train", num_proc=2, cache_dir=tmp_path / "other")
+    assert one["slice"][:] == two["slice"][:] and one["scan_id"][:] == two["scan_id"][:]
+    np.testing.assert_array_equal(one[7]["kspace"], two[7]["kspace"])
+
+
+def test_streaming_from_a_url_equals_the_folder(load, root):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(root), "/streamed", recursive=True)
+    try:
+        stream = load(
+            source="memory://streamed", acceleration=4, streaming=True, slices=SliceSelection(min_foreground=1)
+        )
+        local = load(acceleration=4, slices=SliceSelection(min_foreground=1))
+        assert isinstance(stream, IterableDataset)
+        for ours, expected in zip(stream, local, strict=True):
+            for key in ("kspace", "coil_maps", "target", "mask", "labels"):
+                np.testing.assert_array_equal(ours[key], expected[key])
+        indexed = load(source="memory://streamed", split="val")
+        np.testing.assert_array_equal(indexed[2]["kspace"], load("val")[2]["kspace"])
+    finally:
+        memory.rm("/streamed", recursive=True)
+
+
+def test_saved_and_concatenated(load, tmp_path):
+    both = concatenate_datasets([load(acceleration=4), load(acceleration=8), load("val", echo=2)])
+    both.save_to_disk(tmp_path / "saved")
+    again = load_from_disk(tmp_path / "saved")
+    assert again["acceleration"][:] == [4.0] * 12 + [8.0] * 12 + [1.0] * 6
+    np.testing.assert_array_equal(again[14]["kspace"], load(acceleration=8)[2]["kspace"])
+    assert (tmp_path / "saved" / "data-00000-of-00001.arrow").stat().st_size < 30_000
+
+
+def test_splits_can_be_cut_and_added(load):
+    assert len(load("train[:4]+val")) == 4 + N_SLICES
+    assert {row["scan_id"] for row in load("train+test", streaming=True)} == {"MTR_001", "MTR_002", "MTR_004"}
+    for split in ("validation", "train,val", ""):
+        with pytest.raises(ValueError, match="`split`"):
+            load(split)
+
+
+def test_a_stale_index_is_never_used(load, root):
+    assert len(load()) == 2 * N_SLICES
+    annotations = root / "annotations/v1.0.0/train.json"
+    content = json.loads(annotations.read_text())
+    content["images"][0]["orientation"] = ["SI", "AP", "RL"]
+    annotations.write_text(json.dumps(content))
+    assert load()[0]["orientation"] == ["SI", "AP", "RL"]
+    content["images"].pop(0)
+    annotations.write_text(json.dumps(content))
+    assert set(load()["scan_id"][:]) == {"MTR_002"}
+    # other labels: another selection
+    path = root / "segmentation_masks/raw-data-track/MTR_002.nii.gz"
+    labels = np.zeros(TINY_SHAPE, np.uint8)
+    labels[4, 0, 0] = 1
+    has_tissue = SliceSelection(min_foreground=1)
+    assert load(slices=has_tissue)["slice"][:] == [2, 3]
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), path)
+    assert load(slices=has_tissue)["slice"][:] == [4]
+
+
+def test_files_that_change_are_read_anew(load, root):
+    dataset = load()
+    before = dataset[0]["target"]
+    path = root / "files_recon_calib-24/MTR_001.h5"
+    shutil.copy(path, path.with_suffix(".copy"))
+    with h5py.File(path.with_suffix(".copy"), "a") as file:
+        file["target"][0] = 2 * file["target"][0]
+    path.with_suffix(".copy").replace(path)
+    np.testing.assert_allclose(dataset[0]["target"], 2 * before)
+
+
+@pytest.mark.parametrize(
+    ("slices", "expected"),
+    [
+        (None, [0, 1, 2, 3, 4, 5] * 2),
+        ("all", [0, 1, 2, 3, 4, 5] * 2),
+        (4, [0, 4] * 2),
+        (slice(1, None, 2), [1, 3, 5] * 2),
+        (range(2, 4), [2, 3] * 2),
+        (SliceSelection(has_class=("meniscus",)), [2, 3] * 2),
+        (SliceSelection(min_foreground=121), []),
+        (SliceSelection(min_foreground=120, every=2), [2] * 2),
+        (SliceSelection(every=4, pooled=True), [0, 4, 2]),
+        (SliceSelection(every=5, pooled=True), [0, 5, 4]),
+        ("paper", [2]),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_slices_are_selected(load, slices, expected, streaming):
+    dataset = load(slices=slices, streaming=streaming).select_columns(["slice"])
+    assert [row["slice"] for row in dataset] == expected
+
+
+def test_the_protocol_of_the_paper():
+    assert parse_selection("paper") == PAPER == SliceSelection(every=8, min_foreground=82, pooled=True)
+    counts = np.zeros((5, 7), np.int64)
+    counts[:, 1] = [81, 82, 40, 0, 200]
+    counts[2, 6] = 42
+    assert PAPER.candidates(5, counts).tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize("wrong", ["every", 0, True, slice(5, 0, -1)])
+def test_a_selection_that_is_none(wrong):
+    with pytest.raises(ValueError, match="`slices` must be"):
+        parse_selection(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"every": 0}, "`every`"),
+        ({"min_foreground": -1}, "`min_foreground`"),
+        ({"has_class": ("bone",)}, r"`has_class`.*'bone'"),
+    ],
+)
+def test_a_selection_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SliceSelection(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"echo": 3}, ValueError, "`echo`"),
+        ({"acceleration": 0.5}, ValueError, "`acceleration`"),
+        ({"classes": "tissue"}, ValueError, "`classes`"),
+        ({"source": "no such folder"}, FileNotFoundError, "neither a folder"),
+        ({"source": "/"}, FileNotFoundError, "train.json is missing"),
+    ],
+)
+def test_arguments_that_cannot_be(load, arguments, error, message):
+    with pytest.raises(error, match=message):
+        load(**arguments)
+
+
+def test_map_adds_a_column_and_keeps_the_others_lazy(load):
+    def largest(target):
+        return {"largest": float(np.abs(target).max())}
+
+    mapped = load().map(largest, input_columns="target")
+    assert mapped.features["target"] == load().features["target"]
+    assert mapped[3]["largest"] == pytest.approx(float(np.abs(mapped[3]["target"]).max()))
+
+
+def write_look_alike(root, template):
+    """155 scans of full size in a few MB: HDF5 keeps no space for what is never written."""
+    sizes = {"train": 86, "val": 33, "test": 36}
+    number = 0
+    compressed = {}
+    for split, count in sizes.items():
+        images = []
+        for _ in range(count):
+            number += 1
+            scan_id, n_x = f"MTR_{number:03d}", {7: 168, 50: 152, 90: 156, 130: 144}.get(number, 160)
+            shape, n_coils = (512, 512, n_x), 8 if number % 3 else 16
+            images.append({**template, "scan_id": scan_id, "subject_id": number, "matrix_shape": shape})
+            with h5py.File(root / "files_recon_calib-24" / f"{scan_id}.h5", "w") as file:
+                file.create_dataset("kspace", (*shape, 2, n_coils), "complex64")
+                file.create_dataset("maps", (*shape, n_coils, 1), "complex64")
+                file.create_dataset("target", (*shape, 2, 1), "complex64")
+                for acceleration in (4, 6, 8, 10, 12, 16):
+                    file.create_dataset(f"masks/poisson_{acceleration}.0x", (416, n_x // 2), "uint8")
+            if n_x not in compressed:
+                header = nibabel.Nifti1Header()
+                header.set_data_dtype(np.uint8)
+                header.set_data_shape(shape)
+                header["magic"], header["vox_offset"] = b"n+1", 352
+                pack = zlib.compressobj(1, wbits=31)
+                body = pack.compress(header.binaryblock + bytes(4)) + pack.compress(bytes(int(np.prod(shape))))
+                compressed[n_x] = body + pack.flush()
+            (root / "segmentation_masks/raw-data-track" / f"{scan_id}.nii.gz").write_bytes(compressed[n_x])
+        (root / "annotations/v1.0.0" / f"{split}.json").write_text(json.dumps({"images": images}))
+
+
+def test_index_of_the_full_set_is_small_and_quick(tmp_path):
+    root = tmp_path / "full"
+    for folder in ("annotations/v1.0.0", "files_recon_calib-24", "segmentation_masks/raw-data-track"):
+        (root / folder).mkdir(parents=True)
+    write_look_alike(root, {"voxel_spacing": [0.3125, 0.3125, 0.8], "orientation": ["SI", "AP", "LR"]})
+    start = time.process_time()
+    dataset = load_skmtea(root, "train+val+test", acceleration=8, cache_dir=tmp_path / "cache")
+    assert time.process_time() - start < 120
+    assert len(dataset) == 155 * 512
+    size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert size < 20e6
+    row = dataset[155 * 512 - 1]
+    assert row["kspace"].shape == row["coil_maps"].shape == (8 if 155 % 3 else 16, 512, 160)
+    assert row["labels"].shape == row["mask"].shape == (512, 160)
+    close_files()
+
+
+def test_the_first_row_of_a_stream_needs_one_scan_alone(root, load):
+    for scan in (root / "files_recon_calib-24").glob("*.h5"):
+        if scan.stem != "MTR_001":
+            scan.unlink()
+    stream = load(streaming=True)
+    rows = iter(stream)
+    assert next(rows)["scan_id"] == "MTR_001"
+    with pytest.raises(ValueError, match=r"scan MTR_002, .*MTR_002\.h5: the file is missing"):
+        list(rows)

@@ -7,7 +7,7 @@ a test fails until it is.
 
 from diffusers import SchedulerMixin
 
-__all__ = ["NATIVE_TYPES", "NOISE_LEVEL", "REFUSED", "refuse_reason", "supported_name"]
+__all__ = ["FORGETS_NOISE", "FRESH_NOISE", "NATIVE_TYPES", "NOISE_LEVEL", "REFUSED", "refuse_reason", "supported_name"]
 
 # Where alpha and sigma of a step are found.
 NOISE_LEVEL = {
@@ -52,6 +52,20 @@ NATIVE_TYPES = {
     **{name: ("epsilon", "v_prediction") for name, kind in NOISE_LEVEL.items() if kind == "exploding"},
     **{name: ("flow_prediction",) for name, kind in NOISE_LEVEL.items() if kind == "flow"},
 }
+
+# Classes that add fresh noise in each step, as DDIM does with eta = 1; all others but DDIM follow the predicted noise.
+FRESH_NOISE = {
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DPMSolverSDEScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LTXEulerAncestralRFScheduler",
+    "SASolverScheduler",
+}
+
+# Classes whose step replaces the predicted noise by fresh noise altogether: a push to it has no effect.
+FORGETS_NOISE = {"FlowMatchLCMScheduler", "LCMScheduler"}
 
 _DISCRETE = "it samples tokens, not images with Gaussian noise."
 _OTHER_MODEL = "it steps a model of another kind (trained for {}), whose output has no exact x0 and eps here."

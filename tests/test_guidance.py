@@ -3,7 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sgr_diffusers import create_scheduler
 from sgr_diffusers.guidance import (
+    DETERMINISTIC_FACTOR,
     class_log_odds,
     default_strength,
     guidance_loss,
@@ -124,8 +126,23 @@ def test_strength_zero_pushes_nothing():
 
 
 def test_default_strength_keeps_the_total():
-    assert default_strength(100) == pytest.approx(0.005)
-    assert default_strength(25) * 25 == pytest.approx(default_strength(400) * 400)
+    assert default_strength(1 / 100) == pytest.approx(0.005)  # the paper
+    assert default_strength(1 / 25) * 25 == pytest.approx(default_strength(1 / 400) * 400)
+
+
+def test_default_strength_is_smaller_where_no_fresh_noise_hides_a_push():
+    deterministic, half, ancestral = (default_strength(0.01, eta) for eta in (0.0, 0.5, 1.0))
+    assert deterministic < half < ancestral == default_strength(0.01)
+
+
+def test_deterministic_factor_is_the_ratio_of_the_responses_of_a_gaussian():
+    alpha = create_scheduler().alphas_cumprod.sqrt()
+    sigma = (1 - alpha**2).sqrt()
+    ratios = []
+    for power in (0.03, 0.1):
+        variance = alpha**2 * power + sigma**2
+        ratios.append(float((sigma * alpha * power / variance).sum() / (sigma * (power / variance).sqrt()).sum()))
+    assert ratios[0] < DETERMINISTIC_FACTOR < ratios[1]
 
 
 def small_network():

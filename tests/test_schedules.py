@@ -1,6 +1,7 @@
 """Every scheduler class of diffusers: in one of the tables, stepped in the right sense, DDIM exactly by Eq. 13."""
 
 import inspect
+import itertools
 import math
 
 import diffusers
@@ -9,12 +10,13 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, SchedulerMixin
 
 from sgr_diffusers import create_scheduler
-from sgr_diffusers.scheduler_table import NATIVE_TYPES, NOISE_LEVEL, REFUSED
+from sgr_diffusers.scheduler_table import FORGETS_NOISE, FRESH_NOISE, NATIVE_TYPES, NOISE_LEVEL, REFUSED
 from sgr_diffusers.schedules import (
     PREDICTION_TYPES,
     NoiseLevel,
     ScheduledSampler,
     check_scheduler,
+    fast_timesteps,
     noise_fingerprint,
 )
 
@@ -211,10 +213,93 @@ def test_a_clean_image_and_noise_that_stay_the_same_come_out_unchanged(name, pre
         assert 0.8 < float(eps.std()) < 1.2, (name, float(t))
     correlation = torch.corrcoef(torch.stack([(noisy - level.sigma * eps).flatten(), x0.flatten()]))[0, 1]
     assert correlation > 0.999
-    stochastic = {
-        "DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler", "SASolverScheduler",
-        "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler",
-        "FlowMatchLCMScheduler", "TCDScheduler", "LTXEulerAncestralRFScheduler",
-    }  # fmt: skip
-    if name not in stochastic:
+    if name not in FRESH_NOISE | FORGETS_NOISE | {"TCDScheduler"}:
         assert max(errors) < 1e-3, (name, errors)
+
+
+# --- strength and timesteps -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NOISE_LEVEL)
+@pytest.mark.parametrize("n", [10, 50])
+def test_steps_together_cover_the_training_time_from_the_first(name, n):
+    sampler = ScheduledSampler(create(name), n_steps_of(name, n), 0.0, seeded(1), CPU)
+    shares, order = sampler.shares, getattr(diffusers, name).order
+    assert len(shares) == len(sampler.timesteps) and min(shares) >= 0
+    first = float(sampler.timesteps[0]) / 1000
+    once = dict(zip(sampler.timesteps[::order].tolist(), shares[::order], strict=True))  # PNDM visits one time twice
+    assert sum(once.values()) == pytest.approx(first)
+    for k in range(order, len(shares), order):
+        assert shares[k - 1] == shares[k - order]  # both evaluations of a step are pushed alike
+
+
+def test_shares_of_the_paper():
+    shares = ScheduledSampler(create_scheduler(), 100, 1.0, seeded(1), CPU).shares
+    assert shares == pytest.approx([0.01] * 99 + [0.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "eta", "expected"),
+    [
+        ("DDIMScheduler", {}, 0.3, 0.3),
+        ("DDPMScheduler", {}, 0.0, 1.0),
+        ("EulerDiscreteScheduler", {}, 1.0, 0.0),
+        ("DPMSolverMultistepScheduler", {}, 1.0, 0.0),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 0.0, 1.0),
+    ],
+)
+def test_fresh_noise_is_eta_of_ddim_and_the_nature_of_all_others(name, settings, eta, expected):
+    assert ScheduledSampler(create(name, **settings), 10, eta, seeded(1), CPU).fresh_noise == expected
+
+
+@pytest.mark.parametrize("name", sorted(FORGETS_NOISE))
+def test_a_scheduler_that_forgets_the_push_is_refused_when_guided(name):
+    check_scheduler(create(name))
+    with pytest.raises(ValueError, match=f"`scheduler` {name} replaces the predicted noise .*guidance has no effect"):
+        check_scheduler(create(name), is_guided=True)
+
+
+@pytest.mark.parametrize("name", sorted(FORGETS_NOISE))
+def test_and_it_does_forget(name):
+    results = []
+    for push in (0.0, 1.0):
+        sampler = ScheduledSampler(create(name), 10, 0.0, seeded(1), CPU)
+        t = sampler.timesteps[0]
+        x0, eps = draw(1, 2, 6, 6), draw(1, 2, 6, 6, seed=1)
+        sampler.model_input(x0, t)
+        results.append(sampler.step(sampler.level(t), t, x0, eps + push))
+    assert float((results[1] - results[0]).norm() / results[0].norm()) < 0.05
+
+
+def test_fast_timesteps():
+    times = fast_timesteps(25)
+    assert len(times) == 25 and times[0] == 500 and times[-1] == 0
+    steps = [a - b for a, b in itertools.pairwise(times)]
+    assert steps[0] > 3 * steps[-1] > 0
+    assert fast_timesteps(3, start=100, power=1.0) == [100, 50, 0]
+
+
+def test_ddpm_at_the_timesteps_of_ddim_is_ddim_with_eta_1():
+    n, results = 20, []
+    ddim = ScheduledSampler(create_scheduler(), n, 1.0, seeded(1, 9), CPU)
+    times = ddim.timesteps.tolist()
+    ddpm = ScheduledSampler(create("DDPMScheduler"), 3, 0.0, seeded(1, 9), CPU, timesteps=times)
+    assert ddpm.timesteps.tolist() == times
+    for sampler in (ddim, ddpm):
+        latents = []
+        for k, t in enumerate(sampler.timesteps[:-1]):
+            x0, eps = draw(1, 2, 6, 6, seed=k), draw(1, 2, 6, 6, seed=100 + k)
+            latents.append(sampler.step(sampler.level(t), t, x0, eps))
+        results.append(torch.cat(latents))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("times", [[], [0, 10], [500, 500, 0], [1000, 0], [10, -1]])
+def test_timesteps_that_do_not_fall_are_refused(times):
+    with pytest.raises(ValueError, match="`timesteps` must fall"):
+        check_scheduler(create("DDPMScheduler"), timesteps=times)
+
+
+def test_a_scheduler_that_takes_no_timesteps_is_told_apart():
+    with pytest.raises(ValueError, match="`timesteps` cannot be given to DDIMScheduler"):
+        check_scheduler(create("DDIMScheduler"), timesteps=[10, 0])

@@ -1,38 +1,46 @@
 """Measures every supported scheduler at several numbers of steps on the bundled checkpoint; prints the guide's table.
 
-    sgr synthesize runs/knee --scans 0 0 8
+    sgr synthesize runs/knee --scans 0 0 16
     python tests/benchmarks/benchmark_schedulers.py --data_dir runs/knee --output schedulers.json
 
-For each: PSNR of the plain reconstruction, precision of the lower and recall of the upper bound against the
-segmentation of the fully sampled image, V_unc / V_up (all over all slices together, mean of classes), evaluations of
-the prior, and seconds as a multiple of DDIM with 100 steps. Rows are written as they are made; a run that was
-interrupted goes on where it was.
+For each: PSNR of the plain reconstruction (mean over slices), precision of the lower and recall of the upper bound
+against the segmentation of the fully sampled image and V_unc / V_up (pixels of all slices together, mean of classes),
+evaluations of the prior, and seconds of a guided slice as a multiple of DDIM with 100 steps. A slice is bounded in the
+classes that its fully sampled image shows; the slices of the scans lie at different heights of the joint. Slices are
+kept as they are made, and a run that was interrupted goes on where it was.
 """
 
 import argparse
 import inspect
 import json
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import diffusers
 import numpy as np
 import torch
-from benchmark_quality import BUNDLED, evaluated_slices, fully_sampled_segmentation, load
+from benchmark_quality import BUNDLED, fully_sampled_segmentation, load
 
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.data.skm_tea import list_scans
 from sgr_diffusers.evaluation.metrics import psnr
 from sgr_diffusers.scheduler_table import NOISE_LEVEL
+from sgr_diffusers.schedules import fast_timesteps
 
 REFERENCE = ("DDIM eta=1", 100)
+KARRAS = {"use_karras_sigmas": True}
 # Classes with settings that change what they do; all others as they come, with the prior's noise levels.
 VARIANTS = {
     "DDIM eta=1": ("DDIMScheduler", {}, 1.0),
+    "DDIM eta=0.5": ("DDIMScheduler", {}, 0.5),
     "DDIM eta=0": ("DDIMScheduler", {}, 0.0),
     "DPM++ 2M": ("DPMSolverMultistepScheduler", {}, 0.0),
-    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, 0.0),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", KARRAS, 0.0),
     "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 0.0),
+    "DPM++ 2M SDE Karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **KARRAS}, 0.0),
+    "DDPM, fast_timesteps": ("DDPMScheduler", {}, 0.0),
     "DPM++ 2S": ("DPMSolverSinglestepScheduler", {}, 0.0),
 }
 LEFT_OUT = {"DDIMParallelScheduler", "DDPMParallelScheduler", "CogVideoXDDIMScheduler"}  # the same as their originals
@@ -40,7 +48,7 @@ LEFT_OUT = {"DDIMParallelScheduler", "DDPMParallelScheduler", "CogVideoXDDIMSche
 
 def variants():
     """Name -> (class, settings, eta) of all that fit a prior trained with discrete noise levels."""
-    listed = {entry[0] for entry in VARIANTS.values()}
+    listed = {entry[0] for name, entry in VARIANTS.items() if "fast" not in name}
     rest = {
         name.removesuffix("Scheduler").removesuffix("Discrete").removesuffix("Multistep"): (name, {}, 0.0)
         for name, kind in NOISE_LEVEL.items()
@@ -49,92 +57,153 @@ def variants():
     return VARIANTS | rest
 
 
-def measure(pipe, data, scheduler, settings, eta, steps, seed):
-    """One row: scores of all slices together, evaluations and seconds."""
+def start_worker(model, dtype, num_threads):
+    """Load the pipeline, once in each process."""
+    global PIPE, CONFIG
+    torch.set_num_threads(num_threads)
+    PIPE = SGRMRIPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+    PIPE.set_progress_bar_config(disable=True)
+    CONFIG = PIPE.scheduler.config
+
+
+def evaluated_slice(scan, number, n_scans, k, n_slices):
+    """Slice `k` of `n_slices` of scan `number`: the scans' slices together are spread evenly over the joint."""
+    relevant = np.flatnonzero((scan.labels() > 0).sum((1, 2)) >= 20)
+    return int(relevant[int((k + (number + 0.5) / n_scans) / n_slices * len(relevant))])
+
+
+def measure(name, steps, scan, index, acceleration, seed, strength_factor):
+    """One slice by one scheduler: squared error, pixel counts of each class, evaluations and seconds."""
+    scheduler, settings, eta = variants()[name]
     scheduler_class = getattr(diffusers, scheduler)
     known = inspect.signature(scheduler_class.__init__).parameters
     settings = {key: value for key, value in {"clip_sample": False, **settings}.items() if key in known}
-    pipe.scheduler = scheduler_class.from_config(data["config"], **settings)
+    PIPE.scheduler = scheduler_class.from_config(CONFIG, **settings)
+    kspace, maps, mask, target, _ = load(scan, acceleration, [index])
+    reference = fully_sampled_segmentation(PIPE, target)[0]
+    classes = [c for c in range(1, len(PIPE.class_names) + 1) if (reference == c).any()]
+    common = {"coil_maps": maps, "num_inference_steps": steps, "eta": eta}
+    if name.endswith("fast_timesteps"):
+        common["timesteps"] = fast_timesteps(steps)
     calls = []
-    handle = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
-    kspace, mask, maps, target, reference = data["problem"]
-    common = {"coil_maps": maps, "num_inference_steps": steps, "eta": eta, "batch_size": 16}
-    plain = pipe(kspace, mask, target="none", generator=torch.Generator().manual_seed(seed), **common)
-    evaluations = len(calls) // -(-len(kspace) // 16)
-    handle.remove()
+    handle = PIPE.unet.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        plain = PIPE(kspace, mask, target="none", generator=torch.Generator().manual_seed(seed), **common)
+    except ValueError as error:  # a scheduler for distilled models makes no more than its own 50 steps
+        return {"error": str(error)}
+    finally:
+        handle.remove()
+    strength = None if strength_factor is None else strength_factor * 0.5 / steps
     start = time.perf_counter()
-    out = pipe(kspace, mask, target="both", generator=torch.Generator().manual_seed(seed), **common)
-    seconds = time.perf_counter() - start
-    rows = []
-    for c in range(1, len(out.classes) + 1):
-        low, up = (out.segmentations[:, c - 1, k] == c for k in range(2))
+    out = PIPE(
+        kspace,
+        mask,
+        target="both",
+        classes=classes,
+        guidance_strength=strength,
+        generator=torch.Generator().manual_seed(seed),
+        **common,
+    )
+    counts = {}
+    for k, c in enumerate(classes):
+        low, up = (out.segmentations[0, k, j] == c for j in range(2))
         true = reference == c
-        hits = [(low & true).sum() / low.sum(), (up & true).sum() / true.sum(), (up.sum() - low.sum()) / up.sum()]
-        rows.append([float(value) for value in hits])
-    precision, recall, share = np.nanmean(rows, axis=0).tolist()
-    quality = float(psnr(plain.images[:, 0, 0].abs(), target.abs()))
-    return {"psnr": quality, "precision": precision, "recall": recall, "share": share} | {
-        "evaluations": evaluations,
-        "seconds": seconds,
+        counts[c] = [int(pixels.sum()) for pixels in (low & true, low, up & true, true, up)]
+    return {
+        "psnr": float(psnr(plain.images[0, 0].abs(), target.abs())),
+        "counts": counts,
+        "evaluations": len(calls),
+        "seconds": time.perf_counter() - start,
     }
 
 
-def prepare(pipe, scans, n_slices, acceleration):
-    """Slices of several scans in one batch, with the reference segmentation and the prior's scheduler."""
-    parts = [load(scan, acceleration, evaluated_slices(scan, n_slices)) for scan in scans]
-    kspace, maps, target = (torch.cat([part[k] for part in parts]) for k in (0, 1, 3))
-    mask = torch.cat([part[2].expand(len(part[0]), -1, -1) for part in parts])
-    return (kspace, mask, maps, target, fully_sampled_segmentation(pipe, target))
+def summarize(rows):
+    """Scores of all slices together."""
+    counts = {}
+    for row in rows:
+        for c, values in row["counts"].items():
+            counts[c] = counts.get(c, 0) + np.array(values)
+    low_true, low, up_true, true, up = np.stack(list(counts.values())).T
+    return {
+        "psnr": float(np.mean([row["psnr"] for row in rows])),
+        "precision": float(np.nanmean(low_true / np.where(low, low, np.nan))),
+        "recall": float(np.mean(up_true / true)),
+        "share": float(np.mean((up - low) / up)),
+        "evaluations": rows[0]["evaluations"],
+        "seconds": float(np.sum([row["seconds"] for row in rows])),
+    }
 
 
-def main():
-    """Run what is missing and print."""
+def parse_arguments():
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--model", default=str(BUNDLED))
+    parser.add_argument("--split", default="test")
     parser.add_argument("--n_scans", type=int, default=4)
     parser.add_argument("--slices_per_scan", type=int, default=1)
     parser.add_argument("--acceleration", type=float, default=8)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 25, 50, 100])
     parser.add_argument("--schedulers", nargs="+", choices=list(variants()), default=list(variants()))
+    parser.add_argument(
+        "--strength_factor", type=float, help="times 0.5 / steps is the strength; default: the pipeline's own choice"
+    )
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--num_threads", type=int, default=2, help="of each process")
     parser.add_argument("--output", required=True)
-    args = parser.parse_args()
-    torch.set_num_threads(args.num_threads)
-    pipe = SGRMRIPipeline.from_pretrained(args.model)
-    pipe.set_progress_bar_config(disable=True)
-    scans = list_scans(args.data_dir, "test")[: args.n_scans]
-    data = {
-        "config": pipe.scheduler.config,
-        "problem": prepare(pipe, scans, args.slices_per_scan, args.acceleration),
-    }
+    return parser.parse_args()
+
+
+def main():
+    """Run what is missing and print."""
+    args = parse_arguments()
+    scans = list_scans(args.data_dir, args.split)[: args.n_scans]
+    slices = [
+        (scan, evaluated_slice(scan, number, len(scans), k, args.slices_per_scan))
+        for number, scan in enumerate(scans)
+        for k in range(args.slices_per_scan)
+    ]
     output = Path(args.output)
-    rows = json.loads(output.read_text()) if output.exists() else {}
-    wanted = [REFERENCE, *((name, steps) for steps in sorted(args.steps) for name in args.schedulers)]
-    for name, steps in dict.fromkeys(wanted):
-        key = f"{name} | {steps} | {args.acceleration:g}x | {args.n_scans}x{args.slices_per_scan} | {args.seed}"
-        if key in rows:
-            continue
-        try:
-            rows[key] = measure(pipe, data, *variants()[name], steps, args.seed)
-        except ValueError as error:  # a scheduler for distilled models makes no more than its own 50 steps
-            rows[key] = {"error": str(error)}
-        output.write_text(json.dumps(rows, indent=1))
-        print(key, rows[key], flush=True)
-    print_table(rows, args)
+    done = json.loads(output.read_text()) if output.exists() else {}
+    setting = f"{args.acceleration:g}x | seed {args.seed} | strength {args.strength_factor} | {args.dtype}"
+    columns = [REFERENCE] if args.strength_factor is None else []
+    columns += [(name, steps) for steps in sorted(args.steps) for name in args.schedulers]
+    columns = list(dict.fromkeys(columns))
+    jobs = {
+        f"{name} | {steps} | {scan.scan_id} {index} | {setting}": (name, steps, scan, index)
+        for name, steps in columns
+        for scan, index in slices
+    }
+    with ProcessPoolExecutor(
+        args.workers,
+        multiprocessing.get_context("spawn"),
+        start_worker,
+        (args.model, args.dtype, args.num_threads),
+    ) as pool:
+        settings = (args.acceleration, args.seed, args.strength_factor)
+        futures = {key: pool.submit(measure, *job, *settings) for key, job in jobs.items() if key not in done}
+        for key, future in futures.items():
+            done[key] = future.result()
+            output.write_text(json.dumps(done, indent=1))
+            print(key, done[key], flush=True)
+    rows = {}
+    for column in columns:
+        name, steps = column
+        found = [done[f"{name} | {steps} | {scan.scan_id} {index} | {setting}"] for scan, index in slices]
+        if not any("error" in row for row in found):
+            rows[column] = summarize(found)
+    print_table(rows, f"{len(slices)} slices of {len(scans)} scans ({args.split}), {setting}")
 
 
-def print_table(rows, args):
+def print_table(rows, title):
     """The table of the guide, in markdown: differences are to DDIM with 100 steps."""
-    suffix = f"{args.acceleration:g}x | {args.n_scans}x{args.slices_per_scan} | {args.seed}"
-    base = rows[f"{REFERENCE[0]} | {REFERENCE[1]} | {suffix}"]
-    print("\n| scheduler | steps | evaluations | PSNR | precision | recall | V_unc / V_up | to DDIM-100 | time |")
+    base = rows.get(REFERENCE) or next(iter(rows.values()))
+    print(f"\n{title}\n")
+    print("| scheduler | steps | evaluations | PSNR | precision | recall | V_unc / V_up | to DDIM-100 | time |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for key, row in rows.items():
-        name, steps, *rest = key.split(" | ")
-        if " | ".join(rest) != suffix or "error" in row:
-            continue
+    for (name, steps), row in rows.items():
         print(
             f"| {name} | {steps} | {row['evaluations']} | {row['psnr']:.2f} ({row['psnr'] - base['psnr']:+.2f}) "
             f"| {row['precision']:.3f} ({row['precision'] - base['precision']:+.3f}) "

@@ -26,7 +26,7 @@ def run_demo(
     Args:
         output: folder to make; that of an earlier demo is replaced.
         accelerations: of the masks stored with the case.
-        n_steps: reverse steps.
+        n_steps: reverse steps, of the fast setting.
         seed: of the noise.
         model: folder or Hub repository; `None` for the bundled pipeline.
         case: file in the layout of SKM-TEA's k-space, all slices of which are used.
@@ -38,7 +38,7 @@ def run_demo(
         FileExistsError: `output` holds something else than an earlier demo.
         ValueError: an argument, the case or the model cannot be used.
     """
-    output, settings = Path(output), SamplingSettings(num_inference_steps=n_steps, seed=seed)
+    output, settings = Path(output), SamplingSettings(num_inference_steps=n_steps, fast=True, seed=seed)
     with whole_folder(output, overwrite=True) as folder:
         scans = [read_scan(case, mask_name=f"poisson_{acceleration:.1f}x") for acceleration in accelerations]
         pipe = load_pipeline(model)

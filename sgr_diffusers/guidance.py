@@ -53,14 +53,16 @@ PAPER_STEPS = 100
 DETERMINISTIC_FACTOR = 0.15
 
 
-def default_strength(share: float, fresh_noise: float = 1.0) -> float:
-    """Strength b of one step that keeps the total push of the paper's setting (b = 0.005 in each of 100 steps).
+def default_strength(share: float, fresh_noise: float = 1.0, exponent: float = 0.7) -> float:
+    """Strength b of one step that leaves the bounds as wide as the paper's setting (b = 0.005 in each of 100 steps).
 
     Args:
         share: part of the training time that the step covers; 1/100 in the paper.
         fresh_noise: eta of the sampler, 1 in the paper, 0 for deterministic ones.
+        exponent: with which the push has to go with `share`, measured (`scheduler_table.PUSH_EXPONENT`). 1 would keep
+            the total push; fewer steps need less in total, since data consistency takes back less of it.
     """
-    return PAPER_STRENGTH * PAPER_STEPS * share * DETERMINISTIC_FACTOR ** (1 - fresh_noise**2)
+    return PAPER_STRENGTH * (PAPER_STEPS * share) ** exponent * DETERMINISTIC_FACTOR ** (1 - fresh_noise**2)
 
 
 def indicator(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Bool[Tensor, "batch y x"]:

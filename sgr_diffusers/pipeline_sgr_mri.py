@@ -228,8 +228,8 @@ class SGRMRIPipeline(DiffusionPipeline):
                 else estimated from the calibration region.
             num_inference_steps: reverse steps, 100 in the paper. Some schedulers evaluate the prior twice a step.
             eta: share of fresh noise in each step, from 0 (deterministic) to 1 (the authors' runs); for DDIM only.
-            guidance_strength: b of paper Eq. 14, per step; `None` for `default_strength`, whose total push is that of
-                the paper (b = 0.005 in each of 100 steps) whatever the scheduler and its steps.
+            guidance_strength: b of paper Eq. 14, per step; `None` for `default_strength`, which leaves the bounds
+                as wide as in the paper (b = 0.005 in each of 100 steps) whatever the scheduler and its steps.
             cg_iterations: conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
                 checkpoint's `pipe.config.cg_iterations`.
             final_consistency: last step: "replace" measured entries of coil k-space (as in the paper's experiments),
@@ -325,7 +325,7 @@ class SGRMRIPipeline(DiffusionPipeline):
         else:
             latents = latents.to(device, torch.float32).repeat_interleave(n_branches, dim=0)
         latents = latents * sampler.init_noise_sigma
-        defaults = [default_strength(share, sampler.fresh_noise) for share in sampler.shares]  # METHOD: same in total
+        defaults = [default_strength(share, sampler.fresh_noise, sampler.push_exponent) for share in sampler.shares]
 
         # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward
         # pass: those of the step before are expected again, and the others looked at without one first.

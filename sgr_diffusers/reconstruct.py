@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from jaxtyping import Bool, Complex, Float, UInt8
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from .inputs import TARGETS, check_measurement, resolve_classes, slice_scale
 from .mri.operators import SenseOperator
 from .networks import check_networks
 from .pipeline_sgr_mri import SGRMRIPipeline
+from .schedules import fast_timesteps
 
 __all__ = [
     "DTYPES",
@@ -66,8 +68,9 @@ class SamplingSettings:
         target: "both", "upper", "lower" or "none".
         classes: names or label numbers; `None` for all.
         num_inference_steps: reverse steps.
-        eta: share of fresh noise.
-        guidance_strength: per step; `None` for the paper's.
+        fast: make them at `fast_timesteps`, by `DDPMScheduler`, for the model's scheduler; 25 do for 100.
+        eta: share of fresh noise; not for `fast`.
+        guidance_strength: per step; `None` for `default_strength`.
         final_consistency: "replace", "regularized" or "least_squares".
         batch_size: most images in a network call.
         seed: of the noise. Each slice has a stream of its own, of (seed, place in the scan), whichever others are
@@ -77,11 +80,17 @@ class SamplingSettings:
     target: str = "both"
     classes: tuple[str | int, ...] | None = None
     num_inference_steps: int = 100
+    fast: bool = False
     eta: float = 1.0
     guidance_strength: float | None = None
     final_consistency: str = "replace"
     batch_size: int = 8
     seed: int = 0
+
+    @property
+    def timesteps(self) -> list[int] | None:
+        """What the pipeline is called with."""
+        return fast_timesteps(self.num_inference_steps) if self.fast else None
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,8 @@ def reconstruct_volume(
         raise ValueError(f"`slices` {empty} hold no measured data at all. Leave them out.")
     class_names = check_networks(pipe.unet, pipe.segmentation_model, size, device)
     labels = resolve_classes(settings.classes, class_names)
+    if settings.fast:
+        pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
 
     def report_step(pipe: SGRMRIPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         on_step()
@@ -211,6 +222,7 @@ def reconstruct_volume(
                 classes=labels,
                 coil_maps=maps,
                 num_inference_steps=settings.num_inference_steps,
+                timesteps=settings.timesteps,
                 eta=settings.eta,
                 guidance_strength=settings.guidance_strength,
                 final_consistency=settings.final_consistency,
@@ -252,7 +264,7 @@ def reconstruct_volume(
 
 def n_progress_steps(pipe: SGRMRIPipeline, scan: ScanSlices, settings: SamplingSettings) -> int:
     """How often `reconstruct_volume` will report a step."""
-    return len(_chunks(pipe, scan, settings)) * settings.num_inference_steps
+    return len(_chunks(pipe, scan, settings)) * len(settings.timesteps or range(settings.num_inference_steps))
 
 
 def _chunks(pipe: SGRMRIPipeline, scan: ScanSlices, settings: SamplingSettings) -> list[slice]:

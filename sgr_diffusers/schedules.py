@@ -25,7 +25,15 @@ from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from .scheduler_table import FORGETS_NOISE, FRESH_NOISE, NATIVE_TYPES, NOISE_LEVEL, refuse_reason, supported_name
+from .scheduler_table import (
+    FORGETS_NOISE,
+    FRESH_NOISE,
+    NATIVE_TYPES,
+    NOISE_LEVEL,
+    PUSH_EXPONENT,
+    refuse_reason,
+    supported_name,
+)
 
 __all__ = [
     "PREDICTION_TYPES",
@@ -92,7 +100,12 @@ def fast_timesteps(n_steps: int = 25, start: int = 500, power: float = 1.5) -> l
         n_steps: evaluations of the prior, at least 2.
         start: the first timestep.
         power: 1 for equal spacing; larger, the more of them are at low noise.
+
+    Raises:
+        ValueError: fewer than 2 steps.
     """
+    if n_steps < 2:
+        raise ValueError(f"`n_steps` must be at least 2, the first and the last, got {n_steps}.")
     times = [round(start * (1 - k / (n_steps - 1)) ** power) for k in range(n_steps)]
     return sorted(set(times), reverse=True)
 
@@ -297,6 +310,12 @@ class ScheduledSampler:
         """Eta of the sampler: 1 if each step adds all of its noise afresh, 0 if it follows the predicted noise."""
         is_sde = str(self._scheduler.config.get("algorithm_type", "")).startswith("sde")
         return float(self._step_arguments.get("eta", self._name in FRESH_NOISE or is_sde))
+
+    @property
+    def push_exponent(self) -> float:
+        """How the push of a step has to go with its share of the training time (`default_strength`)."""
+        own, fresh = PUSH_EXPONENT.get(self._name, 1.0), PUSH_EXPONENT["DDPMScheduler"]
+        return own + (fresh - own) * self.fresh_noise**2
 
     @property
     def init_noise_sigma(self) -> float:

@@ -1,5 +1,6 @@
 """What README, Makefile and CI promise; the tests of the bundled checkpoint need it to be there."""
 
+import hashlib
 import os
 import re
 import runpy
@@ -16,10 +17,11 @@ from sgr_diffusers.reconstruct import PRETRAINED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "pipelines/SCHEDULERS.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def project():
@@ -108,8 +110,22 @@ def test_demo_of_the_bundled_case(tmp_path, capsys):
 
 def test_python_of_the_readme_with_the_bundled_checkpoint(capsys):
     bundled = "\n".join(blocks("python"))  # one goes on from the other
-    for steps in ("num_inference_steps=25", "num_inference_steps=20"):
+    for steps, fewer in (
+        ("num_inference_steps=25", "num_inference_steps=2"),
+        ("fast_timesteps(25)", "fast_timesteps(2)"),
+    ):
         assert steps in bundled
-        bundled = bundled.replace(steps, "num_inference_steps=2")
+        bundled = bundled.replace(steps, fewer)
     exec(bundled, {})
     assert capsys.readouterr().out.count("mm^3 in these slices") == 4
+
+
+def test_python_of_the_guide_with_the_bundled_checkpoint():
+    guide = "\n".join(blocks("python", GUIDE))
+    assert guide.count("fast_timesteps(25)") == 2
+    exec(guide.replace("fast_timesteps(25)", "fast_timesteps(2)"), {})
+
+
+def test_the_guide_was_measured_on_the_bundled_checkpoint():
+    weights = (PRETRAINED / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert f"prior `{hashlib.sha256(weights).hexdigest()[:16]}`" in GUIDE

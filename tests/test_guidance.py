@@ -125,9 +125,11 @@ def test_strength_zero_pushes_nothing():
     assert torch.count_nonzero(gamma[:, None, None, None] * gradient) == 0
 
 
-def test_default_strength_keeps_the_total():
+def test_default_strength_is_the_papers_and_goes_with_the_length_of_a_step():
     assert default_strength(1 / 100) == pytest.approx(0.005)  # the paper
-    assert default_strength(1 / 25) * 25 == pytest.approx(default_strength(1 / 400) * 400)
+    assert default_strength(1 / 25, exponent=1.0) * 25 == pytest.approx(default_strength(1 / 400, exponent=1.0) * 400)
+    assert 0.005 < default_strength(1 / 25) < 0.005 * 4
+    assert default_strength(0.0) == 0
 
 
 def test_default_strength_is_smaller_where_no_fresh_noise_hides_a_push():

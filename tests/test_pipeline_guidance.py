@@ -4,6 +4,8 @@ import pytest
 import torch
 from pipeline_parts import SIZE, BrightOrNever, assert_same, build, call, count_backward, draw_problem, seeded
 
+from sgr_diffusers.guidance import default_strength
+
 
 def test_bounds_are_ordered_about_the_plain_reconstruction():
     pipe, problem, settings = build(), draw_problem(share=0.1), {"num_inference_steps": 8, "guidance_strength": 0.1}
@@ -22,7 +24,7 @@ def test_strength_zero_is_the_plain_reconstruction():
 
 def test_default_strength_depends_on_the_number_of_steps():
     default = call(build(), num_inference_steps=5)
-    explicit = call(build(), num_inference_steps=5, guidance_strength=0.005 * 100 / 5)
+    explicit = call(build(), num_inference_steps=5, guidance_strength=default_strength(1 / 5))
     assert_same(default, explicit, rtol=0, atol=0)
 
 

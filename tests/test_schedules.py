@@ -277,6 +277,8 @@ def test_fast_timesteps():
     steps = [a - b for a, b in itertools.pairwise(times)]
     assert steps[0] > 3 * steps[-1] > 0
     assert fast_timesteps(3, start=100, power=1.0) == [100, 50, 0]
+    with pytest.raises(ValueError, match="`n_steps` must be at least 2"):
+        fast_timesteps(1)
 
 
 def test_ddpm_at_the_timesteps_of_ddim_is_ddim_with_eta_1():

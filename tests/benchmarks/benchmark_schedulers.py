@@ -1,7 +1,9 @@
 """Measures every supported scheduler at several numbers of steps on the bundled checkpoint; prints the guide's table.
 
     sgr synthesize runs/knee --scans 0 0 16
-    python tests/benchmarks/benchmark_schedulers.py --data_dir runs/knee --output schedulers.json
+    python tests/benchmarks/benchmark_schedulers.py --data_dir runs/knee --output runs/schedulers.json
+
+With ``--guide pipelines/SCHEDULERS.md`` the tables are also written into the guide, with the checkpoint's hash.
 
 For each: PSNR of the plain reconstruction (mean over slices), precision of the lower and recall of the upper bound
 against the segmentation of the fully sampled image and V_unc / V_up (pixels of all slices together, mean of classes),
@@ -11,6 +13,7 @@ kept as they are made, and a run that was interrupted goes on where it was.
 """
 
 import argparse
+import hashlib
 import inspect
 import json
 import multiprocessing
@@ -26,9 +29,10 @@ from benchmark_quality import BUNDLED, fully_sampled_segmentation, load
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.data.skm_tea import list_scans
 from sgr_diffusers.evaluation.metrics import psnr
-from sgr_diffusers.scheduler_table import NOISE_LEVEL
+from sgr_diffusers.scheduler_table import FORGETS_NOISE, NOISE_LEVEL, supported_name
 from sgr_diffusers.schedules import fast_timesteps
 
+MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 REFERENCE = ("DDIM eta=1", 100)
 KARRAS = {"use_karras_sigmas": True}
 # Classes with settings that change what they do; all others as they come, with the prior's noise levels.
@@ -93,6 +97,9 @@ def measure(name, steps, scan, index, acceleration, seed, strength_factor):
         return {"error": str(error)}
     finally:
         handle.remove()
+    row = {"psnr": float(psnr(plain.images[0, 0].abs(), target.abs())), "evaluations": len(calls)}
+    if supported_name(PIPE.scheduler) in FORGETS_NOISE:
+        return row  # refused when guided
     strength = None if strength_factor is None else strength_factor * 0.5 / steps
     start = time.perf_counter()
     out = PIPE(
@@ -109,27 +116,24 @@ def measure(name, steps, scan, index, acceleration, seed, strength_factor):
         low, up = (out.segmentations[0, k, j] == c for j in range(2))
         true = reference == c
         counts[c] = [int(pixels.sum()) for pixels in (low & true, low, up & true, true, up)]
-    return {
-        "psnr": float(psnr(plain.images[0, 0].abs(), target.abs())),
-        "counts": counts,
-        "evaluations": len(calls),
-        "seconds": time.perf_counter() - start,
-    }
+    return {**row, "counts": counts, "seconds": time.perf_counter() - start}
 
 
 def summarize(rows):
     """Scores of all slices together."""
+    summary = {"psnr": float(np.mean([row["psnr"] for row in rows])), "evaluations": rows[0]["evaluations"]}
+    if "counts" not in rows[0]:
+        return {**summary, **dict.fromkeys(("precision", "recall", "share", "seconds"), float("nan"))}
     counts = {}
     for row in rows:
         for c, values in row["counts"].items():
             counts[c] = counts.get(c, 0) + np.array(values)
     low_true, low, up_true, true, up = np.stack(list(counts.values())).T
     return {
-        "psnr": float(np.mean([row["psnr"] for row in rows])),
+        **summary,
         "precision": float(np.nanmean(low_true / np.where(low, low, np.nan))),
         "recall": float(np.mean(up_true / true)),
         "share": float(np.mean((up - low) / up)),
-        "evaluations": rows[0]["evaluations"],
         "seconds": float(np.sum([row["seconds"] for row in rows])),
     }
 
@@ -152,7 +156,8 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--num_threads", type=int, default=2, help="of each process")
-    parser.add_argument("--output", required=True)
+    parser.add_argument("--output", required=True, help="json file of the slices done, continued if it exists")
+    parser.add_argument("--guide", help="markdown file to write the tables into")
     return parser.parse_args()
 
 
@@ -194,22 +199,50 @@ def main():
         found = [done[f"{name} | {steps} | {scan.scan_id} {index} | {setting}"] for scan, index in slices]
         if not any("error" in row for row in found):
             rows[column] = summarize(found)
-    print_table(rows, f"{len(slices)} slices of {len(scans)} scans ({args.split}), {setting}")
+    text = tables(rows, args, f"{len(slices)} slices of {len(scans)} scans")
+    print(text)
+    if args.guide:
+        guide = Path(args.guide)
+        before, _, rest = guide.read_text().partition(MARKS[0])
+        guide.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
 
 
-def print_table(rows, title):
-    """The table of the guide, in markdown: differences are to DDIM with 100 steps."""
+def tables(rows, args, slices):
+    """The tables of the guide, in markdown: differences are to DDIM with 100 steps."""
     base = rows.get(REFERENCE) or next(iter(rows.values()))
-    print(f"\n{title}\n")
-    print("| scheduler | steps | evaluations | PSNR | precision | recall | V_unc / V_up | to DDIM-100 | time |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    command = f"python tests/benchmarks/benchmark_schedulers.py --data_dir runs/knee --n_scans {args.n_scans}"
+    command += f" --slices_per_scan {args.slices_per_scan} --acceleration {args.acceleration:g} --dtype {args.dtype}"
+    weights = Path(args.model) / "unet" / "diffusion_pytorch_model.safetensors"
+    lines = [
+        f"`{command} --workers {args.workers} --num_threads {args.num_threads} --output runs/schedulers.json`",
+        "",
+        f"{slices} of the {args.split} split, {args.acceleration:g}x, seed {args.seed}, networks in {args.dtype}, "
+        f"prior `{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}`. In brackets: less DDIM with eta=1 and 100 "
+        "steps. Time: of the bounds, as a multiple of that.",
+        "",
+        "V_unc / V_up by number of steps:",
+        "",
+        "| scheduler | " + " | ".join(str(steps) for steps in sorted(args.steps)) + " |",
+        "|---|" + "---|" * len(args.steps),
+    ]
+    for name in dict.fromkeys(name for name, _ in rows):
+        cells = []
+        for steps in sorted(args.steps):
+            row = rows.get((name, steps))
+            cells.append(f"{row['share']:.3f} ({row['share'] / base['share'] - 1:+.0%})" if row else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| scheduler | steps | evaluations | PSNR | precision of lower | recall of upper | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for (name, steps), row in rows.items():
-        print(
+        lines.append(
             f"| {name} | {steps} | {row['evaluations']} | {row['psnr']:.2f} ({row['psnr'] - base['psnr']:+.2f}) "
             f"| {row['precision']:.3f} ({row['precision'] - base['precision']:+.3f}) "
-            f"| {row['recall']:.3f} ({row['recall'] - base['recall']:+.3f}) | {row['share']:.3f} "
-            f"| {row['share'] / base['share'] - 1:+.0%} | {row['seconds'] / base['seconds']:.2f} |"
+            f"| {row['recall']:.3f} ({row['recall'] - base['recall']:+.3f}) | {row['seconds'] / base['seconds']:.2f} |"
         )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .cli_convert import add_convert_arguments, run_convert
+
 __all__ = ["create_parser", "main"]
 
 BAD_INPUT = 2  # what argparse itself exits with
@@ -55,6 +57,7 @@ def create_parser() -> argparse.ArgumentParser:
     _add_reconstruct(commands)
     _add_synthesize(commands)
     _add_data(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -238,6 +241,17 @@ def _add_data(commands: Any) -> None:
     command.add_argument("--scan", type=int, default=0, help="number within the split (default: %(default)s)")
     command.add_argument("--n-slices", type=int, default=16, help="spread over the scan (default: %(default)s)")
     command.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
+
+
+def _add_convert(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "convert",
+        run_convert,
+        "Make a pipeline folder of the checkpoints of the paper's authors (guided diffusion, MONAI), or the other way",
+        "sgr convert --prior ema.pt --segmentation segmentation.pt runs/converted",
+    )
+    add_convert_arguments(command)
 
 
 def _slices(text: str) -> slice:

@@ -56,7 +56,8 @@ def prior_from_authors(
         num_head_channels: channels of an attention head, as in training. May be left out for the architecture of the
             paper (64).
         new_attention_order: whether it was trained with `use_new_attention_order`.
-        sample_size: (y, x) of the training images; for the record only, the network takes any size.
+        sample_size: (y, x) of the training images; for the record only, the network takes any size that its levels
+            divide.
 
     Returns:
         The prior, float32, in evaluation mode; its output agrees with that of the authors' network up to rounding.
@@ -121,7 +122,7 @@ def authors_flags(unet: UNet2DModel, new_attention_order: bool = False) -> dict[
         "out_channels": config.out_channels,
         "num_res_blocks": config.layers_per_block,
         "attention_resolutions": [2**level for level, has in enumerate(_attention_levels(unet)) if has],
-        "channel_mult": [channels / width for channels in config.block_out_channels],
+        "channel_mult": [c / width if c % width else c // width for c in config.block_out_channels],
         "num_head_channels": config.attention_head_dim,
         "use_scale_shift_norm": config.resnet_time_scale_shift == "scale_shift",
         "resblock_updown": _has_residual_resampling(unet),
@@ -165,7 +166,9 @@ def _read_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
     n_levels = len(resizing) + 1
     n_blocks = (resizing[0] if resizing else max(up, default=0)) + 1  # L + 1
     for part, found in (("input_blocks", down), ("output_blocks", up)):
-        expected = set(range(n_levels * n_blocks))  # of the encoder, with the first convolution
+        expected = set(
+            range(n_levels * n_blocks)
+        )  # L + 1 a level; in the encoder the first convolution is one of them
         absent, surplus = sorted(expected - set(found)), sorted(set(found) - expected)
         if absent or surplus:
             raise ValueError(
@@ -180,14 +183,13 @@ def _read_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
             raise ValueError(f"input_blocks.{n}.0.out_layers.3.weight: {n_channels} channels do not make 32 groups.")
     has_attention = ["qkv" in down[n].get(1, ()) for n in first]
     is_residual = n_levels == 1 or "op" not in down[n_blocks].get(0, ())
-    down_kinds = _block_types("Down", has_attention, is_residual)
     rows = shape_of(state, "middle_block.0.emb_layers.1.weight", 2)[0]
     return {
         "in_channels": n_in,
         "out_channels": n_out,
         "block_out_channels": tuple(channels),
         "layers_per_block": n_blocks - 1,
-        "down_block_types": down_kinds,
+        "down_block_types": _block_types("Down", has_attention, is_residual),
         "up_block_types": _block_types("Up", has_attention, is_residual)[::-1],
         "downsample_type": "resnet" if is_residual else "conv",
         "upsample_type": "resnet" if is_residual else "conv",
@@ -233,6 +235,7 @@ def _has_residual_resampling(unet: UNet2DModel) -> bool:
 
 
 def _check_expressible(unet: UNet2DModel) -> None:
+    """Refuse settings that guided diffusion does not have, by name."""
     config, has_attention = unet.config, _attention_levels(unet)
     wanted = {key: PRIOR_PRESETS["paper"][key] for key in ("norm_num_groups", "attn_norm_num_groups", "norm_eps")}
     wanted |= {"time_embedding_type": "positional", "flip_sin_to_cos": True, "freq_shift": 0, "act_fn": "silu"}

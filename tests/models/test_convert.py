@@ -122,6 +122,15 @@ def test_the_papers_network_converts_key_for_key():
     }
 
 
+@pytest.mark.slow
+def test_outputs_of_the_papers_network_agree():
+    network = random_authors_unet(**PAPER)
+    unet = prior_from_authors(network.state_dict())
+    images, timesteps = drawn(1, 2, 64, 32), torch.tensor([400])
+    with torch.no_grad():
+        assert relative_error(unet(images, timesteps).sample, network(images, timesteps)) < 1e-5
+
+
 def test_the_flags_say_what_the_network_was_made_with():
     unet = prior_from_authors(
         random_authors_unet(scale_shift=False, residual_resizing=False, attention_levels=(0,)).state_dict(), 16

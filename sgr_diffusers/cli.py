@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from .cli_convert import add_convert_arguments, run_convert
+from .evaluation.command import add_evaluation_commands
 
 __all__ = ["create_parser", "main"]
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         that ended the run.
     """
     args = create_parser().parse_args(arguments)
+    args.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _SignalsAsExceptions():
             args.run(args)
@@ -58,6 +60,7 @@ def create_parser() -> argparse.ArgumentParser:
     _add_synthesize(commands)
     _add_data(commands)
     _add_convert(commands)
+    add_evaluation_commands(commands, _add_command)
     return parser
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from .cli_convert import add_convert_arguments, run_convert
 from .evaluation.command import add_evaluation_commands
+from .publishing.command import add_publish
 
 __all__ = ["create_parser", "main"]
 
@@ -61,6 +62,7 @@ def create_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_convert(commands)
     add_evaluation_commands(commands, _add_command)
+    add_publish(commands, _add_command)
     return parser
 
 

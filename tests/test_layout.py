@@ -21,7 +21,11 @@ ALLOWED = {
     "inputs": ["mri"],
     "callbacks": ["guidance", "inputs"],
     "bounds": ["guidance"],
-    "pipeline_sgr_mri": ["mri", "guidance", "schedules", "networks", "inputs", "callbacks"],
+    "model_index": [],
+    "hub_bundle": ["model_index"],
+    "hub_layout": ["hub_bundle", "model_index"],
+    "hub_reading": ["hub_bundle", "hub_layout", "model_index"],
+    "pipeline_sgr_mri": ["mri", "guidance", "schedules", "networks", "inputs", "callbacks", "hub_layout"],
     "data": ["mri"],
     "training": ["data", "evaluation", "models", "networks", "pipeline_sgr_mri"],
     "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri"],
@@ -37,6 +41,7 @@ ALLOWED = {
         "reconstruct",
         "schedules",
     ],
+    "publishing": ["hub_bundle", "hub_layout", "model_index"],
 }
 
 

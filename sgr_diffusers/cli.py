@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .evaluation.command import add_evaluation_commands
+
 __all__ = ["create_parser", "main"]
 
 BAD_INPUT = 2  # what argparse itself exits with
@@ -27,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         that ended the run.
     """
     args = create_parser().parse_args(arguments)
+    args.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _SignalsAsExceptions():
             args.run(args)
@@ -55,6 +58,7 @@ def create_parser() -> argparse.ArgumentParser:
     _add_reconstruct(commands)
     _add_synthesize(commands)
     _add_data(commands)
+    add_evaluation_commands(commands, _add_command)
     return parser
 
 

@@ -37,7 +37,7 @@ def psnr(images: Images, target: Images) -> float:
     return float(20 * torch.log10(peak / rmse)) if peak > 0 else float("nan")
 
 
-def ssim(images: Images, target: Images) -> float:
+def ssim(images: Images, target: Images, data_range: float | None = None) -> float:
     """Structural similarity of the magnitude (Wang et al. 2004), slice by slice, averaged over the volume.
 
     Gaussian window of 11 x 11 pixels, sigma 1.5; the data range is the largest magnitude of `target` in the volume.
@@ -46,6 +46,8 @@ def ssim(images: Images, target: Images) -> float:
     Args:
         images: `(slice, y, x)`, complex or magnitude, in the unit of `target`; at least 11 x 11 pixels.
         target: `(slice, y, x)`, the fully sampled images.
+        data_range: for slices that are scored one by one, the largest magnitude of their volume; `None` for that of
+            `target`.
 
     Returns:
         At most 1; NaN if `target` is zero everywhere.
@@ -56,7 +58,7 @@ def ssim(images: Images, target: Images) -> float:
     magnitude, reference = _magnitudes(images, target)
     if min(reference.shape[-2:]) < 11:
         raise ValueError(f"`target` must have at least 11 x 11 pixels, the window, got {tuple(reference.shape)}.")
-    peak = reference.max()
+    peak = reference.max() if data_range is None else torch.tensor(data_range, dtype=torch.float64)
     if not peak > 0:
         return float("nan")
     from monai.metrics import SSIMMetric

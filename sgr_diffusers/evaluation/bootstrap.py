@@ -1,0 +1,73 @@
+"""Values of scans enter; a statistic over them with its confidence interval, which the seed decides on, leaves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+__all__ = ["Estimate", "estimate", "mean", "median"]
+
+N_RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+Values = Float[np.ndarray, "scan item"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic and how sure it is.
+
+    Attributes:
+        value: of the scans as they are; NaN without any value.
+        low: lower end of the confidence interval, for another draw of as many scans.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def median(values: Float[np.ndarray, "*batch item"]) -> Float[np.ndarray, "*batch"]:
+    """Median over the last axis, without NaN."""
+    return _without_nan(np.nanmedian, values)
+
+
+def mean(values: Float[np.ndarray, "*batch item"]) -> Float[np.ndarray, "*batch"]:
+    """Mean over the last axis, without NaN."""
+    return _without_nan(np.nanmean, values)
+
+
+def _without_nan(statistic: Callable, values: np.ndarray) -> np.ndarray:
+    """NaN where there is no value at all, without the warning that numpy has for it."""
+    result = np.full(values.shape[:-1], np.nan)
+    has_value = ~np.isnan(values).all(axis=-1)
+    if has_value.any():
+        result[has_value] = statistic(values[has_value], axis=-1)
+    return result
+
+
+def estimate(
+    values: Values, statistic: Callable[[np.ndarray], np.ndarray] = median, seed: int = 0, n: int = N_RESAMPLES
+) -> Estimate:
+    """Percentile bootstrap over scans: whole scans are drawn with replacement, their classes stay together.
+
+    Args:
+        values: `(scan, item)`, an item being a class or an image; NaN where there is no value.
+        statistic: over the last axis of `(resample, scan * item)`.
+        seed: of the draws.
+        n: number of draws.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not values.size:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    drawn = np.random.default_rng(seed).integers(len(values), size=(n, len(values)))
+    resampled = statistic(values[drawn].reshape(n, -1))
+    value = float(statistic(values.reshape(1, -1))[0])
+    known = resampled[~np.isnan(resampled)]
+    if not len(known):
+        return Estimate(value, float("nan"), float("nan"))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(known, (tail, 100 - tail))
+    return Estimate(value, float(low), float(high))

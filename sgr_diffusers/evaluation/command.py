@@ -1,0 +1,269 @@
+"""Arguments of `sgr evaluate`, `sgr report` and `training/evaluate.py` enter; a results folder or a report leaves.
+
+What is heavy is imported when a command runs.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sgr_diffusers.evaluation.plan import METHODS
+
+__all__ = ["add_arguments", "add_evaluation_commands", "run"]
+
+DTYPES = ("float32", "float16", "bfloat16")
+FINAL_CONSISTENCY = ("replace", "regularized", "least_squares")
+REFERENCES = ("both", "fully_sampled", "manual")
+
+
+def add_evaluation_commands(commands: Any, add_command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `evaluate` and `report` to the parsers of the `sgr` command.
+
+    Args:
+        commands: subparsers.
+        add_command: adds one: (commands, name, function to run, summary, example).
+    """
+    add_arguments(
+        add_command(
+            commands,
+            "evaluate",
+            lambda args: run(args, args.arguments),
+            "Evaluate bounds and repeated reconstruction as the paper does; a run that was killed goes on where it was",
+            "sgr evaluate runs/knee --output runs/evaluation --n-slices-per-scan 2 --num-processes 2",
+        )
+    )
+    command = add_command(
+        commands,
+        "report",
+        _report,
+        "Write tables and figures of an evaluation, from its results alone; or print the table of a table1.csv",
+        "sgr report runs/evaluation --output runs/report",
+    )
+    command.add_argument("results", type=Path, metavar="RESULTS", help="folder of `sgr evaluate`, or a table1.csv")
+    command.add_argument("--output", type=Path, metavar="DIR", help="folder to make (needed for a results folder)")
+    command.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier report")
+    command.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from sgr_diffusers.evaluation.table1 import read_table1, table1_markdown
+
+    if args.results.is_file():
+        print(table1_markdown(read_table1(args.results)))
+        return
+    from sgr_diffusers.evaluation.write_report import write_report
+
+    if args.output is None:
+        raise ValueError("--output is needed: the folder to write the report to.")
+    for line in write_report(args.results, args.output, args.seed, args.overwrite):
+        print(line)
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Options of the command; each word of a name may be joined by - or by _."""
+
+    def add(group: Any, name: str, **settings: Any) -> None:
+        group.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}")), **settings)
+
+    command.add_argument("data_dir", metavar="DATA_DIR", help="folder in the SKM-TEA layout")
+    add(command, "output", required=True, metavar="DIR", help="results folder; a run that was killed goes on in it")
+    add(command, "model", help="folder or Hub repository of the pipeline (default: the bundled one)")
+    add(command, "limit", type=int, metavar="N", help="stop after N units of work")
+    add(command, "dry-run", action="store_true", help="print the number of units and what they will cost, and stop")
+
+    data = command.add_argument_group("what to evaluate")
+    add(data, "split", default="test", choices=("train", "val", "test"), help="(default: %(default)s)")
+    add(data, "max-scans", type=int, metavar="N", help="only the first N scans")
+    add(
+        data,
+        "slices",
+        default="relevant",
+        help="'relevant' (with at least --min-foreground labelled pixels), 'paper', 'all', N for every N-th, "
+        "START:STOP[:STEP], or numbers like 20,24,30 (default: %(default)s)",
+    )
+    add(data, "min-foreground", type=int, default=20, metavar="PIXELS", help="(default: %(default)s)")
+    add(data, "n-slices-per-scan", type=int, metavar="K", help="K of these of each scan, evenly spread (default: all)")
+    add(
+        data,
+        "finding-slices",
+        type=int,
+        default=0,
+        metavar="K",
+        help="of synthetic scans with a rare finding, K more slices that show it (default: %(default)s)",
+    )
+    add(data, "accelerations", type=float, nargs="+", default=[4.0, 8.0, 12.0, 16.0], help="(default: 4 8 12 16)")
+    add(data, "echo", type=int, default=1, help="(default: %(default)s)")
+    add(data, "reference", choices=REFERENCES, default="both", help="'fully_sampled' needs no manual labels")
+    add(
+        data,
+        "second-segmentation",
+        metavar="DIR",
+        help="segmentation model that guidance never sees, to segment all reconstructions, too",
+    )
+
+    method = command.add_argument_group("how to reconstruct")
+    add(method, "methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default: both)")
+    add(method, "steps", type=int, default=100, help="reverse steps (default: %(default)s)")
+    add(method, "scheduler", metavar="CLASS", help="of diffusers (default: the pipeline's)")
+    add(method, "eta", type=float, default=1.0, help="share of fresh noise, for DDIM (default: %(default)s)")
+    add(method, "strength", type=float, help="b of paper Eq. 14, per step (default: the pipeline's)")
+    add(method, "strengths", type=float, nargs="+", default=[], help="further ones, for the ablation (paper Fig. 6)")
+    add(method, "ablation-acceleration", type=float, help="of these (default: the highest)")
+    add(method, "ablation-slices", type=int, metavar="K", help="of each scan (default: all that are evaluated)")
+    add(method, "rr-samples", type=int, default=16, help="of repeated reconstruction (default: %(default)s)")
+    add(
+        method,
+        "rr-curve-slices",
+        type=int,
+        default=0,
+        metavar="K",
+        help="of each scan, K slices with --rr-curve-samples samples (default: %(default)s)",
+    )
+    add(method, "rr-curve-samples", type=int, default=64, metavar="N", help="(default: %(default)s)")
+    add(method, "rr-curve-accelerations", type=float, nargs="+", default=[], help="(default: the highest)")
+    add(method, "cg-iterations", type=int, help="in each step (default: the checkpoint's)")
+    add(method, "final-consistency", choices=FINAL_CONSISTENCY, default="replace", help="(default: %(default)s)")
+    add(method, "seed", type=int, default=0, help="of all noise (default: %(default)s)")
+
+    machine = command.add_argument_group("where to compute")
+    add(machine, "dtype", choices=DTYPES, default="float32", help="of the prior (default: %(default)s)")
+    add(machine, "batch-size", type=int, default=8, help="most images at once (default: %(default)s)")
+    add(
+        machine,
+        "num-threads",
+        type=int,
+        default=1,
+        help="of a process; results are equal to the last bit for any number of processes, not of threads "
+        "(default: %(default)s)",
+    )
+    add(machine, "num-processes", type=int, default=1, help="start so many on this machine (default: %(default)s)")
+
+
+def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
+    """Evaluate.
+
+    Args:
+        args: of a parser with `add_arguments`.
+        argv: the arguments that they were parsed from, for the record and for further processes.
+
+    Raises:
+        FileNotFoundError, ValueError: data, model, settings or the folder cannot be used.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if args.limit is not None and args.limit < 0:
+        raise ValueError(f"`limit` must be 0 or larger, got {args.limit}.")
+    if args.num_threads < 1 or args.num_processes < 1:
+        raise ValueError(
+            f"`num_threads` and `num_processes` must be at least 1, got {args.num_threads} and {args.num_processes}."
+        )
+    if args.num_processes > 1 and "RANK" not in os.environ and not args.dry_run:
+        _launch(argv, args.num_processes, args.num_threads)
+        return
+    from sgr_diffusers.evaluation import runner
+
+    request = _request(args, argv)
+    prepared = runner.prepare(request, write=not args.dry_run)
+    say = print if prepared.process.is_main_process else _silent
+    outstanding = prepared.outstanding
+    for line in outstanding.damaged:
+        say(f"{line} It is done again.", file=sys.stderr, flush=True)
+    say(_overview(outstanding.units, outstanding.todo))
+    if args.dry_run:
+        todo = outstanding.todo[: args.limit]
+        seconds, source = runner.estimate_seconds(prepared, request)
+        hours = runner.total_seconds(todo, seconds) / 3600
+        each = ", ".join(f"{kind} {value:.1f} s" for kind, value in sorted(seconds.items()))
+        say(f"Each unit, of RR each sample: {each} ({source}).")
+        say(f"{len(todo)} units: {hours:.2f} hours on one process, {hours / args.num_processes:.2f} on "
+            f"{args.num_processes}.")  # fmt: skip
+        return
+    runner.evaluate(prepared, args.output, args.limit)
+    if prepared.process.is_main_process:
+        from sgr_diffusers.evaluation.costs import cost_table
+
+        left = runner.find_outstanding(args.output, outstanding.units).todo
+        say(f"{args.output}: {len(outstanding.units) - len(left)} of {len(outstanding.units)} units are done.")
+        table = cost_table(args.output)
+        if table:
+            say(table)
+
+
+def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
+    from sgr_diffusers.evaluation.compute import EvaluationSettings
+    from sgr_diffusers.evaluation.plan import EvaluationPlan
+    from sgr_diffusers.evaluation.runner import EvaluationRequest
+
+    plan = EvaluationPlan(
+        accelerations=tuple(sorted(set(args.accelerations))),
+        methods=tuple(method for method in METHODS if method in args.methods),
+        rr_samples=args.rr_samples,
+        ablation_strengths=tuple(sorted(set(args.strengths))),
+        ablation_acceleration=args.ablation_acceleration,
+        ablation_slices=args.ablation_slices,
+        rr_curve_slices=args.rr_curve_slices,
+        rr_curve_samples=args.rr_curve_samples,
+        rr_curve_accelerations=tuple(sorted(set(args.rr_curve_accelerations))),
+    )
+    settings = EvaluationSettings(
+        num_inference_steps=args.steps,
+        eta=args.eta,
+        guidance_strength=args.strength,
+        cg_iterations=args.cg_iterations,
+        final_consistency=args.final_consistency,
+        batch_size=args.batch_size,
+        echo=args.echo,
+        seed=args.seed,
+    )
+    return EvaluationRequest(
+        data_dir=args.data_dir,
+        output=args.output,
+        model=args.model,
+        plan=plan,
+        settings=settings,
+        split=args.split,
+        slices=args.slices,
+        min_foreground=args.min_foreground,
+        n_slices_per_scan=args.n_slices_per_scan,
+        max_scans=args.max_scans,
+        n_finding_slices=args.finding_slices,
+        references=args.reference,
+        second_segmentation=args.second_segmentation,
+        scheduler=args.scheduler,
+        dtype=args.dtype,
+        n_threads=args.num_threads,
+        command=shlex.join(["sgr", *(argv if argv[:1] == ["evaluate"] else ["evaluate", *argv])]),
+    )
+
+
+def _overview(units: Sequence[Any], todo: Sequence[Any]) -> str:
+    every, left = Counter(unit.kind for unit in units), Counter(unit.kind for unit in todo)
+    parts = [f"{every[kind]} {kind} ({left[kind]} to do)" for kind in ("reference", *METHODS) if every[kind]]
+    return f"Units: {', '.join(parts)}."
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """For all processes but the first."""
+
+
+def _launch(argv: list[str], n_processes: int, n_threads: int) -> None:
+    """The same command in several processes, as `torchrun` starts them."""
+    own = [] if argv[:1] == ["evaluate"] else ["evaluate"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}", "--no_python"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
+    process = subprocess.Popen(
+        [sys.executable, *launcher, sys.executable, "-m", "sgr_diffusers.cli", *own, *argv], env=environment
+    )
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if code:
+        raise ValueError(f"a process of the evaluation ended with code {code}; what it says stands above.")

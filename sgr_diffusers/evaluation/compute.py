@@ -1,0 +1,259 @@
+"""A unit of work enters; its row for the store leaves: reconstructions, segmentations, scores and what they cost.
+
+A row depends on the unit, the settings, the networks and the data alone: noise is seeded by (seed, scan, slice).
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sgr_diffusers.data.scan_files import read_coil_maps, read_kspace, read_mask, read_target
+from sgr_diffusers.data.synthetic_findings import labels_without_findings
+from sgr_diffusers.evaluation.identity import weights_hash
+from sgr_diffusers.evaluation.metrics import ssim
+from sgr_diffusers.evaluation.plan import Unit
+from sgr_diffusers.evaluation.slices import EvaluationData, manual_labels
+from sgr_diffusers.evaluation.stopwatch import NetworkMeter
+from sgr_diffusers.evaluation.store import pack_labels, pack_magnitude
+from sgr_diffusers.guidance import default_strength
+from sgr_diffusers.inputs import slice_scale
+from sgr_diffusers.mri.operators import SenseOperator
+from sgr_diffusers.networks import check_networks, segment, size_multiple
+from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
+
+__all__ = ["EvaluationSettings", "UnitComputer", "used_strength"]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is the same for all units of a results folder; names and defaults as in `SGRMRIPipeline.__call__`.
+
+    Attributes:
+        num_inference_steps: reverse steps.
+        eta: share of fresh noise.
+        guidance_strength: b of paper Eq. 14, per step, of the SGR that is compared with RR; `None` for the default.
+        cg_iterations: `None` for the checkpoint's.
+        final_consistency: last step.
+        batch_size: most images in a network call.
+        echo: 1 or 2.
+        seed: of all noise.
+    """
+
+    num_inference_steps: int = 100
+    eta: float = 1.0
+    guidance_strength: float | None = None
+    cg_iterations: int | None = None
+    final_consistency: str = "replace"
+    batch_size: int = 8
+    echo: int = 1
+    seed: int = 0
+
+
+def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: float | None = None) -> float:
+    """Strength b that the pipeline applies in a step, if it is asked for `strength`, or for that of the settings."""
+    asked = settings.guidance_strength if strength is None else strength
+    return default_strength(settings.num_inference_steps) if asked is None else asked
+
+
+class UnitComputer:
+    """Computes units one by one.
+
+    Args:
+        pipe: with a segmentation model, on its device.
+        second: another segmentation model, which guidance never sees; may be missing.
+        settings: of all units.
+        data: scans and slices.
+        examples: (scan, slice) pairs of which images are kept.
+        with_manual: whether manual labels are read.
+    """
+
+    def __init__(
+        self,
+        pipe: SGRMRIPipeline,
+        second: nn.Module | None,
+        settings: EvaluationSettings,
+        data: EvaluationData,
+        examples: Collection[tuple[str, int]] = (),
+        with_manual: bool = True,
+    ) -> None:
+        """Check that the networks fit, and remember what they are."""
+        if pipe.segmentation_model is None:
+            raise ValueError("`model` has no segmentation model, so that there is nothing to bound or to measure.")
+        self.pipe, self.second, self.settings, self.data = pipe, second, settings, data
+        self.examples, self.with_manual = set(examples), with_manual
+        size = next(iter(data.scans.values())).matrix_shape[1:]
+        self.class_names = check_networks(pipe.unet, pipe.segmentation_model, size, pipe.device)
+        if second is not None and check_networks(pipe.unet, second, size, pipe.device) != self.class_names:
+            raise ValueError(
+                f"`second_segmentation` must have the classes of the pipeline's model, {self.class_names}, got "
+                f"{check_networks(pipe.unet, second, size, pipe.device)}."
+            )
+        networks = [pipe.unet, pipe.segmentation_model, *([] if second is None else [second])]
+        self.weights_hash = "-".join(weights_hash(network) for network in networks)
+        self._peak = lru_cache(maxsize=256)(self._volume_peak)
+
+    def compute(self, unit: Unit) -> dict[str, Any]:
+        """Row of a unit, without the unit's own fields.
+
+        Raises:
+            DataFault: a file is damaged; scan and file are named.
+            ValueError: a reconstruction is not finite.
+        """
+        start = time.perf_counter()
+        with NetworkMeter(self.pipe.unet, self.pipe.segmentation_model) as meter:
+            row = self._reference(unit) if unit.kind == "reference" else self._reconstruct(unit)
+        row |= {f"seconds_{name}": seconds for name, seconds in meter.seconds.items()}
+        return row | {
+            "weights_hash": self.weights_hash,
+            "n_forward": meter.n_forward,
+            "n_backward": meter.n_backward,
+            "n_threads": torch.get_num_threads(),
+            "seconds": time.perf_counter() - start,
+        }
+
+    def _volume_peak(self, scan_id: str) -> float:
+        """Largest magnitude of the fully sampled slices that are evaluated."""
+        return max(float(np.abs(self._target(scan_id, index)).max()) for index in self.data.slices[scan_id])
+
+    def _target(self, scan_id: str, index: int) -> np.ndarray:
+        return read_target(scan_id, str(self.data.scans[scan_id].kspace_file), index, self.settings.echo)
+
+    def _labels(self, images: Tensor, model: nn.Module) -> np.ndarray:
+        """Labels (image, y, x) of complex images in the scale of the prior."""
+        parts = images.split(self.settings.batch_size)
+        multiple = size_multiple(self.pipe.unet)
+        with torch.no_grad():
+            found = [segment(model, part, multiple).argmax(dim=1).to(torch.uint8).cpu() for part in parts]
+        return torch.cat(found).numpy()
+
+    def _reference(self, unit: Unit) -> dict[str, Any]:
+        scan, pipe = self.data.scans[unit.scan_id], self.pipe
+        target = self._target(unit.scan_id, unit.slice)
+        image = torch.from_numpy(target)[None].to(pipe.device)
+        image = image / slice_scale(image, pipe.config.scale_quantile)[:, None, None]
+        row: dict[str, Any] = {
+            **self._common(unit, [target]),
+            "voxel_size_mm": list(scan.voxel_size_mm),
+            "findings": json.dumps(scan.findings or []),
+            "fully_sampled": pack_labels(self._labels(image, pipe.segmentation_model)[0]),
+        }
+        if self.second is not None:
+            row["second_fully_sampled"] = pack_labels(self._labels(image, self.second)[0])
+        if self.with_manual:
+            row["manual"] = pack_labels(manual_labels(scan, unit.slice))
+            without = labels_without_findings(scan, unit.slice)
+            row["without_finding"] = None if without is None else pack_labels(without)
+        if (unit.scan_id, unit.slice) in self.examples:
+            row["target_magnitude"] = pack_magnitude(np.abs(target), row["peak"])
+        return row
+
+    def _common(self, unit: Unit, arrays: Sequence[np.ndarray]) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        height, width = self.data.scans[unit.scan_id].matrix_shape[1:]
+        size = {"height": height, "width": width, "peak": self._peak(unit.scan_id)}
+        return {**size, "data_hash": digest.hexdigest()[:16], "images": []}
+
+    def _reconstruct(self, unit: Unit) -> dict[str, Any]:
+        pipe, settings = self.pipe, self.settings
+        path = str(self.data.scans[unit.scan_id].kspace_file)
+        mask = read_mask(unit.scan_id, path, unit.acceleration)
+        kspace = read_kspace(unit.scan_id, path, unit.slice, settings.echo, mask)
+        maps = read_coil_maps(unit.scan_id, path, unit.slice)
+        row = self._common(unit, [kspace, mask, maps])
+        seed = _seed(settings.seed, unit)
+        strength = settings.guidance_strength if unit.strength is None else unit.strength
+        is_guided = unit.kind == "SGR"
+        out = pipe(
+            kspace[None],
+            mask.copy(),
+            target="both" if is_guided else "none",
+            coil_maps=maps[None],
+            num_inference_steps=settings.num_inference_steps,
+            eta=settings.eta,
+            guidance_strength=strength if is_guided else None,
+            cg_iterations=settings.cg_iterations,
+            final_consistency=settings.final_consistency,
+            num_samples=1 if is_guided else unit.n_samples,
+            generator=_generator(seed, is_guided),
+            batch_size=settings.batch_size,
+        )
+        row["seed"] = seed
+        row["strength_used"] = used_strength(pipe, settings, unit.strength) if is_guided else None
+        images, n_targets = out.images[0].flatten(0, 1), len(out.targets)
+        second: Sequence[np.ndarray | None] = [None] * len(images)
+        if self.second is not None:
+            second = self._labels(images / self._scale(kspace, mask, maps), self.second)
+        target = torch.from_numpy(self._target(unit.scan_id, unit.slice))
+        is_example, peak = (unit.scan_id, unit.slice) in self.examples, row["peak"]
+        labels = out.segmentations[0].flatten(0, 1).cpu().numpy()
+        residuals = out.data_residual[0].flatten().tolist()
+        magnitudes = images.abs().float().cpu()
+        if not torch.isfinite(magnitudes).all():
+            raise ValueError(
+                f"the reconstruction of scan {unit.scan_id}, slice {unit.slice}, is not finite: `model` does not fit "
+                "this data, or `dtype` is too coarse for it. Try --dtype float32, or a smaller --strength."
+            )
+        for k, magnitude in enumerate(magnitudes):
+            error = ((magnitude.double() - target.abs().double()) / peak).square().sum()
+            row["images"].append(
+                {
+                    "class_number": k // n_targets + 1 if is_guided else 0,
+                    "target": out.targets[k % n_targets] if is_guided else "sample",
+                    "sample": 0 if is_guided else unit.first_sample + k,
+                    "labels": pack_labels(labels[k]),
+                    "second_labels": None if second[k] is None else pack_labels(second[k]),
+                    "magnitude": pack_magnitude(magnitude.numpy(), peak) if is_example else None,
+                    "ssim": _slice_ssim(magnitude, target, peak),
+                    "squared_error": float(error),
+                    "residual": residuals[k],
+                }
+            )
+        if is_example:
+            row["zero_filled"] = pack_magnitude(self._zero_filled(kspace, mask, maps).abs().cpu().numpy(), peak)
+        return row
+
+    def _zero_filled(self, kspace: np.ndarray, mask: np.ndarray, maps: np.ndarray) -> Tensor:
+        kspace, maps = (torch.from_numpy(array)[None].to(self.pipe.device) for array in (kspace, maps))
+        mask = torch.from_numpy(mask.copy())[None].to(self.pipe.device)
+        return SenseOperator(maps, mask).adjoint(kspace)[0]
+
+    def _scale(self, kspace: np.ndarray, mask: np.ndarray, maps: np.ndarray) -> Tensor:
+        """What the pipeline divides this slice by: both segmentation models see the same images."""
+        config = self.pipe.config
+        return slice_scale(self._zero_filled(kspace, mask, maps)[None], config.scale_quantile, config.scale_correction)
+
+
+def _slice_ssim(magnitude: Tensor, target: Tensor, peak: float) -> float | None:
+    if min(target.shape) < 11:  # smaller than the window; in tests
+        return None
+    return ssim(magnitude[None], target.abs()[None], data_range=peak)
+
+
+def _seed(seed: int, unit: Unit) -> int:
+    """Seed of a slice's noise. Each further block of samples has another one; accelerations and strengths share it."""
+    name = int.from_bytes(hashlib.sha256(unit.scan_id.encode()).digest()[:4], "big")
+    block = unit.first_sample // 16
+    state = np.random.SeedSequence([seed, name, unit.slice, block]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def _generator(seed: int, is_guided: bool) -> torch.Generator:
+    """The pipeline takes one draw from it as the slice's seed, and for samples further draws from that seed's stream.
+
+    SGR is given that stream itself: its noise is that of the first sample, to which it reduces at strength 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if is_guided:
+        drawn = int(torch.randint(2**63 - 1, (1,), generator=generator))
+        generator = torch.Generator().manual_seed(drawn)
+    return generator

@@ -1,0 +1,248 @@
+"""Stored label maps enter; a table of voxel counts, one row for each slice, class and pair of bounds, leaves.
+
+All scores of segmentations are quotients of sums of these counts. Columns:
+
+=============== =====================================================================================================
+scan_id, slice  where
+part            "main" for the slices of the protocol, "finding" for further ones that show a rare finding
+acceleration    of the stored mask
+method          "SGR", "RR", "RR_equal_budget" (as many samples as SGR's network evaluations pay for), or "RR_curve"
+strength        b used, 0 for RR
+n_samples       of RR; 0 for SGR, and for an equal budget, which differs from slice to slice
+subset          which of several disjoint sets of that many samples
+segmenter       "guiding", or "second": the model that guidance never saw
+reference       "fully_sampled" (by the same segmenter) or "manual"
+label           of the class
+lower, upper    voxels of S_low and S_up
+lower_in        voxels of S_low that are in the reference
+upper_in        voxels of S_up that are in the reference
+truth           voxels of the reference
+finding         voxels that a rare finding took away from the class
+finding_lower   of these, voxels in S_low: the lower bound denies the finding there
+=============== =====================================================================================================
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Integer, UInt8
+
+from sgr_diffusers.evaluation.load import EvaluationResults, labels_of
+from sgr_diffusers.evaluation.plan import Unit
+from sgr_diffusers.evaluation.stopwatch import BACKWARD_COST
+
+__all__ = ["CURVE_SIZES", "complete_slices", "count_bounds", "equal_budget_samples"]
+
+CURVE_SIZES = (2, 4, 8, 16, 32, 64)
+Slice = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """References of a slice: for each (segmenter, reference) the label map, and what a finding took."""
+
+    maps: dict[tuple[str, str], UInt8[np.ndarray, "y x"]]
+    finding: UInt8[np.ndarray, "y x"] | None  # label of what was there before, 0 elsewhere
+
+
+def count_bounds(results: EvaluationResults) -> pd.DataFrame:
+    """Count all stored bounds; see the head of this module for the columns."""
+    further = {(scan_id, n) for scan_id, numbers in results.config["finding_slices"].items() for n in numbers}
+    main = {(scan_id, n) for scan_id, numbers in results.config["slices"].items() for n in numbers}
+    samples = _samples_by_slice(results)
+    guided_units: dict[Slice, list[tuple[Unit, dict[str, Any]]]] = defaultdict(list)
+    for unit, row in results.of_kind("SGR"):
+        guided_units[unit.scan_id, unit.slice].append((unit, row))
+    budgets = equal_budget_samples(results)
+    rows: list[dict[str, Any]] = []
+    for unit, row in results.of_kind("reference"):
+        key = (unit.scan_id, unit.slice)
+        truth = _truth(row)
+        where = {"scan_id": unit.scan_id, "slice": unit.slice, "part": "finding" if key in further - main else "main"}
+        for guided, guided_row in guided_units[key]:
+            head = {**where, "acceleration": guided.acceleration, "method": "SGR", "n_samples": 0, "subset": 0}
+            head["strength"] = guided_row["strength_used"]
+            rows += _count_guided(head, guided_row, truth, len(results.class_names))
+        for acceleration, images in samples[key].items():
+            head = {**where, "acceleration": acceleration, "strength": 0.0}
+            counts = _SampleCounts(row, images, truth, len(results.class_names))
+            rows += _count_unguided(head, counts, results.rr_samples, budgets.get((*key, acceleration)))
+    return pd.DataFrame(rows)
+
+
+def _samples_by_slice(results: EvaluationResults) -> dict[Slice, dict[float, list[dict[str, Any]]]]:
+    blocks: dict[tuple[Slice, float], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for unit, row in results.of_kind("RR"):
+        blocks[(unit.scan_id, unit.slice), unit.acceleration] |= {image["sample"]: image for image in row["images"]}
+    found: dict[Slice, dict[float, list[dict[str, Any]]]] = defaultdict(dict)
+    for (key, acceleration), images in blocks.items():
+        ordered = [images[k] for k in sorted(images)]
+        if [image["sample"] for image in ordered] == list(range(len(ordered))):
+            found[key][acceleration] = ordered
+    return found
+
+
+def _truth(row: dict[str, Any]) -> _Truth:
+    maps = {("guiding", "fully_sampled"): labels_of(row, row["fully_sampled"])}
+    has_second = row["second_fully_sampled"] is not None
+    if has_second:
+        maps["second", "fully_sampled"] = labels_of(row, row["second_fully_sampled"])
+    finding = None
+    if row["manual"] is not None:
+        manual = labels_of(row, row["manual"])
+        maps["guiding", "manual"] = manual
+        if has_second:
+            maps["second", "manual"] = manual
+        if row["without_finding"] is not None:
+            without = labels_of(row, row["without_finding"])
+            finding = np.where(without != manual, without, 0)
+    return _Truth(maps, finding)
+
+
+def _count_pair(
+    lower: Bool[np.ndarray, "y x"], upper: Bool[np.ndarray, "y x"], truth: Bool[np.ndarray, "y x"]
+) -> dict[str, int]:
+    return {
+        "lower": int(lower.sum()),
+        "upper": int(upper.sum()),
+        "lower_in": int((lower & truth).sum()),
+        "upper_in": int((upper & truth).sum()),
+        "truth": int(truth.sum()),
+    }
+
+
+def _count_guided(
+    head: dict[str, Any], row: dict[str, Any], truth: _Truth, n_classes: int
+) -> Iterator[dict[str, Any]]:
+    images = {(image["class_number"], image["target"]): image for image in row["images"]}
+    for (segmenter, reference), truth_map in truth.maps.items():
+        column = "labels" if segmenter == "guiding" else "second_labels"
+        for label in range(1, n_classes + 1):
+            lower, upper = (
+                labels_of(row, images[label, target][column]) == label for target in ("lower", "upper")
+            )
+            found = {} if truth.finding is None else truth.finding == label
+            yield {
+                **head,
+                "segmenter": segmenter,
+                "reference": reference,
+                "label": label,
+                **_count_pair(lower, upper, truth_map == label),
+                "finding": 0 if truth.finding is None else int(found.sum()),
+                "finding_lower": 0 if truth.finding is None else int((found & lower).sum()),
+            }
+
+
+class _SampleCounts:
+    """Counts of each unguided sample, from which those of any subset's bounds are picked."""
+
+    def __init__(
+        self, row: dict[str, Any], images: Sequence[dict[str, Any]], truth: _Truth, n_classes: int
+    ) -> None:
+        self.n_classes, self.keys = n_classes, list(truth.maps)
+        maps = {"guiding": [labels_of(row, image["labels"]) for image in images]}
+        if ("second", "fully_sampled") in truth.maps:
+            maps["second"] = [labels_of(row, image["second_labels"]) for image in images]
+        self.volume = {name: np.stack([_histogram(one, n_classes) for one in found]) for name, found in maps.items()}
+        self.inside, self.truth = {}, {}
+        for key, truth_map in truth.maps.items():
+            self.truth[key] = _histogram(truth_map, n_classes)
+            self.inside[key] = np.stack(
+                [_histogram(np.where(one == truth_map, one, 0), n_classes) for one in maps[key[0]]]
+            )
+        self.finding = np.zeros(n_classes + 1, np.int64)
+        self.in_finding = {name: np.zeros_like(found) for name, found in self.volume.items()}
+        if truth.finding is not None:
+            self.finding = _histogram(truth.finding, n_classes)
+            for name, found in maps.items():
+                overlap = [_histogram(np.where(one == truth.finding, one, 0), n_classes) for one in found]
+                self.in_finding[name] = np.stack(overlap)
+
+    def __len__(self) -> int:
+        return len(self.volume["guiding"])
+
+    def bounds(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """Counts of the bounds that the samples from `start` to `stop` make.
+
+        The guiding model chooses the samples (METHOD.md, section 3); a second one only measures what was chosen.
+        """
+        volumes = self.volume["guiding"][start:stop]
+        lowest, highest = start + volumes.argmin(axis=0), start + volumes.argmax(axis=0)
+        for key in self.keys:
+            segmenter, reference = key
+            volume, inside = self.volume[segmenter], self.inside[key]
+            for label in range(1, self.n_classes + 1):
+                low, high = lowest[label], highest[label]
+                yield {
+                    "segmenter": segmenter,
+                    "reference": reference,
+                    "label": label,
+                    "lower": int(volume[low, label]),
+                    "upper": int(volume[high, label]),
+                    "lower_in": int(inside[low, label]),
+                    "upper_in": int(inside[high, label]),
+                    "truth": int(self.truth[key][label]),
+                    "finding": int(self.finding[label]),
+                    "finding_lower": int(self.in_finding[segmenter][low, label]),
+                }
+
+
+def _histogram(labels: UInt8[np.ndarray, "y x"], n_classes: int) -> Integer[np.ndarray, " class"]:
+    return np.bincount(labels.ravel(), minlength=n_classes + 1)
+
+
+def _count_unguided(
+    head: dict[str, Any], counts: _SampleCounts, rr_samples: int, budget: int | None
+) -> Iterator[dict[str, Any]]:
+    sets = []
+    if len(counts) >= rr_samples:
+        sets.append(("RR", rr_samples, 0, 0))
+        # strength 0 guides nothing: both bounds are the first sample, whose noise SGR shares
+        sets.append(("SGR", 1, 0, 0))
+    if budget is not None and 2 <= budget <= len(counts):
+        sets.append(("RR_equal_budget", budget, 0, 0))
+    if len(counts) > rr_samples:
+        for size in CURVE_SIZES:
+            sets += [("RR_curve", size, k, k * size) for k in range(len(counts) // size)]
+    for method, size, subset, start in sets:
+        more = {"method": method, "n_samples": size if method in ("RR", "RR_curve") else 0, "subset": subset}
+        for found in counts.bounds(start, start + size):
+            yield {**head, **more, **found}
+
+
+def equal_budget_samples(results: EvaluationResults) -> dict[tuple[str, int, float], int]:
+    """How many unguided samples cost as much as SGR did, for each (scan, slice, acceleration).
+
+    Cost is counted in forward passes of the prior on one image, from what was really run; a backward pass counts as
+    `BACKWARD_COST` of them. Rounded up: in doubt RR has one sample more.
+    """
+    per_sample = {}
+    for unit, row in results.of_kind("RR"):
+        per_sample[unit.scan_id, unit.slice, unit.acceleration] = row["n_forward"] / unit.n_samples
+    found = {}
+    for unit, row in results.of_kind("SGR"):
+        key = (unit.scan_id, unit.slice, unit.acceleration)
+        if unit.strength is None and per_sample.get(key):
+            cost = row["n_forward"] + BACKWARD_COST * row["n_backward"]
+            found[key] = int(np.ceil(cost / per_sample[key]))
+    return found
+
+
+def complete_slices(results: EvaluationResults) -> dict[float, set[Slice]]:
+    """For each acceleration, slices for which everything that is compared is there."""
+    done: dict[float, dict[str, set[Slice]]] = defaultdict(lambda: defaultdict(set))
+    known = {(unit.scan_id, unit.slice) for unit, _ in results.of_kind("reference")}
+    for unit, _ in results.of_kind("SGR"):
+        if unit.strength is None:
+            done[unit.acceleration]["SGR"].add((unit.scan_id, unit.slice))
+    for key, by_acceleration in _samples_by_slice(results).items():
+        for acceleration, images in by_acceleration.items():
+            if len(images) >= results.rr_samples:
+                done[acceleration]["RR"].add(key)
+    return {
+        acceleration: set.intersection(known, *found.values()) for acceleration, found in sorted(done.items())
+    }

@@ -1,0 +1,157 @@
+"""Networks, settings and data enter; what a results folder belongs to, and whether another run may go on in it, leave.
+
+`config.json` of a results folder holds an identity, all of which can change a bit of a result and must be the same for
+whatever is added, and the plans that were followed, which only say how far it went.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sgr_diffusers.evaluation.plan import EvaluationPlan
+from sgr_diffusers.evaluation.slices import EvaluationData
+from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
+
+__all__ = ["CONFIG", "difference", "library_versions", "open_results", "read_config", "scheduler_settings", "weights_hash"]
+
+CONFIG = "config.json"
+_LIBRARIES = ("sgr_diffusers", "torch", "diffusers", "monai", "numpy")
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Hash of all parameters and buffers, by name, as they are in memory."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def scheduler_settings(pipe: SGRMRIPipeline) -> dict[str, Any]:
+    """Class and configuration of the scheduler, in values that JSON keeps."""
+    config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
+    return {"class": type(pipe.scheduler).__name__, **json.loads(json.dumps(config, sort_keys=True, default=str))}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what computes the results; "-" for a package that runs from its source tree only."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "-"
+    return found
+
+
+def open_results(
+    output: str | os.PathLike,
+    identity: Mapping[str, Any],
+    plan: EvaluationPlan,
+    data: EvaluationData,
+    examples: list[tuple[str, int]],
+    command: str,
+    write: bool = True,
+) -> dict[str, Any]:
+    """Begin a results folder, or go on in one.
+
+    Args:
+        output: the folder.
+        identity: what must be the same; plain values.
+        plan: added to those that the folder knows.
+        data: its scans are added to those that the folder knows; of a scan that it knows the slices must be the same.
+        examples: slices to keep images of; those of the first run stay.
+        command: kept for the record.
+        write: only one of several processes writes.
+
+    Returns:
+        Content of `config.json`.
+
+    Raises:
+        ValueError: the folder belongs to another configuration; the differences are listed.
+        FileExistsError: it is not a results folder, but holds something.
+    """
+    path, identity = Path(output) / CONFIG, json.loads(json.dumps(identity))
+    slices = {scan_id: list(numbers) for scan_id, numbers in data.slices.items()}
+    further = {scan_id: list(numbers) for scan_id, numbers in data.finding_slices.items()}
+    if path.exists():
+        content = read_config(output)
+        both = set(slices) & set(content["slices"])
+        found = difference(content["identity"], identity)
+        found += difference(
+            {"slices": {scan: content["slices"][scan] for scan in both}, "data": _part(content["fingerprint"], both)},
+            {"slices": {scan: slices[scan] for scan in both}, "data": _part(data.fingerprint, both)},
+        )
+        if found:
+            raise ValueError(
+                f"`output` {output} holds results of another configuration. {'; '.join(found)}. Choose another "
+                "folder, or the settings that it was begun with."
+            )
+    else:
+        if Path(output).is_dir() and any(Path(output).iterdir()):
+            raise FileExistsError(f"`output` {output} is no results folder, but holds files. Choose another one.")
+        content = {"identity": identity, "data": data.name}
+        content |= {"slices": {}, "finding_slices": {}, "fingerprint": {}, "plans": [], "runs": []}
+        content["examples"] = [list(pair) for pair in examples]
+    content["slices"] |= slices
+    content["finding_slices"] |= further
+    content["fingerprint"] |= data.fingerprint
+    if plan.to_json() not in content["plans"]:
+        content["plans"].append(plan.to_json())
+    if write:
+        run = {"command": command, "machine": f"{os.cpu_count()} cores, {platform.platform()}"}
+        if run not in content["runs"]:
+            content["runs"].append(run)
+        Path(output).mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".json.part")
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(partial, path)
+    return content
+
+
+def read_config(output: str | os.PathLike) -> dict[str, Any]:
+    """Content of `config.json` of a results folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read.
+    """
+    path = Path(output) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{output} holds no {CONFIG}: not a results folder of `sgr evaluate`.")
+    try:
+        content = json.loads(path.read_text())
+        missing = {"identity", "data", "slices", "finding_slices", "fingerprint", "plans", "examples"} - set(content)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). The shards beside it are of use only with it.") from error
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {sorted(missing)}.")
+    return content
+
+
+def _part(mapping: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: mapping[key] for key in keys}
+
+
+def difference(before: Any, now: Any, name: str = "") -> list[str]:
+    """Where two nested mappings differ, as texts "a.b: 1 there, 2 now"."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found = []
+        for key in sorted({*before, *now}):
+            missing = "nothing"
+            found += difference(before.get(key, missing), now.get(key, missing), f"{name}.{key}" if name else key)
+        return found
+    return [] if before == now else [f"{name}: {_short(before)} there, {_short(now)} now"]
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -1,0 +1,196 @@
+"""What is to be evaluated enters; the units of work, in the order they are done, leave.
+
+A unit is the smallest piece that is computed, stored and resumed: one slice with one method at one acceleration. What
+a unit's result is depends on its own fields, on the settings and on the data, never on the other units or on their
+order.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+__all__ = ["METHODS", "RR_BLOCK", "EvaluationPlan", "Unit", "plan_units", "share_out"]
+
+METHODS = ("SGR", "RR")
+RR_BLOCK = 16  # samples of a unit of repeated reconstruction; the number of the paper's baseline
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One slice with one method at one acceleration.
+
+    Attributes:
+        kind: "reference" (what the slice really shows), "SGR" (both bounds of every class), or "RR" (unguided samples).
+        scan_id: name of the scan.
+        slice: place in the scan, from 0.
+        acceleration: of the stored mask; 0 for a reference.
+        strength: b of paper Eq. 14, per step, for SGR; `None` for the pipeline's default and for other kinds.
+        first_sample: number of the first sample, for RR.
+        n_samples: samples, for RR.
+    """
+
+    kind: str
+    scan_id: str
+    slice: int
+    acceleration: float = 0.0
+    strength: float | None = None
+    first_sample: int = 0
+    n_samples: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of its shard within the folder of its scan, without ending."""
+        parts = [f"{self.slice:04d}", self.kind]
+        if self.kind != "reference":
+            parts.append(f"{self.acceleration:g}x")
+        if self.kind == "SGR":
+            parts.append("default" if self.strength is None else f"b{self.strength:.8g}")
+        if self.kind == "RR":
+            parts.append(f"{self.first_sample}+{self.n_samples}")
+        return "-".join(parts)
+
+    def cost(self, n_classes: int) -> float:
+        """Rough cost in forward passes of the prior a step: 3 for each guided image, of which some are not pushed."""
+        return {"reference": 0.05, "SGR": 2.5 * 2 * n_classes, "RR": float(self.n_samples)}[self.kind]
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How far an evaluation goes. A results folder may be taken further by another plan; no result depends on it.
+
+    Attributes:
+        accelerations: of the stored masks.
+        methods: out of `METHODS`.
+        rr_samples: samples of repeated reconstruction a slice; 16 in the paper.
+        ablation_strengths: further strengths b for SGR (the paper's Fig. 6). 0 is read from the unguided samples.
+        ablation_acceleration: at which; `None` for the highest.
+        ablation_slices: of each scan, of those that are evaluated; `None` for all.
+        rr_curve_slices: number of slices of each scan, of those that are evaluated, that get more samples.
+        rr_curve_samples: how many they get.
+        rr_curve_accelerations: at which; empty for the highest.
+    """
+
+    accelerations: tuple[float, ...] = (4.0, 8.0, 12.0, 16.0)
+    methods: tuple[str, ...] = METHODS
+    rr_samples: int = 16
+    ablation_strengths: tuple[float, ...] = ()
+    ablation_acceleration: float | None = None
+    ablation_slices: int | None = None
+    rr_curve_slices: int = 0
+    rr_curve_samples: int = 64
+    rr_curve_accelerations: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        if not self.accelerations or min(self.accelerations) < 1:
+            raise ValueError(f"`accelerations` must be at least one number from 1, got {self.accelerations}.")
+        if not self.methods or set(self.methods) - set(METHODS):
+            raise ValueError(f"`methods` must be among {METHODS}, got {self.methods}.")
+        if self.rr_samples < 2:
+            raise ValueError(f"`rr_samples` must be at least 2, to have a lower and an upper one, got {self.rr_samples}.")
+        if any(not 0 <= strength < float("inf") for strength in self.ablation_strengths):
+            raise ValueError(f"`ablation_strengths` must be 0 or larger, got {self.ablation_strengths}.")
+        if self.rr_curve_slices < 0 or (self.ablation_slices is not None and self.ablation_slices < 1):
+            raise ValueError(
+                f"`rr_curve_slices` must be 0 or larger and `ablation_slices` 1 or larger, got {self.rr_curve_slices} "
+                f"and {self.ablation_slices}."
+            )
+        if self.rr_curve_slices and self.rr_curve_samples < self.rr_samples:
+            raise ValueError(
+                f"`rr_curve_samples` must be at least `rr_samples` {self.rr_samples}, got {self.rr_curve_samples}."
+            )
+        for name, asked in (
+            ("ablation_acceleration", () if self.ablation_acceleration is None else (self.ablation_acceleration,)),
+            ("rr_curve_accelerations", self.rr_curve_accelerations),
+        ):
+            if set(asked) - set(self.accelerations):
+                raise ValueError(f"`{name}` must be among `accelerations` {self.accelerations}, got {asked}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "EvaluationPlan":
+        """The plan that `to_json` wrote; fields that it does not know yet have their defaults."""
+        known = {one.name for one in fields(cls)}
+        return cls(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in content.items()
+                if key in known
+            }
+        )
+
+
+def plan_units(
+    plan: EvaluationPlan, slices: Mapping[str, Sequence[int]], finding_slices: Mapping[str, Sequence[int]] | None = None
+) -> list[Unit]:
+    """Units of a plan, ordered so that an early stop leaves all scans, methods and accelerations about equally far.
+
+    First one slice of every scan with all accelerations and methods, then the next; then slices that show a finding;
+    then the ablation of the strength; then the additional samples of repeated reconstruction.
+
+    Args:
+        plan: what to do.
+        slices: of each scan, in the order of the scan.
+        finding_slices: further ones of some scans.
+    """
+    rounds = _rounds(slices)
+    known = {(scan_id, index) for _, scan_id, index in rounds}
+    further = [entry for entry in _rounds(finding_slices or {}) if entry[1:] not in known]
+    units = []
+    for _, scan_id, index in rounds + further:
+        units.append(Unit("reference", scan_id, index))
+        for acceleration in plan.accelerations:
+            if "SGR" in plan.methods:
+                units.append(Unit("SGR", scan_id, index, acceleration))
+            if "RR" in plan.methods:
+                units += _samples(scan_id, index, acceleration, 0, plan.rr_samples)
+    if "SGR" in plan.methods:
+        acceleration = plan.ablation_acceleration or max(plan.accelerations)
+        guided = [strength for strength in plan.ablation_strengths if strength > 0]
+        for number, scan_id, index in rounds:
+            if plan.ablation_slices is None or number < plan.ablation_slices:
+                units += [Unit("SGR", scan_id, index, acceleration, strength) for strength in guided]
+    if "RR" in plan.methods:
+        for number, scan_id, index in rounds:
+            if number < plan.rr_curve_slices:
+                for acceleration in plan.rr_curve_accelerations or (max(plan.accelerations),):
+                    units += _samples(scan_id, index, acceleration, plan.rr_samples, plan.rr_curve_samples)
+    return units
+
+
+def _rounds(slices: Mapping[str, Sequence[int]]) -> list[tuple[int, str, int]]:
+    """(round, scan, slice): each scan's slices from the middle outward in turn, one of every scan in a round."""
+    rounds = []
+    for scan_id, numbers in slices.items():
+        middle = (len(numbers) - 1) / 2
+        order = sorted(range(len(numbers)), key=lambda place: (abs(place - middle), place))
+        rounds += [(number, scan_id, numbers[place]) for number, place in enumerate(order)]
+    return sorted(rounds, key=lambda entry: entry[0])  # stable: scans stay in order
+
+
+def _samples(scan_id: str, index: int, acceleration: float, start: int, stop: int) -> list[Unit]:
+    """Units of RR for the samples from `start` to `stop`, which never cross a multiple of the block."""
+    units = []
+    while start < stop:
+        end = min(stop, (start // RR_BLOCK + 1) * RR_BLOCK)
+        units.append(Unit("RR", scan_id, index, acceleration, None, start, end - start))
+        start = end
+    return units
+
+
+def share_out(units: Iterable[Unit], n_processes: int, n_classes: int) -> list[list[Unit]]:
+    """Deal units to processes, in order, each to the one with the least to do so far. Every process gets the same."""
+    shares: list[list[Unit]] = [[] for _ in range(n_processes)]
+    loads = [0.0] * n_processes
+    for unit in units:
+        place = loads.index(min(loads))
+        shares[place].append(unit)
+        loads[place] += unit.cost(n_classes)
+    return shares

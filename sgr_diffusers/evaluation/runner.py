@@ -1,0 +1,281 @@
+"""A data folder, a pipeline and a plan enter; a results folder with one shard for each unit of work leaves.
+
+The folder is the only memory: a run looks at which shards are there and does the others. Several processes
+(`accelerate launch`, `torchrun`) divide them; nothing is sent between them but the word to begin and to end.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sgr_diffusers.evaluation.compute import EvaluationSettings, UnitComputer, used_strength
+from sgr_diffusers.evaluation.identity import library_versions, open_results, scheduler_settings
+from sgr_diffusers.evaluation.plan import EvaluationPlan, Unit, plan_units, share_out
+from sgr_diffusers.evaluation.slices import EvaluationData, choose_data, choose_examples, parse_protocol
+from sgr_diffusers.evaluation.store import DamagedShard, read_shard, remove_partial_shards, write_shard
+from sgr_diffusers.models.segmentation import SegmentationUNet
+from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
+from sgr_diffusers.reconstruct import load_pipeline
+
+__all__ = ["EvaluationRequest", "Outstanding", "evaluate", "find_outstanding", "load_second_segmentation"]
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """All that an evaluation is asked for.
+
+    Attributes:
+        data_dir: folder in the SKM-TEA layout.
+        output: results folder.
+        model: folder or Hub repository of a pipeline; `None` for the bundled one.
+        plan: how far to go.
+        settings: of all units.
+        split: of the data.
+        slices: protocol, see `parse_protocol`.
+        min_foreground: least labelled pixels of a slice, for the protocol "relevant".
+        n_slices_per_scan: evenly spread over what the protocol leaves; `None` for all.
+        max_scans: only the first so many.
+        n_finding_slices: further slices of each scan with a rare finding, those that show most of it.
+        references: "both", "fully_sampled" or "manual"; the latter two need or leave out manual labels.
+        second_segmentation: folder of a segmentation model, or of a pipeline with one, that guidance never sees.
+        scheduler: class of diffusers; `None` for the pipeline's.
+        dtype: of the prior.
+        n_threads: of each process on a CPU. Sums depend on it in the last bit.
+        command: for the record.
+    """
+
+    data_dir: str
+    output: str
+    model: str | None = None
+    plan: EvaluationPlan = EvaluationPlan()
+    settings: EvaluationSettings = EvaluationSettings()
+    split: str = "test"
+    slices: str = "relevant"
+    min_foreground: int = 20
+    n_slices_per_scan: int | None = None
+    max_scans: int | None = None
+    n_finding_slices: int = 0
+    references: str = "both"
+    second_segmentation: str | None = None
+    scheduler: str | None = None
+    dtype: str = "float32"
+    n_threads: int = 1
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """What is there and what is not.
+
+    Attributes:
+        units: all of the plan.
+        todo: those whose shard is missing or damaged, in order.
+        damaged: what is wrong with the damaged ones.
+        seconds: mean cost of each kind of unit that is there.
+    """
+
+    units: list[Unit]
+    todo: list[Unit]
+    damaged: list[str]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation that has been checked and can begin."""
+
+    computer: UnitComputer
+    outstanding: Outstanding
+    process: Any  # accelerate's PartialState
+    n_classes: int
+
+
+def load_second_segmentation(folder: str, device: torch.device) -> nn.Module:
+    """Segmentation model in a folder, or in the folder of a pipeline.
+
+    Raises:
+        ValueError: there is none.
+    """
+    places = [Path(folder), Path(folder) / "segmentation_model"]
+    found = [place for place in places if (place / "config.json").is_file()]
+    if not found:
+        raise ValueError(f"`second_segmentation` {folder} holds no segmentation model (a config.json and weights).")
+    try:
+        return SegmentationUNet.from_pretrained(found[0]).eval().to(device)
+    except Exception as error:  # whatever a foreign folder can do
+        raise ValueError(
+            f"`second_segmentation` {folder} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
+    """Load the networks, choose the data, open the folder, and see what is left to do; the same on every process.
+
+    Args:
+        request: see there.
+        write: whether to write to the folder.
+
+    Raises:
+        FileNotFoundError, ValueError: data, model or folder do not fit; nothing has been computed.
+    """
+    from accelerate import PartialState
+
+    process = PartialState(timeout=timedelta(days=30))  # one process may have done its share long before another
+    torch.set_num_threads(request.n_threads)
+    with_manual = request.references != "fully_sampled"
+    data = choose_data(
+        request.data_dir,
+        request.split,
+        parse_protocol(request.slices, request.min_foreground),
+        request.plan.accelerations,
+        request.n_slices_per_scan,
+        request.max_scans,
+        request.n_finding_slices,
+        request.settings.echo,
+        with_manual,
+    )
+    device = str(process.device)
+    pipe = load_pipeline(request.model, device, request.dtype)
+    if request.scheduler is not None:
+        pipe.scheduler = _scheduler(pipe, request.scheduler)
+    second = None
+    if request.second_segmentation is not None:
+        second = load_second_segmentation(request.second_segmentation, process.device)
+    examples = choose_examples(data, with_manual)
+    computer = UnitComputer(pipe, second, request.settings, data, examples, with_manual)
+    writes = write and process.is_main_process
+    content = open_results(
+        request.output, _identity(request, computer), request.plan, data, examples, request.command, writes
+    )
+    computer.examples = {(str(scan_id), int(index)) for scan_id, index in content["examples"]}
+    if writes:
+        remove_partial_shards(request.output)
+    units = plan_units(_without_default(request, pipe), data.slices, data.finding_slices)
+    return Prepared(computer, find_outstanding(request.output, units), process, len(computer.class_names))
+
+
+def _scheduler(pipe: SGRMRIPipeline, name: str) -> Any:
+    import diffusers
+
+    scheduler_class = getattr(diffusers, name, None)
+    if scheduler_class is None or not hasattr(scheduler_class, "from_config"):
+        raise ValueError(f"`scheduler` {name!r} is no scheduler of diffusers; for example DDIMScheduler is one.")
+    return scheduler_class.from_config(pipe.scheduler.config)
+
+
+def _without_default(request: EvaluationRequest, pipe: SGRMRIPipeline) -> EvaluationPlan:
+    """The plan without ablation strengths that are the default one: that is computed anyway."""
+    default = used_strength(pipe, request.settings)
+    others = tuple(b for b in request.plan.ablation_strengths if abs(b - default) > 1e-6 * default)
+    return EvaluationPlan(**{**vars(request.plan), "ablation_strengths": others})
+
+
+def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, Any]:
+    """All that can change a bit of a result."""
+    pipe = computer.pipe
+    chosen = {key: getattr(request, key) for key in ("split", "slices", "min_foreground", "n_slices_per_scan")}
+    return {
+        "settings": {
+            **asdict(request.settings),
+            "guidance_strength": used_strength(pipe, request.settings),
+            "cg_iterations": computer.settings.cg_iterations or pipe.config.cg_iterations,
+            **chosen,
+            "references": request.references,
+            "dtype": request.dtype,
+            "device": pipe.device.type,
+            "n_threads": request.n_threads,
+        },
+        "classes": list(computer.class_names),
+        "scheduler": scheduler_settings(pipe),
+        "weights": computer.weights_hash,
+        "versions": library_versions(),
+    }
+
+
+def find_outstanding(output: str | os.PathLike, units: Sequence[Unit]) -> Outstanding:
+    """Read the shards of all units, to see which are missing or damaged."""
+    todo, damaged, seconds, counts = [], [], Counter(), Counter()
+    for unit in units:
+        try:
+            row = read_shard(output, unit)
+        except FileNotFoundError:
+            todo.append(unit)
+        except DamagedShard as error:
+            todo.append(unit)
+            damaged.append(str(error))
+        else:
+            seconds[unit.kind] += row["seconds"] / max(unit.n_samples, 1)
+            counts[unit.kind] += 1
+    means = {kind: seconds[kind] / counts[kind] for kind in counts}
+    return Outstanding(list(units), todo, damaged, means)
+
+
+def evaluate(prepared: Prepared, output: str | os.PathLike, limit: int | None = None, progress: bool = True) -> int:
+    """Do what is left to do; returns how many units this process has done.
+
+    Args:
+        prepared: from `prepare`.
+        output: results folder.
+        limit: at most so many units, of all processes together.
+        progress: show a bar with the time left.
+
+    Raises:
+        As `UnitComputer.compute` and the pipeline; what was done before is stored.
+    """
+    from tqdm import tqdm
+
+    process, computer = prepared.process, prepared.computer
+    process.wait_for_everyone()  # all have seen the same shards before any of them writes one
+    todo = prepared.outstanding.todo[:limit]
+    share = share_out(todo, process.num_processes, prepared.n_classes)[process.process_index]
+    versions = library_versions()
+    costs = [unit.cost(prepared.n_classes) for unit in share]
+    bar = tqdm(
+        total=round(sum(costs), 2),
+        disable=not (progress and process.is_local_main_process),
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left",
+    )
+    with bar:
+        for number, (unit, cost) in enumerate(zip(share, costs, strict=True), start=1):
+            bar.set_description_str(f"unit {number} of {len(share)}: {unit.scan_id} {unit.name}")
+            write_shard(output, unit, computer.compute(unit), versions)
+            bar.update(cost)
+    process.wait_for_everyone()
+    return len(share)
+
+
+def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[dict[str, float], str]:
+    """Seconds of a unit of each kind (for RR of one sample), and where they come from.
+
+    Taken from the folder where all kinds are there, otherwise measured on one slice: the time of a step is the
+    difference between calls of 2 and 4 steps, so that what is done once for a slice cancels.
+    """
+    kinds = {unit.kind for unit in prepared.outstanding.todo}
+    if kinds <= set(prepared.outstanding.seconds):
+        return prepared.outstanding.seconds, "mean of the units that are done"
+    found: dict[str, float] = {}
+    for kind in sorted(kinds):
+        unit = next(unit for unit in prepared.outstanding.todo if unit.kind == kind)
+        times = {n_steps: _seconds(prepared.computer, unit, n_steps) for n_steps in (2, 4)}
+        per_step = max(times[4] - times[2], 0.0) / 2
+        whole = times[2] + per_step * (request.settings.num_inference_steps - 2)
+        found[kind] = (times[2] if kind == "reference" else whole) / max(unit.n_samples, 1)
+    return found, "one slice timed at 2 and 4 steps"
+
+
+def _seconds(computer: UnitComputer, unit: Unit, n_steps: int) -> float:
+    settings = EvaluationSettings(**{**asdict(computer.settings), "num_inference_steps": n_steps})
+    trial = UnitComputer(computer.pipe, computer.second, settings, computer.data, (), computer.with_manual)
+    return trial.compute(unit)["seconds"]
+
+
+def total_seconds(todo: Sequence[Unit], seconds: Mapping[str, float]) -> float:
+    """Seconds of all units, one after the other."""
+    return sum(seconds[unit.kind] * max(unit.n_samples, 1) for unit in todo)

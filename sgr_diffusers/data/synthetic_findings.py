@@ -1,7 +1,7 @@
 """The file of a synthetic scan enters; the labels that the same knee would have without its rare findings leave.
 
-A finding takes tissue away (a defect, thinning, a tear). What it took is known only by comparison with the knee that the
-same seed draws without it.
+A finding takes tissue away (a defect, thinning, a tear). What it took is known only by comparison with the knee that
+the same seed draws without it.
 """
 
 import json

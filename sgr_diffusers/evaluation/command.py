@@ -34,7 +34,7 @@ def add_evaluation_commands(commands: Any, add_command: Callable[..., argparse.A
             commands,
             "evaluate",
             lambda args: run(args, args.arguments),
-            "Evaluate bounds and repeated reconstruction as the paper does; a run that was killed goes on where it was",
+            "Evaluate bounds and repeated reconstruction like the paper; a run that was killed goes on where it was",
             "sgr evaluate runs/knee --output runs/evaluation --n-slices-per-scan 2 --num-processes 2",
         )
     )

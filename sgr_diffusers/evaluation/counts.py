@@ -122,9 +122,7 @@ def _count_guided(
     for (segmenter, reference), truth_map in truth.maps.items():
         column = "labels" if segmenter == "guiding" else "second_labels"
         for label in range(1, n_classes + 1):
-            lower, upper = (
-                labels_of(row, images[label, target][column]) == label for target in ("lower", "upper")
-            )
+            lower, upper = (labels_of(row, images[label, target][column]) == label for target in ("lower", "upper"))
             found = {} if truth.finding is None else truth.finding == label
             yield {
                 **head,
@@ -140,9 +138,7 @@ def _count_guided(
 class _SampleCounts:
     """Counts of each unguided sample, from which those of any subset's bounds are picked."""
 
-    def __init__(
-        self, row: dict[str, Any], images: Sequence[dict[str, Any]], truth: _Truth, n_classes: int
-    ) -> None:
+    def __init__(self, row: dict[str, Any], images: Sequence[dict[str, Any]], truth: _Truth, n_classes: int) -> None:
         self.n_classes, self.keys = n_classes, list(truth.maps)
         maps = {"guiding": [labels_of(row, image["labels"]) for image in images]}
         if ("second", "fully_sampled") in truth.maps:
@@ -168,7 +164,7 @@ class _SampleCounts:
     def bounds(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Counts of the bounds that the samples from `start` to `stop` make.
 
-        The guiding model chooses the samples (METHOD.md, section 3); a second one only measures what was chosen.
+        The guiding model chooses the samples; a second one only measures what was chosen.
         """
         volumes = self.volume["guiding"][start:stop]
         lowest, highest = start + volumes.argmin(axis=0), start + volumes.argmax(axis=0)
@@ -243,6 +239,4 @@ def complete_slices(results: EvaluationResults) -> dict[float, set[Slice]]:
         for acceleration, images in by_acceleration.items():
             if len(images) >= results.rr_samples:
                 done[acceleration]["RR"].add(key)
-    return {
-        acceleration: set.intersection(known, *found.values()) for acceleration, found in sorted(done.items())
-    }
+    return {acceleration: set.intersection(known, *found.values()) for acceleration, found in sorted(done.items())}

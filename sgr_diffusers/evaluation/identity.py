@@ -20,7 +20,15 @@ from sgr_diffusers.evaluation.plan import EvaluationPlan
 from sgr_diffusers.evaluation.slices import EvaluationData
 from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
 
-__all__ = ["CONFIG", "difference", "library_versions", "open_results", "read_config", "scheduler_settings", "weights_hash"]
+__all__ = [
+    "CONFIG",
+    "difference",
+    "library_versions",
+    "open_results",
+    "read_config",
+    "scheduler_settings",
+    "weights_hash",
+]
 
 CONFIG = "config.json"
 _LIBRARIES = ("sgr_diffusers", "torch", "diffusers", "monai", "numpy")

@@ -20,7 +20,7 @@ class Unit:
     """One slice with one method at one acceleration.
 
     Attributes:
-        kind: "reference" (what the slice really shows), "SGR" (both bounds of every class), or "RR" (unguided samples).
+        kind: "reference" (what the slice really shows), "SGR" (both bounds of every class) or "RR" (samples).
         scan_id: name of the scan.
         slice: place in the scan, from 0.
         acceleration: of the stored mask; 0 for a reference.
@@ -91,7 +91,7 @@ class EvaluationPlan:
         if not self.methods or set(self.methods) - set(METHODS):
             raise ValueError(f"`methods` must be among {METHODS}, got {self.methods}.")
         if self.rr_samples < 2:
-            raise ValueError(f"`rr_samples` must be at least 2, to have a lower and an upper one, got {self.rr_samples}.")
+            raise ValueError(f"`rr_samples` must be at least 2, a lower and an upper one, got {self.rr_samples}.")
         if any(not 0 <= strength < float("inf") for strength in self.ablation_strengths):
             raise ValueError(f"`ablation_strengths` must be 0 or larger, got {self.ablation_strengths}.")
         if self.rr_curve_slices < 0 or (self.ablation_slices is not None and self.ablation_slices < 1):
@@ -128,7 +128,9 @@ class EvaluationPlan:
 
 
 def plan_units(
-    plan: EvaluationPlan, slices: Mapping[str, Sequence[int]], finding_slices: Mapping[str, Sequence[int]] | None = None
+    plan: EvaluationPlan,
+    slices: Mapping[str, Sequence[int]],
+    finding_slices: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Unit]:
     """Units of a plan, ordered so that an early stop leaves all scans, methods and accelerations about equally far.
 

@@ -7,7 +7,7 @@ The folder is the only memory: a run looks at which shards are there and does th
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,23 @@ from torch import nn
 from sgr_diffusers.evaluation.compute import EvaluationSettings, UnitComputer, used_strength
 from sgr_diffusers.evaluation.identity import library_versions, open_results, scheduler_settings
 from sgr_diffusers.evaluation.plan import EvaluationPlan, Unit, plan_units, share_out
-from sgr_diffusers.evaluation.slices import EvaluationData, choose_data, choose_examples, parse_protocol
+from sgr_diffusers.evaluation.slices import choose_data, choose_examples, parse_protocol
 from sgr_diffusers.evaluation.store import DamagedShard, read_shard, remove_partial_shards, write_shard
 from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
 from sgr_diffusers.reconstruct import load_pipeline
 
-__all__ = ["EvaluationRequest", "Outstanding", "evaluate", "find_outstanding", "load_second_segmentation"]
+__all__ = [
+    "EvaluationRequest",
+    "Outstanding",
+    "Prepared",
+    "estimate_seconds",
+    "evaluate",
+    "find_outstanding",
+    "load_second_segmentation",
+    "prepare",
+    "total_seconds",
+]
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,8 @@ class EvaluationRequest:
     data_dir: str
     output: str
     model: str | None = None
-    plan: EvaluationPlan = EvaluationPlan()
-    settings: EvaluationSettings = EvaluationSettings()
+    plan: EvaluationPlan = field(default_factory=EvaluationPlan)
+    settings: EvaluationSettings = field(default_factory=EvaluationSettings)
     split: str = "test"
     slices: str = "relevant"
     min_foreground: int = 20
@@ -127,7 +137,9 @@ def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
     """
     from accelerate import PartialState
 
-    process = PartialState(timeout=timedelta(days=30))  # one process may have done its share long before another
+    # Without a GPU accelerate sees other processes only if it is told to use the CPU. The timeout is long, since one
+    # process may have done its share long before another.
+    process = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     torch.set_num_threads(request.n_threads)
     with_manual = request.references != "fully_sampled"
     data = choose_data(

@@ -1,7 +1,7 @@
 """Voxel counts of slices enter; the scores of volumes and their summary over scans, as tables, leave.
 
-METHOD.md, section 3: precision of S_low, recall of S_up and V_unc / V_up of each volume (all slices of a scan together)
-and class; then the median over scans and classes with quartiles. SSIM and PSNR of each volume; then the mean.
+Precision of S_low, recall of S_up and V_unc / V_up of each volume (all slices of a scan together) and class; then the
+median over scans and classes with quartiles. SSIM and PSNR of each volume; then the mean.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -130,8 +130,15 @@ def _quality(results: EvaluationResults, done: dict[float, set[tuple[str, int]]]
             if unit.kind == "RR" and image["sample"] >= results.rr_samples:
                 continue
             name = f"{image['class_number']}-{image['target']}-{image['sample']}"
-            scores = {"ssim": np.nan if image["ssim"] is None else image["ssim"], "residual": image["residual"]}
-            rows.append({**head, "image": name, **scores, "error": image["squared_error"] / row["height"] / row["width"]})
+            rows.append(
+                {
+                    **head,
+                    "image": name,
+                    "ssim": np.nan if image["ssim"] is None else image["ssim"],
+                    "residual": image["residual"],
+                    "error": image["squared_error"] / (row["height"] * row["width"]),
+                }
+            )
     frame = pd.DataFrame(rows)
     keys = ["acceleration", "method", "strength", "scan_id", "image"]
     volumes = frame.groupby(keys, as_index=False)[["ssim", "error", "residual"]].mean()
@@ -211,7 +218,8 @@ def _difference_rows(
             for name in (*SCORES, "covered"):
                 pairs[name] = pairs[name] - pairs[f"{name}_other"]
             row = {**names, "baseline": baseline, "n_scans": pairs["scan_id"].nunique()}
-            row |= _estimates(pairs, SCORES, bootstrap.median, seed) | _estimates(pairs, ("covered",), bootstrap.mean, seed)
+            row |= _estimates(pairs, SCORES, bootstrap.median, seed)
+            row |= _estimates(pairs, ("covered",), bootstrap.mean, seed)
             if baseline == "RR":
                 row |= _quality_differences(quality[quality["acceleration"] == names["acceleration"]], default, seed)
             yield row

@@ -1,4 +1,4 @@
-"""Two networks enter; how often each was called on how many images, and what a call of the pipeline spent where, leave.
+"""Two networks enter; on how many images they were called, and where a call of the pipeline spent its time, leave.
 
 The networks' hooks mark moments; what lies between two of them is known by the pair. No call is changed by it.
 """
@@ -56,6 +56,7 @@ class NetworkMeter:
         return self.n_forward + BACKWARD_COST * self.n_backward
 
     def __enter__(self) -> "NetworkMeter":
+        """Set the hooks."""
         self._last = ("start", self._now())
         self._handles = []
         for name, network in self._networks.items():
@@ -66,6 +67,7 @@ class NetworkMeter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Remove them."""
         self._mark("stop")
         for handle in self._handles:
             handle.remove()

@@ -1,0 +1,204 @@
+"""Tables of scores and figures enter; a web page that needs nothing but itself leaves."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sgr_diffusers.evaluation.costs import cost_frame
+from sgr_diffusers.evaluation.load import EvaluationResults
+from sgr_diffusers.evaluation.scores import QUALITY, SCORES, ScoreTables
+from sgr_diffusers.evaluation.stopwatch import BACKWARD_COST
+from sgr_diffusers.evaluation.table1 import table1_cells
+
+__all__ = ["render_page"]
+
+_TEMPLATE = Path(__file__).with_name("report_page.html.jinja")
+_TEXTS = {"method", "reference", "segmenter", "group", "baseline", "claim", "holds", "numbers", "scans with"}
+_NAMES = {
+    "precision_lower": "precision S↓",
+    "recall_upper": "recall S↑",
+    "uncertain_share": "V_unc / V↑",
+    "covered": "coverage",
+    "width": "width",
+    "ssim": "SSIM",
+    "psnr": "PSNR",
+}
+_METHODS = {"RR_equal_budget": "RR, equal budget"}
+_GROUPS = {"finding": "with a rare finding", "no_finding": "without"}
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return "–" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _with_interval(row: Mapping[str, Any], name: str, digits: int = 3) -> str:
+    value = _number(row.get(name, float("nan")), digits)
+    low, high = row.get(f"{name}_ci_low"), row.get(f"{name}_ci_high")
+    if value == "–" or low is None or pd.isna(low):
+        return value
+    return f"{value} [{_number(low, digits)}, {_number(high, digits)}]"
+
+
+def _head(row: Mapping[str, Any], *names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        value = row[name]
+        if name in ("acceleration", "strength", "n_samples"):
+            value = {"acceleration": "{:g}x", "strength": "{:.4g}", "n_samples": "{:g}"}[name].format(value)
+        found[name.replace("n_", "")] = _METHODS.get(value, str(value).replace("_", " "))
+    return found
+
+
+def _score_table(frame: pd.DataFrame, heads: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
+    rows = []
+    for row in frame.to_dict("records"):
+        cells = _head(row, *heads)
+        cells |= {_NAMES[name]: _with_interval(row, name, 2 if name == "psnr" else 3) for name in names}
+        rows.append(cells | {"scans": f"{row['n_scans']:.0f}"})
+    return rows
+
+
+def render_page(
+    results: EvaluationResults,
+    tables: ScoreTables,
+    table1: Sequence[Mapping[str, Any]],
+    claims: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, tuple[str, Path]],
+) -> str:
+    """The page as HTML, figures included.
+
+    Args:
+        results: stored results.
+        tables: from `score`.
+        table1: rows of Table 1 as they are to be shown.
+        claims: from `check_claims`.
+        figures: for each name a caption and the PNG file.
+    """
+    import jinja2
+
+    strength = results.strength
+    is_default = (tables.scores["method"] != "SGR") | ((tables.scores["strength"] - strength).abs() <= 1e-6 * strength)
+    everything = tables.scores[(tables.scores["group"] == "all") & is_default]
+    grouped = tables.scores[(tables.scores["group"] != "all") & is_default & (tables.scores["segmenter"] == "guiding")]
+    grouped = grouped.assign(**{"scans with": grouped["group"].map(_GROUPS)})
+    sections: list[dict[str, Any]] = [
+        {
+            "title": "Table 1",
+            "note": "Medians over scans and classes of scores of volumes; SSIM and PSNR: means over volumes.",
+            "rows": table1_cells(table1, missing="–"),
+        },
+        {"title": "What the paper's table says", "rows": [dict(row) for row in claims]},
+        {
+            "title": "All scores, with 95 % intervals",
+            "note": "Bootstrap over scans. Coverage: share of (scan, class) whose reference volume lies in [V↓, V↑]; "
+            "width: mean of V_unc over the reference volume, which is what the coverage costs. Segmenter “second”: "
+            "the same reconstructions, segmented by a network that guidance never saw. Equal budget: RR with as "
+            f"many samples as SGR's passes of the prior pay for, a backward pass counted as {BACKWARD_COST}.",
+            "rows": _score_table(
+                everything,
+                ("acceleration", "method", "segmenter", "reference"),
+                (*SCORES, "covered", "width", *QUALITY),
+            ),
+        },
+        {
+            "title": "SGR − RR, paired",
+            "note": "Median (coverage, SSIM, PSNR: mean) of the differences in the same scan and class.",
+            "rows": _score_table(
+                tables.differences,
+                ("acceleration", "baseline", "segmenter", "reference"),
+                (*SCORES, "covered", *QUALITY),
+            ),
+        },
+    ]
+    if len(grouped):
+        rows = _score_table(
+            grouped, ("acceleration", "method", "reference", "scans with"), (*SCORES, "covered", "width")
+        )
+        sections.append({"title": "Scans with a rare finding, and the others", "rows": rows})
+    if len(tables.findings):
+        sections.append(
+            {
+                "title": "Rare findings",
+                "note": "Tissue that a finding took away (known of synthetic knees only), in all slices that show it. "
+                "Admitted: share of its voxels that the lower bound leaves out; mostly: share of findings of which at "
+                "least half is. Volume covered: the true volume lies within the bounds, in these slices.",
+                "rows": [
+                    {
+                        **_head(row, "acceleration", "method", "segmenter"),
+                        "findings": f"{row['n_findings']:.0f}",
+                        "voxels": f"{row['finding_voxels']:.0f}",
+                        "admitted": _number(row["admitted_share"]),
+                        "mostly": _number(row["admitted_mostly"]),
+                        "volume covered": _number(row["true_volume_covered"]),
+                        "width": _number(row["width"]),
+                    }
+                    for row in tables.findings.to_dict("records")
+                ],
+            }
+        )
+    if len(tables.curve):
+        sections.append(
+            {
+                "title": "Number of samples",
+                "note": "The slices with more samples only. Smaller numbers: mean over disjoint sets of samples. "
+                "0 samples: SGR, or RR with SGR's budget, in the same slices.",
+                "rows": _score_table(
+                    tables.curve,
+                    ("acceleration", "method", "n_samples", "segmenter", "reference"),
+                    (*SCORES, "covered", "width"),
+                ),
+            }
+        )
+    costs = cost_frame(results)
+    sections.append(
+        {
+            "title": "Cost of a slice",
+            "note": f"Forward equivalents: images through the prior, a backward pass counted as {BACKWARD_COST}.",
+            "rows": [
+                {
+                    **_head(row, "acceleration", "method"),
+                    "seconds": _number(row["seconds"], 1),
+                    **{
+                        name.replace("_", " "): f"{row[name]:.0%}"
+                        for name in ("unet_forward", "unet_backward", "segmentation", "physics", "rest")
+                    },
+                    "forward equivalents": _number(row["forward_equivalents"], 0),
+                }
+                for row in costs.to_dict("records")
+            ],
+        }
+    )
+    for caption, path in figures.values():
+        sections.append({"title": caption, "image": base64.b64encode(path.read_bytes()).decode()})
+    sections.append(
+        {
+            "title": "Settings",
+            "rows": [
+                {"setting": name, "value": value if isinstance(value, str) else json.dumps(value)}
+                for name, value in results.config["identity"]["settings"].items()
+            ],
+        }
+    )
+    for section in sections:
+        section["texts"] = _TEXTS | {"setting", "value"}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True)
+    return environment.from_string(_TEMPLATE.read_text()).render(
+        title=f"Evaluation on {results.config['data']}",
+        introduction=[f"Command: {run['command']}" for run in results.config.get("runs", [])],
+        warnings=_warnings(results),
+        sections=sections,
+    )
+
+
+def _warnings(results: EvaluationResults) -> list[str]:
+    found = []
+    if results.missing:
+        found.append(
+            f"{len(results.missing)} of {len(results.missing) + len(results.rows)} units of work are not done. Scores "
+            "are of the slices for which all methods are."
+        )
+    return found + results.damaged

@@ -1,0 +1,206 @@
+"""Scores enter; the paper's Table 1 leaves, as CSV, Markdown and LaTeX, and the claims that it should bear out."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sgr_diffusers.evaluation.report import format_table
+from sgr_diffusers.evaluation.scores import QUALITY, SCORES, ScoreTables
+
+__all__ = [
+    "COLUMNS",
+    "PAPER",
+    "check_claims",
+    "paper_rows",
+    "read_table1",
+    "save_table1",
+    "table1_cells",
+    "table1_latex",
+    "table1_markdown",
+    "table1_rows",
+    "write_table1",
+]
+
+COLUMNS = ("acceleration", "method", "reference", *SCORES, *QUALITY, "n_scans")
+
+# Table 1 of arXiv:2407.18026: SKM-TEA's test split, 100 steps, against the segmentation of the fully sampled image.
+PAPER = {
+    (4.0, "SGR"): (0.992, 0.995, 0.126, 0.914, 34.6),
+    (4.0, "RR"): (0.982, 0.989, 0.045, 0.915, 34.6),
+    (8.0, "SGR"): (0.989, 0.992, 0.322, 0.857, 30.8),
+    (8.0, "RR"): (0.971, 0.976, 0.075, 0.857, 30.9),
+    (12.0, "SGR"): (0.984, 0.991, 0.473, 0.818, 29.1),
+    (12.0, "RR"): (0.961, 0.966, 0.096, 0.820, 29.1),
+    (16.0, "SGR"): (0.980, 0.990, 0.586, 0.788, 27.9),
+    (16.0, "RR"): (0.951, 0.957, 0.113, 0.789, 28.0),
+}
+
+_HEADS = {
+    "acceleration": "acc.",
+    "method": "method",
+    "reference": "reference",
+    "precision_lower": "precision S_low",
+    "recall_upper": "recall S_up",
+    "uncertain_share": "V_unc / V_up",
+    "ssim": "SSIM",
+    "psnr": "PSNR",
+    "n_scans": "scans",
+}
+_LATEX_HEADS = {
+    **_HEADS,
+    "precision_lower": r"Prec.\ $S^\downarrow$",
+    "recall_upper": r"Recall $S^\uparrow$",
+    "uncertain_share": r"$V_{unc}/V^\uparrow$",
+}
+_FORMATS = {"acceleration": "{:g}x", "psnr": "{:.2f}", "n_scans": "{:.0f}"}
+
+
+def table1_rows(tables: ScoreTables, strength: float) -> list[dict[str, Any]]:
+    """Rows of Table 1: acceleration, SGR before RR, reference; medians, and for SSIM and PSNR means.
+
+    Args:
+        tables: from `score`.
+        strength: b of the SGR to show.
+    """
+    scores = tables.scores
+    own = (scores["method"] == "SGR") & ((scores["strength"] - strength).abs() <= 1e-6 * strength)
+    is_shown = (scores["group"] == "all") & (scores["segmenter"] == "guiding")
+    shown = scores[is_shown & (own | (scores["method"] == "RR"))]
+    shown = shown.assign(order=shown["method"].map({"SGR": 0, "RR": 1}))
+    shown = shown.sort_values(["reference", "acceleration", "order"])
+    return [{name: row.get(name) for name in COLUMNS} for row in shown.to_dict("records")]
+
+
+def write_table1(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `table1.csv`: the columns `COLUMNS`, in full precision; what has no value is left empty."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: "" if pd.isna(row[name]) else row[name] for name in COLUMNS})
+
+
+def read_table1(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Rows of a `table1.csv`.
+
+    Raises:
+        ValueError: it has other columns, or a cell is no number.
+    """
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(
+                f"{path} must have the columns {COLUMNS}, as `sgr report` writes it, got {reader.fieldnames}."
+            )
+        texts = ("method", "reference")
+        try:
+            return [
+                {name: row[name] if name in texts else float(row[name] or "nan") for name in COLUMNS} for row in reader
+            ]
+        except ValueError as error:
+            raise ValueError(f"{path} has a cell that is no number ({error}).") from error
+
+
+def paper_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The paper's numbers for the accelerations of `rows`; 36 scans, the test split."""
+    accelerations = {row["acceleration"] for row in rows}
+    return [
+        {"acceleration": key[0], "method": f"{key[1]}, paper", "reference": "fully_sampled"}
+        | dict(zip((*SCORES, *QUALITY, "n_scans"), (*values, 36), strict=True))
+        for key, values in PAPER.items()
+        if key[0] in accelerations
+    ]
+
+
+def _cell(name: str, value: Any) -> str | None:
+    if isinstance(value, str):
+        return value.replace("_", " ")
+    return None if pd.isna(value) else _FORMATS.get(name, "{:.3f}").format(value)
+
+
+def table1_cells(rows: Sequence[Mapping[str, Any]], missing: str | None = None) -> list[dict[str, str | None]]:
+    """The table as texts, rounded; `missing` where there is no value."""
+    return [{_HEADS[name]: _cell(name, row[name]) or missing for name in COLUMNS} for row in rows]
+
+
+def table1_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table for a README or a card.
+
+    Raises:
+        ValueError: there is no row.
+    """
+    return format_table(table1_cells(rows), markdown=True)
+
+
+def table1_latex(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table for a paper; needs the package booktabs."""
+    lines = [r"\begin{tabular}{lllrrrrrr}", r"\toprule", " & ".join(_LATEX_HEADS[name] for name in COLUMNS) + r" \\"]
+    previous = None
+    for row in rows:
+        block = (row["reference"], row["acceleration"])
+        if block != previous:
+            lines.append(r"\midrule")
+        previous = block
+        lines.append(" & ".join(_cell(name, row[name]) or "--" for name in COLUMNS) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def check_claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the paper's table says, and whether these rows say so, too.
+
+    Against the fully sampled reference if it is there.
+
+    Returns:
+        Rows of `claim`, `holds` and `numbers` (a text); none without both methods.
+    """
+    references = [row["reference"] for row in rows]
+    reference = "fully_sampled" if "fully_sampled" in references else "manual"
+    found = {(row["acceleration"], row["method"]): row for row in rows if row["reference"] == reference}
+    accelerations = sorted(key[0] for key in found if key[1] == "SGR" and (key[0], "RR") in found)
+    if not accelerations:
+        return []
+    pairs = [(found[a, "SGR"], found[a, "RR"]) for a in accelerations]
+    claims = []
+    for name, text in (("precision_lower", "precision of S_low"), ("recall_upper", "recall of S_up")):
+        above = [sgr[name] - rr[name] for sgr, rr in pairs]
+        numbers = ", ".join(f"{a:g}x {d:+.3f}" for a, d in zip(accelerations, above, strict=True))
+        claims.append(_claim(f"SGR's {text} is above RR's at every acceleration", min(above) > 0, numbers))
+    if len(accelerations) > 1:
+        growth = {
+            method: _ratio(
+                found[accelerations[-1], method]["uncertain_share"], found[accelerations[0], method]["uncertain_share"]
+            )
+            for method in ("SGR", "RR")
+        }
+        span = f"from {accelerations[0]:g}x to {accelerations[-1]:g}x"
+        for method, holds, limit in (
+            ("SGR", growth["SGR"] >= 3, "at least 3x"),
+            ("RR", growth["RR"] < 2.5, "less than 2.5x"),
+        ):
+            claims.append(_claim(f"{method}'s V_unc / V_up grows {limit} {span}", holds, f"{growth[method]:.2f}x"))
+    for name, limit, text in (("ssim", 0.005, "SSIM"), ("psnr", 0.2, "PSNR")):
+        apart = [sgr[name] - rr[name] for sgr, rr in pairs]
+        numbers = ", ".join(f"{a:g}x {d:+.4f}" for a, d in zip(accelerations, apart, strict=True))
+        holds = max(abs(value) for value in apart) <= limit
+        claims.append(_claim(f"{text} of SGR and RR lie within {limit:g}", holds, numbers))
+    return claims
+
+
+def _claim(claim: str, holds: Any, numbers: str) -> dict[str, Any]:
+    return {"claim": claim, "holds": "yes" if holds else "no", "numbers": numbers}
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
+
+
+def save_table1(folder: Path, rows: Sequence[Mapping[str, Any]], is_skm_tea: bool) -> None:
+    """Write `table1.csv`, `table1.md` and `table1.tex`; the paper's numbers stand in the latter two, for its data."""
+    write_table1(folder / "table1.csv", rows)
+    shown = [*rows, *(paper_rows(rows) if is_skm_tea else [])]
+    (folder / "table1.md").write_text(table1_markdown(shown) + "\n")
+    (folder / "table1.tex").write_text(table1_latex(shown))

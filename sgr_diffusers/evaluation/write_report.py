@@ -1,0 +1,89 @@
+"""A results folder enters; a folder with Table 1, all scores, the figures and a web page leaves."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sgr_diffusers.evaluation.costs import cost_frame
+from sgr_diffusers.evaluation.curves import ablation_figure, coverage_figure, sample_curve_figure, score_figure
+from sgr_diffusers.evaluation.examples import boundaries_figure, bounds_figure
+from sgr_diffusers.evaluation.load import EvaluationResults, load_results
+from sgr_diffusers.evaluation.page import render_page
+from sgr_diffusers.evaluation.scores import ScoreTables, score
+from sgr_diffusers.evaluation.slices import SKM_TEA
+from sgr_diffusers.evaluation.table1 import check_claims, paper_rows, save_table1, table1_markdown, table1_rows
+from sgr_diffusers.output_folder import RECORD_FILE, whole_folder
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    results_folder: str | os.PathLike, output: str | os.PathLike, seed: int = 0, overwrite: bool = False
+) -> list[str]:
+    """Write all tables and figures of what is stored.
+
+    Args:
+        results_folder: of `sgr evaluate`; need not be complete.
+        output: folder to make.
+        seed: of the bootstrap.
+        overwrite: replace the folder of an earlier report.
+
+    Returns:
+        Lines for the screen: what is missing, Table 1, and which of the paper's claims hold.
+
+    Raises:
+        FileNotFoundError, ValueError: it is no results folder, or nothing is done yet.
+        FileExistsError: `output` is taken.
+    """
+    results = load_results(results_folder)
+    tables = score(results, seed)
+    rows = table1_rows(tables, results.strength)
+    is_skm_tea = results.config["data"] == SKM_TEA
+    claims = check_claims(rows)
+    with whole_folder(output, overwrite) as folder:
+        save_table1(folder, rows, is_skm_tea)
+        for name, frame in {
+            "scores": tables.scores,
+            "differences": tables.differences,
+            "rr_curve": tables.curve,
+            "equal_budget": tables.budgets,
+            "findings": tables.findings,
+            "volumes": tables.volumes,
+            "costs": cost_frame(results),
+            "claims": pd.DataFrame(claims),
+        }.items():
+            if len(frame):
+                frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+        figures = _write_figures(folder, results, tables)
+        shown = [*rows, *(paper_rows(rows) if is_skm_tea else [])]
+        (folder / "report.html").write_text(render_page(results, tables, shown, claims, figures), encoding="utf-8")
+        record = {"bootstrap_seed": seed, **{key: results.config[key] for key in ("data", "identity", "runs")}}
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1))
+    lines = list(results.damaged)
+    if results.missing:
+        lines.append(f"{len(results.missing)} units of work are not done; scores are of the slices that are complete.")
+    lines += [table1_markdown(shown), ""]
+    lines += [f"{claim['holds']:>3}  {claim['claim']}: {claim['numbers']}" for claim in claims]
+    return [*lines, f"{Path(output) / 'report.html'}"]
+
+
+def _write_figures(folder: Path, results: EvaluationResults, tables: ScoreTables) -> dict[str, tuple[str, Path]]:
+    """PNG files of all figures there is something to draw of."""
+    drawn: dict[str, tuple[str, Any]] = {
+        "figure3_bounds": ("Fig. 3: bounds", bounds_figure(results)),
+        "figure4_boundaries": ("Fig. 4: uncertainty boundary against acceleration", boundaries_figure(results)),
+        "figure5_scores": ("Fig. 5: median and quartiles of the scores", score_figure(tables, results.strength)),
+        "figure6_ablation": ("Fig. 6: ablation over the strength b", ablation_figure(tables)),
+        "figure7_samples": ("Repeated reconstruction against its number of samples", sample_curve_figure(tables)),
+        "figure8_coverage": ("Coverage and the width paid for it", coverage_figure(tables, results.strength)),
+    }
+    written = {}
+    for name, (caption, figure) in drawn.items():
+        if figure is not None:
+            path = folder / f"{name}.png"
+            figure.savefig(path)
+            written[name] = (caption, path)
+    return written

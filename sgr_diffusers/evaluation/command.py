@@ -110,6 +110,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     method = command.add_argument_group("how to reconstruct")
     add(method, "methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default: both)")
     add(method, "steps", type=int, default=100, help="reverse steps (default: %(default)s)")
+    add(
+        method,
+        "timesteps",
+        nargs="+",
+        metavar="T",
+        help="to visit, falling, or 'fast' for --steps of them that suit few steps (default: the scheduler's choice)",
+    )
     add(method, "scheduler", metavar="CLASS", help="of diffusers (default: the pipeline's)")
     add(method, "eta", type=float, default=1.0, help="share of fresh noise, for DDIM (default: %(default)s)")
     add(method, "strength", type=float, help="b of paper Eq. 14, per step (default: the pipeline's)")
@@ -210,8 +217,10 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
         rr_curve_samples=args.rr_curve_samples,
         rr_curve_accelerations=tuple(sorted(set(args.rr_curve_accelerations))),
     )
+    timesteps = _timesteps(args.timesteps, args.steps)
     settings = EvaluationSettings(
-        num_inference_steps=args.steps,
+        num_inference_steps=args.steps if timesteps is None else len(timesteps),
+        timesteps=timesteps,
         eta=args.eta,
         guidance_strength=args.strength,
         cg_iterations=args.cg_iterations,
@@ -239,6 +248,18 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
         n_threads=args.num_threads,
         command=shlex.join(["sgr", *(argv if argv[:1] == ["evaluate"] else ["evaluate", *argv])]),
     )
+
+
+def _timesteps(texts: list[str] | None, n_steps: int) -> tuple[int, ...] | None:
+    from sgr_diffusers.schedules import fast_timesteps
+
+    if texts is None:
+        return None
+    if texts == ["fast"]:
+        return tuple(fast_timesteps(n_steps))
+    if all(text.isdigit() for text in texts):
+        return tuple(int(text) for text in texts)
+    raise ValueError(f"`timesteps` must be 'fast' or falling whole numbers, got {texts}.")
 
 
 def _overview(units: Sequence[Any], todo: Sequence[Any]) -> str:

@@ -24,10 +24,11 @@ from sgr_diffusers.evaluation.slices import EvaluationData, manual_labels
 from sgr_diffusers.evaluation.stopwatch import NetworkMeter
 from sgr_diffusers.evaluation.store import pack_labels, pack_magnitude
 from sgr_diffusers.guidance import default_strength
-from sgr_diffusers.inputs import slice_scale
+from sgr_diffusers.inputs import check_settings, slice_scale
 from sgr_diffusers.mri.operators import SenseOperator
 from sgr_diffusers.networks import check_networks, segment, size_multiple
 from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
+from sgr_diffusers.schedules import ScheduledSampler, check_scheduler
 
 __all__ = ["EvaluationSettings", "UnitComputer", "used_strength"]
 
@@ -38,6 +39,7 @@ class EvaluationSettings:
 
     Attributes:
         num_inference_steps: reverse steps.
+        timesteps: to visit; `None` for the scheduler's own choice.
         eta: share of fresh noise.
         guidance_strength: b of paper Eq. 14, per step, of the SGR that is compared with RR; `None` for the default.
         cg_iterations: `None` for the checkpoint's.
@@ -48,6 +50,7 @@ class EvaluationSettings:
     """
 
     num_inference_steps: int = 100
+    timesteps: tuple[int, ...] | None = None
     eta: float = 1.0
     guidance_strength: float | None = None
     cg_iterations: int | None = None
@@ -58,9 +61,17 @@ class EvaluationSettings:
 
 
 def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: float | None = None) -> float:
-    """Strength b that the pipeline applies in a step, if it is asked for `strength`, or for that of the settings."""
+    """Strength b that the pipeline applies in a step, if it is asked for `strength`, or for that of the settings.
+
+    The default may differ from step to step; then it is the mean of the steps that are pushed, all but the last.
+    """
     asked = settings.guidance_strength if strength is None else strength
-    return default_strength(settings.num_inference_steps) if asked is None else asked
+    if asked is not None:
+        return asked
+    arguments = (settings.num_inference_steps, settings.eta, [torch.Generator()], pipe.device, settings.timesteps)
+    sampler = ScheduledSampler(pipe.scheduler, *arguments)
+    pushed = sampler.shares[:-1] or sampler.shares
+    return sum(default_strength(share, sampler.fresh_noise) for share in pushed) / len(pushed)
 
 
 class UnitComputer:
@@ -90,6 +101,7 @@ class UnitComputer:
         self.pipe, self.second, self.settings, self.data = pipe, second, settings, data
         self.examples, self.with_manual = set(examples), with_manual
         size = next(iter(data.scans.values())).matrix_shape[1:]
+        self._check_settings(size)
         self.class_names = check_networks(pipe.unet, pipe.segmentation_model, size, pipe.device)
         if second is not None and check_networks(pipe.unet, second, size, pipe.device) != self.class_names:
             raise ValueError(
@@ -99,6 +111,20 @@ class UnitComputer:
         networks = [pipe.unet, pipe.segmentation_model, *([] if second is None else [second])]
         self.weights_hash = "-".join(weights_hash(network) for network in networks)
         self._peak = lru_cache(maxsize=256)(self._volume_peak)
+
+    def _check_settings(self, size: tuple[int, int]) -> None:
+        """Refuse what the pipeline would refuse at the first unit."""
+        pipe, given = self.pipe, dict(vars(self.settings))
+        check_scheduler(pipe.scheduler, pipe.config.trained_with, True, given.pop("timesteps"))
+        for name in ("echo", "seed"):
+            given.pop(name)
+        if given["cg_iterations"] is None:
+            given["cg_iterations"] = pipe.config.cg_iterations
+        others = dict.fromkeys(("voxel_size_mm", "generator", "latents"))
+        n_train_timesteps = pipe.scheduler.config.num_train_timesteps
+        check_settings(
+            (1, 1, *size), n_train_timesteps, target="both", num_samples=1, output_type="pt", **others, **given
+        )
 
     def compute(self, unit: Unit) -> dict[str, Any]:
         """Row of a unit, without the unit's own fields.
@@ -179,6 +205,7 @@ class UnitComputer:
             target="both" if is_guided else "none",
             coil_maps=maps[None],
             num_inference_steps=settings.num_inference_steps,
+            timesteps=settings.timesteps,
             eta=settings.eta,
             guidance_strength=strength if is_guided else None,
             cg_iterations=settings.cg_iterations,

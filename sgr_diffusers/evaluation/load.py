@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def planned_units(config: dict[str, Any]) -> list[Unit]:
     for content in config["plans"]:
         plan = EvaluationPlan.from_json(content)
         others = tuple(b for b in plan.ablation_strengths if abs(b - default) > 1e-6 * default)
-        plan = EvaluationPlan(**{**vars(plan), "ablation_strengths": others})
+        plan = replace(plan, ablation_strengths=others)
         units |= dict.fromkeys(plan_units(plan, config["slices"], config["finding_slices"]))
     return list(units)
 

@@ -95,7 +95,7 @@ def render_page(
         {
             "title": "All scores, with 95 % intervals",
             "note": "Bootstrap over scans. Coverage: share of (scan, class) whose reference volume lies in [V↓, V↑]; "
-            "width: mean of V_unc over the reference volume, which is what the coverage costs. Segmenter “second”: "
+            "width: median of V_unc over the reference volume, which is what the coverage costs. Segmenter “second”: "
             "the same reconstructions, segmented by a network that guidance never saw. Equal budget: RR with as "
             f"many samples as SGR's passes of the prior pay for, a backward pass counted as {BACKWARD_COST}.",
             "rows": _score_table(

@@ -7,7 +7,7 @@ The folder is the only memory: a run looks at which shards are there and does th
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,7 @@ def _without_default(request: EvaluationRequest, pipe: SGRMRIPipeline) -> Evalua
     """The plan without ablation strengths that are the default one: that is computed anyway."""
     default = used_strength(pipe, request.settings)
     others = tuple(b for b in request.plan.ablation_strengths if abs(b - default) > 1e-6 * default)
-    return EvaluationPlan(**{**vars(request.plan), "ablation_strengths": others})
+    return replace(request.plan, ablation_strengths=others)
 
 
 def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, Any]:
@@ -283,7 +283,8 @@ def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[di
 
 
 def _seconds(computer: UnitComputer, unit: Unit, n_steps: int) -> float:
-    settings = EvaluationSettings(**{**asdict(computer.settings), "num_inference_steps": n_steps})
+    timesteps = computer.settings.timesteps and computer.settings.timesteps[:n_steps]
+    settings = replace(computer.settings, num_inference_steps=n_steps, timesteps=timesteps)
     trial = UnitComputer(computer.pipe, computer.second, settings, computer.data, (), computer.with_manual)
     return trial.compute(unit)["seconds"]
 

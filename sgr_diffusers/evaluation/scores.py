@@ -188,8 +188,8 @@ def _score_rows(
                 "n_scans": part["scan_id"].nunique(),
                 "n_volumes": len(part),
                 "n_slices": int(part.groupby("scan_id")["n_slices"].max().sum()),
-                **_estimates(part, SCORES, bootstrap.median, seed),
-                **_estimates(part, ("covered", "width"), bootstrap.mean, seed),
+                **_estimates(part, (*SCORES, "width"), bootstrap.median, seed),
+                **_estimates(part, ("covered",), bootstrap.mean, seed),
                 **(_estimates(images, QUALITY, bootstrap.mean, seed, "image") if len(images) else {}),
             }
 
@@ -265,8 +265,8 @@ def _curve_rows(counts: pd.DataFrame, default: float, seed: int) -> Iterator[dic
                     "n_subsets": group["subset"].nunique(),
                     "n_scans": per_volume["scan_id"].nunique(),
                     "n_slices": len(slices),
-                    **_estimates(per_volume, SCORES, bootstrap.median, seed),
-                    **_estimates(per_volume, ("covered", "width"), bootstrap.mean, seed),
+                    **_estimates(per_volume, (*SCORES, "width"), bootstrap.median, seed),
+                    **_estimates(per_volume, ("covered",), bootstrap.mean, seed),
                 }
 
 

@@ -23,7 +23,19 @@ ALLOWED = {
     "bounds": ["guidance"],
     "pipeline_sgr_mri": ["mri", "guidance", "schedules", "networks", "inputs", "callbacks"],
     "data": ["mri"],
-    "evaluation": ["bounds", "guidance", "data"],
+    "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri"],
+    "evaluation": [
+        "data",
+        "guidance",
+        "inputs",
+        "models",
+        "mri",
+        "networks",
+        "output_folder",
+        "pipeline_sgr_mri",
+        "reconstruct",
+        "schedules",
+    ],
 }
 
 

@@ -245,10 +245,8 @@ def _curve_rows(counts: pd.DataFrame, default: float, seed: int) -> Iterator[dic
     curve = counts[counts["method"] == "RR_curve"]
     for acceleration, part in curve.groupby("acceleration", sort=True):
         slices = set(zip(part["scan_id"], part["slice"], strict=True))
-        same = counts[
-            (counts["acceleration"] == acceleration)
-            & [key in slices for key in zip(counts["scan_id"], counts["slice"], strict=True)]
-        ]
+        is_shown = np.array([key in slices for key in zip(counts["scan_id"], counts["slice"], strict=True)])
+        same = counts[(counts["acceleration"] == acceleration) & is_shown]
         sgr = same[(same["method"] == "SGR") & np.isclose(same["strength"], default)]
         budget = same[same["method"] == "RR_equal_budget"]
         for method, frame in (("RR", part), ("SGR", sgr), ("RR_equal_budget", budget)):

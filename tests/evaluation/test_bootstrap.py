@@ -9,7 +9,7 @@ from sgr_diffusers.evaluation.bootstrap import estimate, mean, median
 def test_the_seed_decides():
     values = np.random.default_rng(1).random((12, 4))
     assert estimate(values, seed=3) == estimate(values, seed=3)
-    assert estimate(values, seed=3) != estimate(values, seed=4)
+    assert estimate(values, mean, seed=3) != estimate(values, mean, seed=4)
     assert estimate(values, seed=3).value == np.median(values)
 
 

@@ -67,9 +67,7 @@ def test_what_is_nowhere_has_no_score(tables):
 
 
 def test_medians_over_scans_and_classes(tables):
-    row = one(
-        tables.scores, group="all", method="SGR", strength=0.005, segmenter="guiding", reference="fully_sampled"
-    )
+    row = one(tables.scores, group="all", method="SGR", strength=0.005, segmenter="guiding", reference="fully_sampled")
     # A one, B one, B two
     assert row["precision_lower"] == np.median([2 / 3, 1.0, 1.0])
     assert row["uncertain_share"] == np.median([5 / 8, 0.0, 2 / 3])
@@ -102,15 +100,13 @@ def test_strength_zero_is_the_first_unguided_sample(tables):
 
 
 def test_equal_budget_counts_what_was_run(tmp_path):
-    made = two_slices(tmp_path)
+    made = two_slices(tmp_path, rr_curve_slices=1, rr_curve_samples=5)
     # 2 forward passes and 1 backward pass, as 2: 4 samples of 1 forward pass each
     made.guided("B", 3, [(NONE, NONE), (NONE, NONE)], cost=(2, 1))
     made.samples("B", 3, [NONE, labels(two=[1]), labels(two=[6, 7, 8])], first=2)
     tables = score(load_results(made.finish()))
     assert one(tables.budgets, acceleration=4.0)["n_samples"] == np.mean([16, 16, 4])
-    row = one(
-        tables.volumes, method="RR_equal_budget", scan_id="B", label=2, segmenter="guiding", reference="manual"
-    )
+    row = one(tables.volumes, method="RR_equal_budget", scan_id="B", label=2, segmenter="guiding", reference="manual")
     assert (row["lower"], row["upper"]) == (0, 2)  # the fifth sample is beyond the budget
 
 
@@ -139,9 +135,7 @@ def test_second_segmenter_measures_what_the_first_has_chosen(tmp_path):
     tables = score(load_results(made.finish()))
     rr = one(tables.volumes, method="RR", segmenter="second", reference="fully_sampled", label=1)
     assert (rr["lower"], rr["upper"], rr["truth"]) == (2, 1, 3)  # the first model calls the second sample the lower
-    sgr = one(
-        tables.volumes, method="SGR", strength=0.005, segmenter="second", reference="fully_sampled", label=1
-    )
+    sgr = one(tables.volumes, method="SGR", strength=0.005, segmenter="second", reference="fully_sampled", label=1)
     assert (sgr["lower"], sgr["upper"], sgr["uncertain_share"]) == (2, 2, 0.0)
 
 

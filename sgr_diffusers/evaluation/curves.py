@@ -1,6 +1,5 @@
 """Tables of scores enter; figures in the manner of the paper's Figs. 5 and 6, and of what goes beyond it, leave."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -40,7 +39,7 @@ def _grid(n_rows: int, n_columns: int) -> tuple["Figure", Any]:
     return figure, axes
 
 
-def _band(ax: Any, x: Sequence[float], rows: pd.DataFrame, name: str, style: dict[str, Any], **line: Any) -> None:
+def _band(ax: Any, x: pd.Series, rows: pd.DataFrame, name: str, style: dict[str, Any], **line: Any) -> None:
     """Median with quartiles."""
     ax.plot(x, rows[name], markersize=4, **{**style, **line})
     ax.fill_between(x, rows[f"{name}_q25"], rows[f"{name}_q75"], color=style["color"], alpha=0.18, linewidth=0)

@@ -104,7 +104,7 @@ def open_results(
                 "folder, or the settings that it was begun with."
             )
     else:
-        if Path(output).is_dir() and any(Path(output).iterdir()):
+        if Path(output).is_dir() and any(entry.suffix != ".part" for entry in Path(output).iterdir()):
             raise FileExistsError(f"`output` {output} is no results folder, but holds files. Choose another one.")
         content = {"identity": identity, "data": data.name}
         content |= {"slices": {}, "finding_slices": {}, "fingerprint": {}, "plans": [], "runs": []}

@@ -163,9 +163,9 @@ def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
     examples = choose_examples(data, with_manual)
     computer = UnitComputer(pipe, second, request.settings, data, examples, with_manual)
     writes = write and process.is_main_process
-    content = open_results(
-        request.output, _identity(request, computer), request.plan, data, examples, request.command, writes
-    )
+    identity = _identity(request, computer)
+    with process.main_process_first():  # the others find the folder as the first has left it
+        content = open_results(request.output, identity, request.plan, data, examples, request.command, writes)
     computer.examples = {(str(scan_id), int(index)) for scan_id, index in content["examples"]}
     if writes:
         remove_partial_shards(request.output)

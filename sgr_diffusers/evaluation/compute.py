@@ -267,10 +267,9 @@ def _slice_ssim(magnitude: Tensor, target: Tensor, peak: float) -> float | None:
 
 
 def _seed(seed: int, unit: Unit) -> int:
-    """Seed of a slice's noise. Each further block of samples has another one; accelerations and strengths share it."""
+    """Seed of a slice's noise. Each further unit of samples has another one; accelerations and strengths share it."""
     name = int.from_bytes(hashlib.sha256(unit.scan_id.encode()).digest()[:4], "big")
-    block = unit.first_sample // 16
-    state = np.random.SeedSequence([seed, name, unit.slice, block]).generate_state(1, np.uint64)
+    state = np.random.SeedSequence([seed, name, unit.slice, unit.first_sample]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 

@@ -61,7 +61,7 @@ def count_bounds(results: EvaluationResults) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for unit, row in results.of_kind("reference"):
         key = (unit.scan_id, unit.slice)
-        truth = _truth(row)
+        truth = _truth(row, results.config["identity"]["settings"].get("references", "both"))
         where = {"scan_id": unit.scan_id, "slice": unit.slice, "part": "finding" if key in further - main else "main"}
         for guided, guided_row in guided_units[key]:
             head = {**where, "acceleration": guided.acceleration, "method": "SGR", "n_samples": 0, "subset": 0}
@@ -86,7 +86,7 @@ def _samples_by_slice(results: EvaluationResults) -> dict[Slice, dict[float, lis
     return found
 
 
-def _truth(row: dict[str, Any]) -> _Truth:
+def _truth(row: dict[str, Any], references: str) -> _Truth:
     maps = {("guiding", "fully_sampled"): labels_of(row, row["fully_sampled"])}
     has_second = row["second_fully_sampled"] is not None
     if has_second:
@@ -100,7 +100,8 @@ def _truth(row: dict[str, Any]) -> _Truth:
         if row["without_finding"] is not None:
             without = labels_of(row, row["without_finding"])
             finding = np.where(without != manual, without, 0)
-    return _Truth(maps, finding)
+    wanted = [key for key in maps if references in ("both", key[1])]
+    return _Truth({key: maps[key] for key in wanted}, finding)
 
 
 def _count_pair(
@@ -141,7 +142,7 @@ class _SampleCounts:
     def __init__(self, row: dict[str, Any], images: Sequence[dict[str, Any]], truth: _Truth, n_classes: int) -> None:
         self.n_classes, self.keys = n_classes, list(truth.maps)
         maps = {"guiding": [labels_of(row, image["labels"]) for image in images]}
-        if ("second", "fully_sampled") in truth.maps:
+        if any(segmenter == "second" for segmenter, _ in truth.maps):
             maps["second"] = [labels_of(row, image["second_labels"]) for image in images]
         self.volume = {name: np.stack([_histogram(one, n_classes) for one in found]) for name, found in maps.items()}
         self.inside, self.truth = {}, {}

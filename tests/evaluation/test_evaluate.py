@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -185,7 +186,7 @@ def test_other_weights_and_other_data_are_another_configuration(inputs, whole, t
         (("--steps", "0"), "`num_inference_steps` must be a whole number"),
         (("--eta", "2"), "`eta` must be"),
         (("--second-segmentation", "nowhere"), "`second_segmentation` nowhere holds no segmentation model"),
-        (("--timesteps", "5", "9"), "`timesteps` must fall"),
+        (("--scheduler", "DDPMScheduler", "--timesteps", "5", "9"), "`timesteps` must fall"),
         (("--timesteps", "slow"), "`timesteps` must be 'fast' or"),
         (("--num-threads", "0"), "`num_threads`"),
         (("--limit", "-1"), "`limit`"),
@@ -256,6 +257,20 @@ def test_without_manual_labels_and_with_one_method(inputs, tmp_path):
     tables = score(results)
     assert set(tables.scores["reference"]) == {"fully_sampled"}
     assert np.isfinite(tables.quality["psnr"]).all()
+
+
+def test_manual_labels_alone(inputs, tmp_path):
+    results = evaluate(inputs, tmp_path / "results", "--reference", "manual", "--max-scans", "1")
+    assert set(score(results).scores["reference"]) == {"manual"}
+
+
+def test_script_and_command_take_the_same_options(inputs):
+    script = runpy.run_path(str(Path(__file__).parents[2] / "training/evaluate.py"))
+    own = arguments(inputs, "out", "--num-threads", "2", "--second-segmentation", "x")[1:]
+    parsed = [script["parse_arguments"](own), cli.create_parser().parse_args(["evaluate", *own])]
+    joined = [argument.replace("-", "_").replace("__", "--") if argument[:2] == "--" else argument for argument in own]
+    parsed.append(script["parse_arguments"](joined))
+    assert all(vars(parsed[0]).items() <= vars(one).items() for one in parsed)
 
 
 def test_images_are_kept_of_examples_only(whole):

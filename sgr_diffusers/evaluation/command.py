@@ -109,14 +109,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
     method = command.add_argument_group("how to reconstruct")
     add(method, "methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default: both)")
-    add(method, "steps", type=int, default=100, help="reverse steps (default: %(default)s)")
-    add(
-        method,
-        "timesteps",
-        nargs="+",
-        metavar="T",
-        help="to visit, falling, or 'fast' for --steps of them that suit few steps (default: the scheduler's choice)",
-    )
+    add(method, "steps", type=int, help="reverse steps (default: 100, or 25 with --fast)")
+    add(method, "fast", action="store_true", help="steps where they count, by DDPMScheduler: 25 do for 100")
+    add(method, "timesteps", type=int, nargs="+", metavar="T", help="falling (default: the scheduler's choice)")
     add(method, "scheduler", metavar="CLASS", help="of diffusers (default: the pipeline's)")
     add(method, "eta", type=float, default=1.0, help="share of fresh noise, for DDIM (default: %(default)s)")
     add(method, "strength", type=float, help="b of paper Eq. 14, per step (default: the pipeline's)")
@@ -205,6 +200,7 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
     from sgr_diffusers.evaluation.compute import EvaluationSettings
     from sgr_diffusers.evaluation.plan import EvaluationPlan
     from sgr_diffusers.evaluation.runner import EvaluationRequest
+    from sgr_diffusers.schedules import fast_timesteps
 
     plan = EvaluationPlan(
         accelerations=tuple(sorted(set(args.accelerations))),
@@ -217,9 +213,16 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
         rr_curve_samples=args.rr_curve_samples,
         rr_curve_accelerations=tuple(sorted(set(args.rr_curve_accelerations))),
     )
-    timesteps = _timesteps(args.timesteps, args.steps)
+    n_steps = args.steps if args.steps is not None else (25 if args.fast else 100)
+    timesteps = None if args.timesteps is None else tuple(args.timesteps)
+    if args.fast:
+        if timesteps is not None or args.scheduler is not None:
+            raise ValueError(
+                "--fast chooses `timesteps` and `scheduler` itself: leave out --timesteps and --scheduler."
+            )
+        timesteps = tuple(fast_timesteps(n_steps))
     settings = EvaluationSettings(
-        num_inference_steps=args.steps if timesteps is None else len(timesteps),
+        num_inference_steps=n_steps if timesteps is None else len(timesteps),
         timesteps=timesteps,
         eta=args.eta,
         guidance_strength=args.strength,
@@ -243,23 +246,11 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
         n_finding_slices=args.finding_slices,
         references=args.reference,
         second_segmentation=args.second_segmentation,
-        scheduler=args.scheduler,
+        scheduler="DDPMScheduler" if args.fast else args.scheduler,
         dtype=args.dtype,
         n_threads=args.num_threads,
         command=shlex.join(["sgr", *(argv if argv[:1] == ["evaluate"] else ["evaluate", *argv])]),
     )
-
-
-def _timesteps(texts: list[str] | None, n_steps: int) -> tuple[int, ...] | None:
-    from sgr_diffusers.schedules import fast_timesteps
-
-    if texts is None:
-        return None
-    if texts == ["fast"]:
-        return tuple(fast_timesteps(n_steps))
-    if all(text.isdigit() for text in texts):
-        return tuple(int(text) for text in texts)
-    raise ValueError(f"`timesteps` must be 'fast' or falling whole numbers, got {texts}.")
 
 
 def _overview(units: Sequence[Any], todo: Sequence[Any]) -> str:

@@ -71,7 +71,8 @@ def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: 
     arguments = (settings.num_inference_steps, settings.eta, [torch.Generator()], pipe.device, settings.timesteps)
     sampler = ScheduledSampler(pipe.scheduler, *arguments)
     pushed = sampler.shares[:-1] or sampler.shares
-    return sum(default_strength(share, sampler.fresh_noise) for share in pushed) / len(pushed)
+    strengths = [default_strength(share, sampler.fresh_noise, sampler.push_exponent) for share in pushed]
+    return sum(strengths) / len(strengths)
 
 
 class UnitComputer:

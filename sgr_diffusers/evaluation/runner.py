@@ -174,12 +174,16 @@ def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
 
 
 def _scheduler(pipe: SGRMRIPipeline, name: str) -> Any:
+    import inspect
+
     import diffusers
 
     scheduler_class = getattr(diffusers, name, None)
     if scheduler_class is None or not hasattr(scheduler_class, "from_config"):
         raise ValueError(f"`scheduler` {name!r} is no scheduler of diffusers; for example DDIMScheduler is one.")
-    return scheduler_class.from_config(pipe.scheduler.config)
+    # Complex images are not bound to [-1, 1], to which some classes clip by default.
+    clip = {"clip_sample": False} if "clip_sample" in inspect.signature(scheduler_class).parameters else {}
+    return scheduler_class.from_config(pipe.scheduler.config, **clip)
 
 
 def _without_default(request: EvaluationRequest, pipe: SGRMRIPipeline) -> EvaluationPlan:

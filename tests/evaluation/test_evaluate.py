@@ -24,6 +24,8 @@ from sgr_diffusers.evaluation.plan import Unit
 from sgr_diffusers.evaluation.scores import score
 from sgr_diffusers.evaluation.store import shard_path
 from sgr_diffusers.evaluation.table1 import table1_rows, write_table1
+from sgr_diffusers.guidance import default_strength
+from sgr_diffusers.scheduler_table import PUSH_EXPONENT
 
 N_UNITS = 2 * (1 + 2 * 2)  # scans x (reference + accelerations x methods)
 COSTS = {
@@ -93,7 +95,9 @@ def test_an_evaluation_holds_what_was_planned(whole):
     rr = next(row for _, row in results.of_kind("RR"))
     assert (rr["n_forward"], rr["n_backward"]) == (9, 0)
     assert rr["strength_used"] is None
-    assert sgr["strength_used"] == pytest.approx(0.005 * 100 / 3, rel=0.02)
+    assert sgr["strength_used"] == pytest.approx(
+        default_strength(1 / 3, 1.0, PUSH_EXPONENT["DDPMScheduler"]), rel=0.01
+    )
     assert set(equal_budget_samples(results).values()) <= set(range(8, 25))
     config = json.loads((whole / "config.json").read_text())
     assert config["identity"]["classes"] == list(CLASS_NAMES)
@@ -187,7 +191,7 @@ def test_other_weights_and_other_data_are_another_configuration(inputs, whole, t
         (("--eta", "2"), "`eta` must be"),
         (("--second-segmentation", "nowhere"), "`second_segmentation` nowhere holds no segmentation model"),
         (("--scheduler", "DDPMScheduler", "--timesteps", "5", "9"), "`timesteps` must fall"),
-        (("--timesteps", "slow"), "`timesteps` must be 'fast' or"),
+        (("--fast", "--scheduler", "DDIMScheduler"), "--fast chooses `timesteps` and `scheduler` itself"),
         (("--num-threads", "0"), "`num_threads`"),
         (("--limit", "-1"), "`limit`"),
         (("--split", "val"), "val.json is missing"),
@@ -260,7 +264,9 @@ def test_without_manual_labels_and_with_one_method(inputs, tmp_path):
 
 
 def test_manual_labels_alone(inputs, tmp_path):
-    results = evaluate(inputs, tmp_path / "results", "--reference", "manual", "--max-scans", "1")
+    results = evaluate(inputs, tmp_path / "results", "--reference", "manual", "--max-scans", "1", "--fast")
+    assert results.config["identity"]["scheduler"]["class"] == "DDPMScheduler"
+    assert results.config["identity"]["settings"]["timesteps"][0] == 500
     assert set(score(results).scores["reference"]) == {"manual"}
 
 

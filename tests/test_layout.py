@@ -23,7 +23,7 @@ ALLOWED = {
     "bounds": ["guidance"],
     "pipeline_sgr_mri": ["mri", "guidance", "schedules", "networks", "inputs", "callbacks"],
     "data": ["mri"],
-    "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri"],
+    "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri", "schedules"],
     "evaluation": [
         "data",
         "guidance",

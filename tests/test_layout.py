@@ -28,7 +28,7 @@ ALLOWED = {
     "pipeline_sgr_mri": ["mri", "guidance", "schedules", "networks", "inputs", "callbacks", "hub_layout"],
     "data": ["mri"],
     "training": ["data", "evaluation", "models", "networks", "pipeline_sgr_mri"],
-    "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri"],
+    "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri", "schedules"],
     "evaluation": [
         "data",
         "guidance",

@@ -64,7 +64,8 @@ def _check_scan(root: str, split: str, scan_id: str, shape: tuple[int, int, int]
     faults, masks, n_coils, n_echoes, n_labelled = [], (), None, None, None
     try:
         scan_files.check_kspace_file(scan_id, path, shape, echo=1, acceleration=None)
-        n_echoes, n_coils, masks = scan_files.contents(scan_id, path)
+        n_echoes, n_coils = scan_files.array_shape(scan_id, path, "kspace")[3:]
+        masks = scan_files.mask_names(scan_id, path)
         if not masks:
             faults.append(f"{path}: holds no masks")
         for name in masks:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataFault",
+    "array_shape",
     "check_kspace_file",
     "close_files",
-    "contents",
     "file_state",
     "join",
     "kspace_path",
     "labels_path",
-    "matrix_shape",
+    "mask_names",
     "open_bytes",
     "read_annotations",
     "read_coil_maps",
@@ -129,19 +129,41 @@ def file_state(path: str) -> tuple[int, ...]:
 # -- k-space files -----------------------------------------------------------------------------------------------
 
 
+class _OpenFile:
+    """Handle of a k-space file and the datasets found in it."""
+
+    def __init__(self) -> None:
+        """Nothing is opened yet."""
+        self.lock = threading.Lock()
+        self.state: tuple[int, ...] | None = None
+        self.file: h5py.File | None = None
+        self.datasets: dict[str, h5py.Dataset] = {}
+
+    def refresh(self, path: str, state: tuple[int, ...]) -> None:
+        """Open the file if it is not open as it is now. The old handle goes first: HDF5 would share what it knows."""
+        import h5py
+
+        with self.lock:
+            if self.state == state:
+                return
+            if self.file is not None:
+                self.file.close()
+            self.state, self.file, self.datasets = None, None, {}
+            self.file = h5py.File(path if "://" not in path else open_bytes(path), "r")
+            self.state = state
+
+
 @lru_cache(maxsize=64)
-def _open_in_process(path: str, state: tuple[int, ...], process_id: int) -> "h5py.File":
-    import h5py
-
-    if "://" not in path:
-        return h5py.File(path, "r")
-    return h5py.File(open_bytes(path), "r")
+def _open_in_process(path: str, process_id: int) -> _OpenFile:
+    return _OpenFile()
 
 
-def _open(scan_id: str, path: str) -> "h5py.File":
-    """A handle of this process alone (HDF5 handles do not survive a fork), and of the file as it is now."""
+def _open(scan_id: str, path: str) -> _OpenFile:
+    """The file as it is now, by a handle of this process alone: HDF5 handles do not survive a fork."""
+    opened = _open_in_process(path, os.getpid())
     try:
-        return _open_in_process(path, file_state(path), os.getpid())
+        opened.refresh(path, file_state(path))
+        return opened
     except FileNotFoundError:
         raise DataFault(scan_id, path, "the file is missing. Fetch it, or take the scan out of the split.") from None
     except OSError as error:
@@ -157,23 +179,26 @@ def close_files() -> None:
 
 
 def _dataset(scan_id: str, path: str, key: str) -> "h5py.Dataset":
-    file = _open(scan_id, path)
-    data = file.get(key)
-    if data is None or not hasattr(data, "shape"):
-        raise DataFault(scan_id, path, f"holds no dataset `{key}`, only {sorted(file)}: not a SKM-TEA raw-data file.")
-    return data
+    opened = _open(scan_id, path)
+    if key not in opened.datasets:
+        data = opened.file.get(key)
+        if data is None or not hasattr(data, "shape"):
+            raise DataFault(
+                scan_id, path, f"holds no dataset `{key}`, only {sorted(opened.file)}: not a SKM-TEA raw-data file."
+            )
+        opened.datasets[key] = data
+    return opened.datasets[key]
 
 
-def matrix_shape(scan_id: str, path: str) -> tuple[int, int, int]:
-    """(slice, y, x) of a scan as its k-space file has it."""
-    return _dataset(scan_id, path, "kspace").shape[:3]
+def array_shape(scan_id: str, path: str, key: str) -> tuple[int, ...]:
+    """Shape of "kspace", "maps" or "target" in the file."""
+    return _dataset(scan_id, path, key).shape
 
 
-def contents(scan_id: str, path: str) -> tuple[int, int, tuple[str, ...]]:
-    """Numbers of echoes and coils, and the names of the stored masks by increasing acceleration."""
-    n_echoes, n_coils = _dataset(scan_id, path, "kspace").shape[3:]
-    masks = _open(scan_id, path).get("masks", {})
-    return n_echoes, n_coils, tuple(sorted(masks, key=lambda name: (len(name), name)))
+def mask_names(scan_id: str, path: str) -> tuple[str, ...]:
+    """Names of the stored masks, such as "poisson_4.0x", by increasing acceleration."""
+    masks = _open(scan_id, path).file.get("masks", {})
+    return tuple(sorted(masks, key=lambda name: (len(name), name)))
 
 
 def check_kspace_file(
@@ -221,15 +246,12 @@ def _read(scan_id: str, path: str, key: str, index: int, echo: int | None) -> np
     """One slice `(y, x, rest)` of one echo; to be copied before the next is read."""
     data = _dataset(scan_id, path, key)
     try:
-        if echo is None:
-            block = _scratch(data.shape[1:], data.dtype)
+        shape, chunks = data.shape, data.chunks
+        if echo is None or chunks is None or chunks[3] >= shape[3]:  # echoes side by side: faster as a whole
+            block = _scratch(shape[1:], data.dtype)
             data.read_direct(block, np.s_[index])
-            return block
-        if data.chunks is None or data.chunks[3] >= data.shape[3]:  # echoes side by side: faster as a whole
-            block = _scratch(data.shape[1:], data.dtype)
-            data.read_direct(block, np.s_[index])
-            return block[:, :, echo - 1]
-        block = _scratch((*data.shape[1:3], data.shape[4]), data.dtype)
+            return block if echo is None else block[:, :, echo - 1]
+        block = _scratch((*shape[1:3], shape[4]), data.dtype)
         data.read_direct(block, np.s_[index, :, :, echo - 1])
         return block
     except (OSError, IndexError, ValueError, TypeError) as error:
@@ -293,7 +315,7 @@ def read_mask(scan_id: str, path: str, acceleration: float | int | str) -> Bool[
 
 @lru_cache(maxsize=64)
 def _padded_mask(scan_id: str, path: str, state: tuple[int, ...], name: str) -> np.ndarray:
-    stored = _open(scan_id, path).get("masks", {})
+    stored = _open(scan_id, path).file.get("masks", {})
     if name not in stored:
         raise DataFault(scan_id, path, f"has no masks/{name}, only {sorted(stored)}. Pass another `acceleration`.")
     try:

@@ -10,20 +10,18 @@ Files are indexed (x, ky, kz), here called (slice, y, x): axial slices in anatom
 columns left-right. k-space is hybrid: the slice direction is an image axis already.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from jaxtyping import Bool, Complex64, Integer, UInt8
 from torch.utils.data import Dataset
 
-from sgr_diffusers.data.scan_files import kspace_path, labels_path, read_annotations
+from sgr_diffusers.data import scan_files
+from sgr_diffusers.data.scan_labels import FileLabels, file_labels
 from sgr_diffusers.data.transforms import center_fit, scale_to_quantile
 from sgr_diffusers.mri.operators import complex_to_channels
 
@@ -56,23 +54,6 @@ def merge_labels(labels: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*s
         )
     table = np.array([FILE_LABEL_TO_CLASS[label] for label in range(len(FILE_LABEL_TO_CLASS))], dtype=np.uint8)
     return table[labels]
-
-
-@lru_cache(maxsize=64)
-def _open_in_process(path: Path, process_id: int) -> h5py.File:
-    return h5py.File(path, "r")
-
-
-def _open_h5(path: Path) -> h5py.File:
-    """A handle of this process alone: HDF5 handles do not survive a fork, as in a DataLoader worker."""
-    try:
-        return _open_in_process(path, os.getpid())
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} is missing. Check the data folder, or take the scan out of the split."
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{path} is not a readable HDF5 file ({error}). Fetch or write it again.") from error
 
 
 @dataclass(frozen=True)
@@ -112,8 +93,12 @@ class SkmTeaScan:
     @property
     def mask_names(self) -> list[str]:
         """Names of the stored masks, such as ``"poisson_4.0x"``, by increasing acceleration."""
-        names = list(self._member("masks"))
-        return sorted(names, key=lambda name: (len(name), name))
+        return list(scan_files.mask_names(self.scan_id, str(self.kspace_file)))
+
+    @property
+    def foreground(self) -> Bool[np.ndarray, " slice"]:
+        """For each slice, whether any tissue class occurs in it. Raises as `labels` does."""
+        return self._labels().counts[:, 1:].any(axis=1)
 
     def target(self, index: int | slice = slice(None), echo: int = 1) -> Complex64[np.ndarray, "*slices y x"]:
         """Fully sampled, coil-combined image of one slice or a range of slices, in the scanner's unit.
@@ -124,16 +109,23 @@ class SkmTeaScan:
 
         Raises:
             IndexError: for a slice or an echo outside the scan.
+            DataFault: a `ValueError`; the file is missing or damaged, has another shape or values that are not finite.
         """
-        return self._read("target", index, echo)[..., 0]
+        if isinstance(index, slice):
+            numbers = range(self.n_slices)[index]
+            images = np.empty((len(numbers), *self.matrix_shape[1:]), np.complex64)
+            for image, number in zip(images, numbers, strict=True):
+                image[:] = self.target(number, echo)
+            return images
+        return scan_files.read_target(*self._checked("target", index, echo), echo)
 
     def kspace(self, index: int, echo: int = 1) -> Complex64[np.ndarray, "coil y x"]:
         """Fully sampled k-space of one slice. See `target` for the arguments and errors."""
-        return np.ascontiguousarray(np.moveaxis(self._read("kspace", index, echo), -1, 0))
+        return scan_files.read_kspace(*self._checked("kspace", index, echo), echo)
 
     def coil_maps(self, index: int) -> Complex64[np.ndarray, "coil y x"]:
-        """Coil sensitivity maps of one slice."""
-        return np.ascontiguousarray(np.moveaxis(self._read("maps", index, None)[..., 0], -1, 0))
+        """Coil sensitivity maps of one slice. See `target` for the errors."""
+        return scan_files.read_coil_maps(*self._checked("maps", index))
 
     def mask(self, acceleration: float | int) -> Bool[np.ndarray, "y x"]:
         """Stored sampling mask, zero-padded about the centre to the size of k-space; true where measured.
@@ -142,56 +134,49 @@ class SkmTeaScan:
             acceleration: of the acquired grid (not of the padded one), for example 8.
 
         Raises:
-            ValueError: if the file holds no mask of this acceleration.
+            DataFault: a `ValueError`; the file holds no mask of this acceleration.
         """
-        from sgr_diffusers.mri.masks import pad_mask
+        return scan_files.read_mask(self.scan_id, str(self.kspace_file), acceleration).copy()
 
-        name = f"poisson_{float(acceleration):.1f}x"
-        if name not in self._member("masks"):
-            raise ValueError(
-                f"`acceleration` {acceleration}: {self.kspace_file} has only the masks {self.mask_names}."
-            )
-        return pad_mask(self._member("masks")[name][()], self.matrix_shape[1:])
+    def labels(self, index: int | slice = slice(None)) -> UInt8[np.ndarray, "*slices y x"]:
+        """Manual segmentation of one slice or a range of slices, in the four merged classes.
 
-    def labels(self) -> UInt8[np.ndarray, "slice y x"]:
-        """Manual segmentation of the whole scan in the four merged classes (reading one slice costs as much).
+        The file is read as a whole when the first slice is asked for, and remembered in little memory.
 
         Raises:
-            FileNotFoundError: if there is no segmentation file.
-            ValueError: if it has another shape than the scan, or labels outside 0..6.
+            IndexError: for a slice outside the scan.
+            DataFault: a `ValueError`; there is no segmentation, or it has another shape or labels outside 0..6.
         """
-        import nibabel
+        labels = self._labels()
+        if isinstance(index, slice):
+            numbers = range(self.n_slices)[index]
+            merged = np.zeros((len(numbers), *self.matrix_shape[1:]), np.uint8)
+            for one, number in zip(merged, numbers, strict=True):
+                one[:] = merge_labels(labels[number])
+            return merged
+        return merge_labels(labels[self._slice_number(index)])
 
-        if not self.labels_file.exists():
-            raise FileNotFoundError(f"{self.labels_file} is missing: scan {self.scan_id} has no segmentation.")
-        labels = np.asarray(nibabel.load(self.labels_file).dataobj)
-        if labels.shape != self.matrix_shape:
-            raise ValueError(f"{self.labels_file} has shape {labels.shape}, but the scan has {self.matrix_shape}.")
-        try:
-            return merge_labels(labels.astype(np.int64, copy=False))
-        except ValueError as error:
-            raise ValueError(f"{self.labels_file}: {error}") from error
+    def _labels(self) -> FileLabels:
+        return file_labels(self.scan_id, str(self.labels_file), self.matrix_shape)
 
-    def _member(self, key: str) -> Any:
-        file = _open_h5(self.kspace_file)
-        if key not in file:
-            raise ValueError(f"{self.kspace_file} holds no `{key}`, only {sorted(file)}: not a SKM-TEA raw-data file.")
-        return file[key]
-
-    def _read(self, key: str, index: int | slice, echo: int | None) -> np.ndarray:
-        data = self._member(key)
-        if data.shape[:3] != self.matrix_shape:
-            raise ValueError(
-                f"`{key}` of {self.kspace_file} has shape {data.shape}, but the annotations say {self.matrix_shape}."
-            )
-        if isinstance(index, int) and not 0 <= index < self.n_slices:
+    def _slice_number(self, index: int) -> int:
+        if not 0 <= index < self.n_slices:
             raise IndexError(
                 f"`index` {index} is outside the scan {self.scan_id}: it has slices 0..{self.n_slices - 1}."
             )
-        if echo is not None and not 1 <= echo <= data.shape[3]:
-            raise IndexError(f"`echo` {echo} is not in {self.kspace_file}: it has echoes 1..{data.shape[3]}.")
-        selection = (index, slice(None), slice(None)) + (() if echo is None else (echo - 1,))
-        return data[selection]
+        return int(index)
+
+    def _checked(self, key: str, index: int, echo: int | None = None) -> tuple[str, str, int]:
+        """Scan, file and slice as `scan_files` wants them."""
+        path = str(self.kspace_file)
+        shape = scan_files.array_shape(self.scan_id, path, key)
+        if len(shape) != 5 or shape[:3] != self.matrix_shape:
+            raise scan_files.DataFault(
+                self.scan_id, path, f"`{key}` has shape {shape}, but the annotations say {self.matrix_shape}."
+            )
+        if echo is not None and not 1 <= echo <= shape[3]:
+            raise IndexError(f"`echo` {echo} is not in {path}: it has echoes 1..{shape[3]}.")
+        return self.scan_id, path, self._slice_number(index)
 
 
 def list_scans(root: str | Path, split: str) -> list[SkmTeaScan]:
@@ -212,14 +197,14 @@ def list_scans(root: str | Path, split: str) -> list[SkmTeaScan]:
         SkmTeaScan(
             scan_id=entry["scan_id"],
             subject_id=entry["subject_id"],
-            kspace_file=Path(kspace_path(str(root), entry["scan_id"])),
-            labels_file=Path(labels_path(str(root), entry["scan_id"])),
+            kspace_file=Path(scan_files.kspace_path(str(root), entry["scan_id"])),
+            labels_file=Path(scan_files.labels_path(str(root), entry["scan_id"])),
             matrix_shape=entry["matrix_shape"],
             voxel_size_mm=entry["voxel_spacing"],
             orientation=entry["orientation"],
             findings=entry["findings"],
         )
-        for entry in read_annotations(str(root), split)
+        for entry in scan_files.read_annotations(str(root), split)
     ]
 
 
@@ -266,7 +251,6 @@ class SkmTeaSlices(Dataset):
         self.size = tuple(size) if size is not None else sizes.pop()
         self.quantile = quantile
         self._first = np.cumsum([0, *(scan.n_slices for scan in self.scans)])
-        self._labels: dict[int, tuple[int, np.ndarray]] = {}
         self._foreground: np.ndarray | None = None
         self._images: torch.Tensor | None = None
         if preload:
@@ -288,7 +272,7 @@ class SkmTeaSlices(Dataset):
         image = self._images[index] if self._images is not None else self._prepare(scan, row)
         item = {"image": image, "scan_id": scan.scan_id, "slice": row}
         if self.with_labels:
-            item["labels"] = self._labels_of(number, row)
+            item["labels"] = center_fit(torch.from_numpy(scan.labels(row)).long(), self.size)
         return item
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -300,11 +284,7 @@ class SkmTeaSlices(Dataset):
     def foreground(self) -> Bool[np.ndarray, " item"]:
         """For each slice, whether any tissue class occurs in it. Reads all segmentations at first use."""
         if self._foreground is None:
-            flags = np.zeros(len(self), dtype=bool)
-            for number, start in enumerate(self._first[:-1]):
-                first, cropped = self._load_labels(number)
-                flags[start + first : start + first + len(cropped)] = cropped.any(axis=(1, 2))
-            self._foreground = flags
+            self._foreground = np.concatenate([scan.foreground for scan in self.scans])
         return self._foreground
 
     def _prepare(self, scan: SkmTeaScan, index: int | slice) -> torch.Tensor:
@@ -313,18 +293,3 @@ class SkmTeaSlices(Dataset):
         except ValueError as error:
             raise ValueError(f"scan {scan.scan_id}, slice {index}: {error}") from error
         return center_fit(complex_to_channels(image), self.size)
-
-    def _load_labels(self, number: int) -> tuple[int, np.ndarray]:
-        # Most slices of a scan show no tissue class; those before the first and after the last one are not kept.
-        if number not in self._labels:
-            labels = self.scans[number].labels()
-            occupied = np.flatnonzero(labels.any(axis=(1, 2)))
-            first, last = (occupied[0], occupied[-1] + 1) if occupied.size else (0, 0)
-            self._labels[number] = (int(first), labels[first:last].copy())
-        return self._labels[number]
-
-    def _labels_of(self, number: int, row: int) -> torch.Tensor:
-        first, kept = self._load_labels(number)
-        if not first <= row < first + len(kept):
-            return torch.zeros(self.size, dtype=torch.int64)
-        return center_fit(torch.from_numpy(kept[row - first]).long(), self.size)

@@ -11,11 +11,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from datasets import IterableDataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_disk
 from datasets.distributed import split_dataset_by_node
 from layout_fixture import TINY_SHAPE, write_tiny_skm_tea
 from torch.utils.data import DataLoader
 
+from sgr_diffusers.data.lazy_features import LazySlice
 from sgr_diffusers.data.load import load_skmtea
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.data.selection import PAPER, SliceSelection, parse_selection
@@ -93,6 +94,29 @@ def test_formats(load, name, streaming):
         assert isinstance(row[key], kind)
         np.testing.assert_array_equal(np.asarray(row[key]), plain[key])
     assert str(row["kspace"].dtype).endswith("complex64") and str(row["mask"].dtype).endswith("bool")
+
+
+def test_torch_tensors_of_lazy_columns_take_over_the_arrays(load, monkeypatch):
+    made = []
+    decode = LazySlice.decode_example
+    monkeypatch.setattr(
+        LazySlice, "decode_example", lambda *args, **more: made.append(decode(*args, **more)) or made[-1]
+    )
+    row = load(acceleration=4).with_format("torch")[2]
+    for name, array in zip(("kspace", "coil_maps", "target", "mask"), made, strict=False):
+        assert row[name].data_ptr() == array.ctypes.data
+        row[name][:] = 0  # one's own
+    assert load(acceleration=4)[2]["kspace"].any() and load(acceleration=4)[2]["mask"].any()
+    assert row["labels"].dtype == torch.int64
+    assert load().with_format("torch", dtype=torch.complex128)[2]["target"].dtype == torch.complex128
+
+
+def test_torch_tensors_of_other_data_sets_stay_copies():
+    values = Dataset.from_dict({"values": [[1.0, 2.0], [3.0, 4.0]], "flag": [True, False]}).with_format("torch")
+    row = values[0]
+    row["values"][:] = 0
+    assert values[0]["values"].tolist() == [1, 2] and values[0]["values"].dtype == torch.float32
+    assert values[:]["flag"].tolist() == [True, False]
 
 
 def test_columns_slices_and_batches(load):

@@ -8,6 +8,7 @@ import torch
 from layout_fixture import TINY_SHAPE, write_tiny_skm_tea
 from torch.utils.data import DataLoader
 
+from sgr_diffusers.data.scan_files import DataFault
 from sgr_diffusers.data.skm_tea import CLASS_NAMES, SkmTeaSlices, list_scans, merge_labels
 from sgr_diffusers.mri.operators import channels_to_complex, ifft2c
 
@@ -84,9 +85,17 @@ def test_mask_is_padded_about_the_centre(scan):
         scan.mask(5)
 
 
+def test_labels_of_a_slice(scan):
+    labels = scan.labels()
+    assert np.array_equal(scan.labels(3), labels[3]) and np.array_equal(scan.labels(slice(1, 4)), labels[1:4])
+    assert scan.foreground.tolist() == labels.any(axis=(1, 2)).tolist()
+
+
 def test_slice_and_echo_outside_the_scan(scan):
-    with pytest.raises(IndexError, match="`index`"):
-        scan.target(6)
+    for read in (scan.target, scan.kspace, scan.coil_maps, scan.labels):
+        for index in (6, -1):
+            with pytest.raises(IndexError, match="`index`"):
+                read(index)
     with pytest.raises(IndexError, match="`echo`"):
         scan.target(0, echo=3)
 
@@ -94,10 +103,10 @@ def test_slice_and_echo_outside_the_scan(scan):
 def test_damaged_and_missing_files(scan):
     with h5py.File(scan.kspace_file, "a") as file:
         del file["target"]
-    with pytest.raises(ValueError, match="holds no `target`"):
+    with pytest.raises(DataFault, match=r"scan MTR_001, .*MTR_001.h5: holds no dataset `target`"):
         scan.target(0)
     scan.labels_file.unlink()
-    with pytest.raises(FileNotFoundError, match="no segmentation"):
+    with pytest.raises(DataFault, match=r"MTR_001.nii.gz: the scan has no segmentation"):
         scan.labels()
 
 
@@ -107,8 +116,36 @@ def test_foreign_and_absent_hdf5(root):
     with pytest.raises(ValueError, match="not a readable HDF5"):
         first.target(0)
     second.kspace_file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"MTR_002\.h5"):
+    with pytest.raises(DataFault, match=r"MTR_002\.h5: the file is missing"):
         second.target(0)
+
+
+def test_values_that_are_not_finite_are_named(scan):
+    with h5py.File(scan.kspace_file, "a") as file:
+        file["target"][4, 3, 2] = np.nan
+    assert np.isfinite(scan.target(slice(0, 4))).all()
+    with pytest.raises(DataFault, match="slice 4 of `target` has values that are not finite"):
+        scan.target()
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_files_that_change_are_read_anew(scan, in_place):
+    before, n_labelled = scan.target(2), int(scan.foreground.sum())
+    written = scan.kspace_file.with_suffix(".new")
+    with h5py.File(scan.kspace_file) as file:
+        content = {key: file[key][()] for key in ("kspace", "maps", "target")}
+    with h5py.File(written, "w") as file:  # other datasets at other places in the file
+        file.update({"masks/poisson_8.0x": np.ones((20, 10), np.uint8), **content, "target": 2 * content["target"]})
+    if in_place:
+        scan.kspace_file.write_bytes(written.read_bytes())
+    else:
+        written.replace(scan.kspace_file)
+    np.testing.assert_array_equal(scan.target(2), 2 * before)
+    assert scan.mask_names == ["poisson_8.0x"] and scan.mask(8).sum() == 200
+    labels = scan.labels()
+    labels[5, 0, 0] = 1
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), scan.labels_file)
+    assert int(scan.foreground.sum()) == n_labelled + 1
 
 
 def test_labels_of_another_shape(scan):

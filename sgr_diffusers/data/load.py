@@ -54,8 +54,9 @@ def load_skmtea(
     ================= ========================= ============= ========================================================
 
     Without a format the arrays come in numpy; with `with_format("torch")` and `with_format("numpy")` all integers
-    become int64, as `datasets` has it. Complex and boolean tensors take over the memory of what was read. `map` and
-    `filter` need `input_columns`, so that no array is written to Arrow, which has no complex numbers.
+    become int64, as `datasets` has it. Complex and boolean tensors take over the memory of what was read. A
+    `DataLoader` makes tensors by itself, and of rows without a format it stacks a batch once rather than twice. `map`
+    and `filter` need `input_columns`, so that no array is written to Arrow, which has no complex numbers.
 
     Args:
         data_dir_or_repo: a folder in the SKM-TEA layout; a URL of one, such as `hf://datasets/org/name`; or a dataset

@@ -106,8 +106,8 @@ def workers(root, cache, repetitions):
 
     An epoch as the training of a reconstruction network reads it: k-space undersampled by a stored mask, maps, mask,
     target and labels, decoded, transposed, stacked to tensors in batches of 4, and copied once by the process that
-    receives them, as on the way to a device. On a busy machine the times say little, but CPU time does: workers help as long as four
-    need no more of it than one, and the receiving process needs less than they do.
+    receives them, as on the way to a device. On a busy machine the times say little, but CPU time does: workers help
+    as long as four need no more of it than one, and the receiving process needs less than they do.
     """
     dataset = load_skmtea(root, "train", acceleration=8, cache_dir=cache)
     dataset = dataset.select_columns([*ARRAYS, "mask", "labels"]).select(list(range(len(dataset))) * 3)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-import zlib
 
 import fsspec
 import h5py
@@ -13,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_disk
 from datasets.distributed import split_dataset_by_node
-from layout_fixture import TINY_SHAPE, write_tiny_skm_tea
+from layout_fixture import TINY_SHAPE, write_look_alike, write_tiny_skm_tea
 from torch.utils.data import DataLoader
 
 from sgr_diffusers.data.lazy_features import LazySlice
@@ -261,6 +260,24 @@ def test_the_protocol_of_the_paper():
     assert PAPER.candidates(5, counts).tolist() == [1, 2, 4]
 
 
+def test_the_protocol_of_the_paper_gives_869_slices_of_a_look_alike(tmp_path):
+    """36 scans, as in SKM-TEA's test split, with as many slices of 82 foreground pixels and more as it should have."""
+    root, rng = write_look_alike(tmp_path / "data", {"test": 36}, slice_size=(12, 10)), np.random.default_rng(0)
+    counts = 150 + rng.multinomial(6947 - 36 * 150, [1 / 36] * 36)
+    pooled = []
+    for number, count in enumerate(counts, start=1):
+        labels = np.zeros((512, 12, 10), np.uint8)
+        for place, index in enumerate(rng.permutation(512)[: count + 40]):  # 40 of them show too little
+            n_pixels = rng.integers(82, 121) if place < count else rng.integers(1, 82)
+            labels[index].flat[:n_pixels] = rng.integers(1, 7, n_pixels)
+        path = root / "segmentation_masks/raw-data-track" / f"MTR_{number:03d}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), path)
+        pooled += [(f"MTR_{number:03d}", n) for n in range(512) if (labels[n] > 0).sum() >= 82]
+    dataset = load_skmtea(root, "test", slices="paper", cache_dir=tmp_path / "cache")
+    assert list(zip(dataset["scan_id"][:], dataset["slice"][:], strict=True)) == pooled[::8]
+    assert len(dataset) == 869
+
+
 @pytest.mark.parametrize("wrong", ["every", 0, True, slice(5, 0, -1)])
 def test_a_selection_that_is_none(wrong):
     with pytest.raises(ValueError, match="`slices` must be"):
@@ -304,41 +321,8 @@ def test_map_adds_a_column_and_keeps_the_others_lazy(load):
     assert mapped[3]["largest"] == pytest.approx(float(np.abs(mapped[3]["target"]).max()))
 
 
-def write_look_alike(root, template):
-    """155 scans of full size in a few MB: HDF5 keeps no space for what is never written."""
-    sizes = {"train": 86, "val": 33, "test": 36}
-    number = 0
-    compressed = {}
-    for split, count in sizes.items():
-        images = []
-        for _ in range(count):
-            number += 1
-            scan_id, n_x = f"MTR_{number:03d}", {7: 168, 50: 152, 90: 156, 130: 144}.get(number, 160)
-            shape, n_coils = (512, 512, n_x), 8 if number % 3 else 16
-            images.append({**template, "scan_id": scan_id, "subject_id": number, "matrix_shape": shape})
-            with h5py.File(root / "files_recon_calib-24" / f"{scan_id}.h5", "w") as file:
-                file.create_dataset("kspace", (*shape, 2, n_coils), "complex64")
-                file.create_dataset("maps", (*shape, n_coils, 1), "complex64")
-                file.create_dataset("target", (*shape, 2, 1), "complex64")
-                for acceleration in (4, 6, 8, 10, 12, 16):
-                    file.create_dataset(f"masks/poisson_{acceleration}.0x", (416, n_x // 2), "uint8")
-            if n_x not in compressed:
-                header = nibabel.Nifti1Header()
-                header.set_data_dtype(np.uint8)
-                header.set_data_shape(shape)
-                header["magic"], header["vox_offset"] = b"n+1", 352
-                pack = zlib.compressobj(1, wbits=31)
-                body = pack.compress(header.binaryblock + bytes(4)) + pack.compress(bytes(int(np.prod(shape))))
-                compressed[n_x] = body + pack.flush()
-            (root / "segmentation_masks/raw-data-track" / f"{scan_id}.nii.gz").write_bytes(compressed[n_x])
-        (root / "annotations/v1.0.0" / f"{split}.json").write_text(json.dumps({"images": images}))
-
-
 def test_index_of_the_full_set_is_small_and_quick(tmp_path):
-    root = tmp_path / "full"
-    for folder in ("annotations/v1.0.0", "files_recon_calib-24", "segmentation_masks/raw-data-track"):
-        (root / folder).mkdir(parents=True)
-    write_look_alike(root, {"voxel_spacing": [0.3125, 0.3125, 0.8], "orientation": ["SI", "AP", "LR"]})
+    root = write_look_alike(tmp_path / "full")
     start = time.process_time()
     dataset = load_skmtea(root, "train+val+test", acceleration=8, cache_dir=tmp_path / "cache")
     assert time.process_time() - start < 120

@@ -1,6 +1,7 @@
-"""A tiny random data set in the SKM-TEA layout, for the tests of everything that reads one."""
+"""A tiny random data set in the SKM-TEA layout, and one of full size without content, for tests of what reads them."""
 
 import json
+import zlib
 from pathlib import Path
 
 import h5py
@@ -62,3 +63,40 @@ def _write_scan(root: Path, scan_id: str, shape: tuple[int, int, int], rng: np.r
             file[f"masks/poisson_{acceleration}.0x"] = mask.astype(np.uint8)
     path = root / "segmentation_masks/raw-data-track" / f"{scan_id}.nii.gz"
     nibabel.save(nibabel.Nifti1Image(labels, np.diag([2.5, 1.6, 1.5, 1])), path)
+
+
+def write_look_alike(root: Path, n_scans=None, slice_size=None) -> Path:
+    """As many scans as SKM-TEA has, of its size, in a few MB: HDF5 keeps no space for what is never written.
+
+    `n_scans` by split and `slice_size` (y, x) make it smaller. Scans have 8 or 16 coils, and background as labels.
+    """
+    for folder in ("annotations/v1.0.0", "files_recon_calib-24", "segmentation_masks/raw-data-track"):
+        (root / folder).mkdir(parents=True)
+    number, compressed = 0, {}
+    for split, count in (n_scans or {"train": 86, "val": 33, "test": 36}).items():
+        images = []
+        for _ in range(count):
+            number += 1
+            scan_id, n_coils = f"MTR_{number:03d}", 8 if number % 3 else 16
+            n_y, n_x = slice_size or (512, {7: 168, 50: 152, 90: 156, 130: 144}.get(number, 160))
+            shape = (512, n_y, n_x)
+            images.append({"scan_id": scan_id, "subject_id": number, "matrix_shape": shape})
+            images[-1] |= {"voxel_spacing": [0.3125, 0.3125, 0.8], "orientation": ["SI", "AP", "LR"]}
+            with h5py.File(root / "files_recon_calib-24" / f"{scan_id}.h5", "w") as file:
+                file.create_dataset("kspace", (*shape, 2, n_coils), "complex64")
+                file.create_dataset("maps", (*shape, n_coils, 1), "complex64")
+                file.create_dataset("target", (*shape, 2, 1), "complex64")
+                for acceleration in (4, 6, 8, 10, 12, 16):
+                    mask_shape = (n_y * 13 // 16, n_x // 2)
+                    file.create_dataset(f"masks/poisson_{acceleration}.0x", mask_shape, "uint8")
+            if shape not in compressed:
+                header = nibabel.Nifti1Header()
+                header.set_data_dtype(np.uint8)
+                header.set_data_shape(shape)
+                header["magic"], header["vox_offset"] = b"n+1", 352
+                pack = zlib.compressobj(1, wbits=31)
+                body = pack.compress(header.binaryblock + bytes(4)) + pack.compress(bytes(int(np.prod(shape))))
+                compressed[shape] = body + pack.flush()
+            (root / "segmentation_masks/raw-data-track" / f"{scan_id}.nii.gz").write_bytes(compressed[shape])
+        (root / "annotations/v1.0.0" / f"{split}.json").write_text(json.dumps({"images": images}))
+    return root

@@ -111,6 +111,7 @@ def _add_reconstruct(commands: Any) -> None:
     command.add_argument("file", type=Path, metavar="FILE", help="raw k-space: .h5, .npy, .npz or .cfl")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     command.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier run")
+    command.add_argument("--ismrmrd", action="store_true", help="also write images.h5, images in the ISMRMRD format")
     data = command.add_argument_group("what to read")
     data.add_argument(
         "--slices", type=_slices, metavar="START:STOP[:STEP]", help="from 0, without STOP (default: all)"
@@ -291,6 +292,7 @@ def _run_reconstruct(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         overwrite=args.overwrite,
         n_coils=args.coils,
+        ismrmrd=args.ismrmrd,
     )
 
 
@@ -319,9 +321,10 @@ def _run_data_fetch_mini(args: argparse.Namespace) -> None:
 def _run_data_check(args: argparse.Namespace) -> None:
     from .data.check import check_folder, report_text
 
-    reports = list(check_folder(args.data, read_arrays=args.read))
-    for line in report_text(reports):
-        print(line)
+    reports = []
+    # line by line: a full data set takes minutes
+    for line in report_text(reports.append(one) or one for one in check_folder(args.data, read_arrays=args.read)):
+        print(line, flush=True)
     n_bad = sum(bool(one.faults) for one in reports)
     if n_bad:
         raise ValueError(f"{n_bad} of {len(reports)} scans of {args.data} cannot be used.")

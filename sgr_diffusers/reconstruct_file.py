@@ -38,6 +38,7 @@ def reconstruct_file(
     dtype: str = "float32",
     overwrite: bool = False,
     n_coils: int | None = None,
+    ismrmrd: bool = False,
 ) -> list[dict[str, Any]]:
     """Reconstruct slices of a scan, write images, segmentations, volumes.csv and figure.png, and print the table.
 
@@ -54,6 +55,7 @@ def reconstruct_file(
         dtype: of the prior.
         overwrite: whether the folder of an earlier run may be replaced.
         n_coils: virtual coils to compress to; `None` keeps the coils.
+        ismrmrd: also write images and segmentations in the ISMRMRD format, to images.h5.
 
     Returns:
         The rows of volumes.csv, see `results.volume_table`.
@@ -70,7 +72,7 @@ def reconstruct_file(
         [volume] = reconstruct_with_progress(pipe, [scan], settings)
         rows = volume_table(volume)
         write_table(folder / "volumes.csv", rows)
-        write_images(folder, volume, scan.orientation, scan.affine)
+        write_images(folder, volume, scan.orientation, scan.affine, ismrmrd)
         bounds_figure([volume], f"{Path(file).name}; volumes of the slice shown").savefig(folder / "figure.png")
         write_record(folder, settings, file=file, model=model, slices=list(scan.numbers), echo=echo, mask=mask_name)
     print(table_text(rows))

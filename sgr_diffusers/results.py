@@ -96,15 +96,18 @@ def write_images(
     volume: VolumeReconstruction,
     orientation: Sequence[str] | None = None,
     affine: Float[np.ndarray, "4 4"] | None = None,
+    ismrmrd: bool = False,
 ) -> None:
     """Write magnitudes (float32) and labels (uint8) as NIfTI, one pair of files for each class and target.
 
     The files are `<class>_<target>_image.nii.gz` and `<class>_<target>_segmentation.nii.gz`, or for an unguided
     reconstruction `unguided_image.nii.gz` and `unguided_segmentation.nii.gz`. A segmentation holds the labels of all
     classes in that reconstruction. Slices that were left out between others widen the spacing. An `affine` that is
-    known says where the voxels lie in the patient; otherwise the files have their origin in the middle.
+    known says where the voxels lie in the patient; otherwise the files have their origin in the middle. With `ismrmrd`
+    the same goes to `images.h5`, too, as a series each, named as the NIfTI files are.
     """
-    from .mri.io import write_nifti
+    from .mri.ismrmrd_images import write_ismrmrd_images
+    from .mri.nifti import write_nifti
 
     step = volume.numbers[1] - volume.numbers[0] if len(volume.numbers) > 1 else 1
     spacing = (volume.voxel_size_mm[0] * step, *volume.voxel_size_mm[1:])
@@ -114,10 +117,11 @@ def write_images(
     for own in range(volume.magnitudes.shape[1]):
         for number, target in enumerate(volume.targets):
             stem = "unguided" if target == "none" else f"{volume.classes[own]}_{target}"
-            write_nifti(folder / f"{stem}_image.nii.gz", volume.magnitudes[:, own, number], spacing, **geometry)
-            write_nifti(
-                folder / f"{stem}_segmentation.nii.gz", volume.segmentations[:, own, number], spacing, **geometry
-            )
+            image, segmentation = volume.magnitudes[:, own, number], volume.segmentations[:, own, number]
+            write_nifti(folder / f"{stem}_image.nii.gz", image, spacing, **geometry)
+            write_nifti(folder / f"{stem}_segmentation.nii.gz", segmentation, spacing, **geometry)
+            for name, array in (("image", image), ("segmentation", segmentation.astype(np.uint16))) if ismrmrd else ():
+                write_ismrmrd_images(folder / "images.h5", array, spacing, series=f"{stem}_{name}", **geometry)
 
 
 def _shown_slice(volumes: Sequence[VolumeReconstruction], place: int) -> int:

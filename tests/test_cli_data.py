@@ -4,7 +4,7 @@ import nibabel
 import numpy as np
 import pytest
 from layout_fixture import write_tiny_skm_tea
-from raw_files import acquisition, fft, header_xml, write_fastmri, write_ismrmrd
+from raw_files import acquisition, fft, header_xml, ismrmrd, write_fastmri, write_ismrmrd
 from tiny_pipeline import save_tiny_pipeline
 
 from sgr_diffusers import cli
@@ -99,13 +99,31 @@ def scan_file(kind, folder):
 def test_prospective_data_end_to_end(model, tmp_path, monkeypatch, kind):
     file, arguments, spacing, axes = scan_file(kind, tmp_path)
     monkeypatch.chdir(tmp_path)
-    command = ["reconstruct", str(file), "--model", str(model), "--steps", "2", "--output", "out", "--coils", "3"]
+    command = [
+        "reconstruct",
+        str(file),
+        "--model",
+        str(model),
+        "--steps",
+        "2",
+        "--output",
+        "out",
+        "--coils",
+        "3",
+        "--ismrmrd",
+    ]
     assert cli.main([*command, "--target", "none", "--final-consistency", "least_squares", *arguments]) == 0
     image = nibabel.load(tmp_path / "out/unguided_image.nii.gz")
     assert image.header.get_zooms() == pytest.approx(spacing)
     assert nibabel.aff2axcodes(image.affine) == axes
     if kind == "ismrmrd":  # left 10, posterior 20, superior 30
         np.testing.assert_allclose(image.affine @ [0, N // 2, N // 2, 1], [-10, -20, 30, 1], atol=1e-4)
+    with ismrmrd.Dataset("out/images.h5", mode="r") as dataset:
+        copy, labels = (dataset.read_image(f"unguided_{name}", 0) for name in ("image", "segmentation"))
+        np.testing.assert_array_equal(copy.data[0, 0], np.asarray(image.dataobj)[0])
+        assert labels.data.shape == copy.data.shape and labels.data.dtype == np.uint16
+        at = image.affine @ [0, N // 2, N // 2, 1]  # right, anterior, superior
+        np.testing.assert_allclose(tuple(copy.position), (-at[0], -at[1], at[2]), atol=1e-4)
     scan = read_scan(file, voxel_size_mm=spacing)
     measured = lines()[:, None] if kind != "fastmri" else lines()[None]
     assert np.array_equal(scan.mask, np.broadcast_to(measured, (N, N)))

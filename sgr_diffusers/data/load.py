@@ -66,8 +66,9 @@ def load_skmtea(
         acceleration: of the stored mask to undersample by, for example 8; it counts the acquired grid, not the padded
             one. `None`: k-space as it is stored, measured where it is not zero.
         slices: `None` for all; "paper" for the paper's protocol (of all slices with at least 82 foreground pixels,
-            counted through all scans of the split, every 8th: 869 test slices); n for every n-th of each scan; a slice
-            or range; or a `SliceSelection`, for classes and least foreground. What looks at labels reads them first.
+            counted through all scans of the split, every 8th: 869 test slices, see `selection.PAPER`); n for every
+            n-th of each scan; a slice or range; or a `SliceSelection`, for classes and least foreground. What looks at
+            labels reads them first.
         classes: "merged" for labels of the four classes of `CLASS_NAMES`, "file" for the six labels of the file,
             `None` for no column `labels`, as where there are no segmentations.
         streaming: return an `IterableDataset`, one shard a scan, and look at a scan only when its turn comes.

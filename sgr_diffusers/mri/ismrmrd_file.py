@@ -70,7 +70,8 @@ def read_ismrmrd(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, not ISMRMRD, not Cartesian, holds no k-space of this echo and repetition, positions
-            outside its matrix or values that are not finite; or slices were sampled differently.
+            outside its matrix or values that are not finite; it holds several cardiac phases or sets; or slices were
+            sampled differently.
     """
     path = Path(path)
     header, heads, lines = _read_lines(path, group)
@@ -100,6 +101,7 @@ def read_ismrmrd(
     if header.calibration_mode in ("separate", "external"):  # of another contrast, perhaps
         skip |= only_calibration
     counters = heads["idx"]
+    skip |= heads["encoding_space_ref"] != 0  # of another matrix than the header's first
     skip |= (counters["contrast"] != echo - 1) | (counters["repetition"] != repetition)
     rows = np.flatnonzero(~skip)
     if not rows.size:
@@ -108,6 +110,12 @@ def read_ismrmrd(
             f"{sorted(set((counters['contrast'] + 1).tolist()))} and repetitions "
             f"{sorted(set(counters['repetition'].tolist()))}."
         )
+    for name in ("phase", "set"):  # as of a heartbeat, or of flow encoding: no averages of one image
+        found = sorted(set(counters[name][rows].tolist()))
+        if len(found) > 1:
+            raise ValueError(
+                f"{path} holds several images of each slice, with the counter `{name}` {found}. Split it."
+            )
     if whitening is not None:
         samples, noise_time, bandwidth = whitening
         if samples.shape[0] != lines[rows[0]].shape[0]:

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from .patient_axes import LPS_TO_RAS, patient_affine
+from .nifti import volume_affine
+from .patient_axes import LPS_TO_RAS
 
 __all__ = ["write_ismrmrd_images"]
 
@@ -16,6 +17,7 @@ def write_ismrmrd_images(
     path: str | os.PathLike,
     images: Shaped[np.ndarray | Tensor, "slice y x"],
     voxel_size_mm: tuple[float | int, float | int, float | int],
+    orientation: tuple[str, str, str] = ("SI", "AP", "LR"),
     affine: Float[np.ndarray, "4 4"] | None = None,
     series: str = "image_0",
     group: str = "dataset",
@@ -26,26 +28,23 @@ def write_ismrmrd_images(
         path: file to make, or to append to.
         images: complex64, float32 or uint16.
         voxel_size_mm: (slice, y, x).
-        affine: as `RawSlices.affine`; `None` writes the axes of the scanner, with the origin in the middle.
+        orientation: direction in which each axis runs, as for `write_nifti`. The origin is in the middle.
+        affine: as `RawSlices.affine`, where it is known: it takes the place of `orientation`.
         series: name of the group of images.
         group: HDF5 group of the scan.
 
     Raises:
         TypeError: the images have another dtype.
-        ValueError: `voxel_size_mm` is not positive.
+        ValueError: `voxel_size_mm` is not positive, `orientation` is unknown, or `affine` and `voxel_size_mm`
+            contradict each other.
     """
     array = images.detach().cpu().resolve_conj().numpy() if isinstance(images, Tensor) else np.asarray(images)
     if array.dtype not in (np.complex64, np.float32, np.uint16):
         raise TypeError(f"`images` must be complex64, float32 or uint16, got {array.dtype}. Convert them first.")
-    if not all(size > 0 for size in voxel_size_mm):
-        raise ValueError(f"`voxel_size_mm` must be three positive lengths, got {voxel_size_mm}.")
+    affine = volume_affine(array.shape, tuple(voxel_size_mm), tuple(orientation), affine)
     with warnings.catch_warnings():
         import ismrmrd
-    n_slices, n_y, n_x = array.shape
-    if affine is None:
-        affine = patient_affine(
-            tuple(np.eye(3)[::-1]), tuple(voxel_size_mm), np.zeros(3), ((n_slices - 1) / 2, n_y // 2, n_x // 2)
-        )
+    _, n_y, n_x = array.shape
     axes = [LPS_TO_RAS @ affine[:3, column] / np.linalg.norm(affine[:3, column]) for column in range(3)]
     kinds = {"c": ismrmrd.IMTYPE_COMPLEX, "f": ismrmrd.IMTYPE_MAGNITUDE, "u": ismrmrd.IMTYPE_MAGNITUDE}
     with ismrmrd.Dataset(str(path), group) as dataset:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["write_nifti"]
+__all__ = ["volume_affine", "write_nifti"]
 
 # Direction in which an axis runs -> world axis (R, A, S) it lies on, and its sign there. "SI" runs from superior
 # to inferior.
@@ -49,7 +49,7 @@ def write_nifti(
         raise TypeError(f"`volume` must be uint8, float32 or complex64, got {array.dtype}. Convert it first.")
     if array.ndim != 3:
         raise ValueError(f"`volume` must have three axes, got shape {array.shape}.")
-    affine = _affine(array.shape, tuple(voxel_size_mm), tuple(orientation), affine)
+    affine = volume_affine(array.shape, tuple(voxel_size_mm), tuple(orientation), affine)
     partial = path.with_name(f".{path.name.removesuffix(suffix)}.{uuid.uuid4().hex[:8]}{suffix}")
     try:
         image = nibabel.Nifti1Image(array, affine)
@@ -63,13 +63,23 @@ def write_nifti(
         raise
 
 
-def _affine(
+def volume_affine(
     shape: tuple[int, ...],
     voxel_size_mm: tuple[float, ...],
     orientation: tuple[str, ...],
-    known: np.ndarray | None,
-) -> np.ndarray:
-    """Voxel indices to mm in the world axes of NIfTI: right, anterior, superior."""
+    known: Float[np.ndarray, "4 4"] | None = None,
+) -> Float[np.ndarray, "4 4"]:
+    """Voxel indices to mm in the world axes of NIfTI: right, anterior, superior. Arguments as for `write_nifti`.
+
+    Args:
+        shape: of the volume.
+        voxel_size_mm: along its axes.
+        orientation: of its axes; the origin comes to the middle.
+        known: affine to return once it is found to fit `voxel_size_mm`.
+
+    Raises:
+        ValueError: `voxel_size_mm` or `orientation` cannot be, or `known` contradicts `voxel_size_mm`.
+    """
     if len(voxel_size_mm) != 3 or not all(size > 0 for size in voxel_size_mm):
         raise ValueError(f"`voxel_size_mm` must be three positive lengths, got {voxel_size_mm}.")
     if sorted("".join(sorted(direction)) for direction in orientation) != ["AP", "IS", "LR"]:

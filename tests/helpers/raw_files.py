@@ -84,7 +84,7 @@ def acquisition(line, step_1, step_2=0, *, slice=0, contrast=0, center=None, fla
     for name, value in fields.items():
         if name.endswith("_dir"):
             getattr(one, name)[:] = value
-        elif name in ("repetition", "average"):
+        elif name in ("repetition", "average", "phase", "set"):
             setattr(one.idx, name, value)
         else:
             setattr(one, name, value)

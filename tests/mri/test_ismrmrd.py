@@ -140,6 +140,13 @@ def test_calibration_lines(tmp_path, mode, kept):
     assert torch.where(raw.mask.any(dim=1))[0].tolist() == kept
 
 
+def test_lines_of_another_encoding_space_are_left_out(tmp_path):
+    kspace = fft(images_2d(), (-2, -1))
+    lines = [*lines_2d(kspace), *lines_2d(9 * kspace[..., :4], steps=(1,), encoding_space_ref=1)]
+    raw = read_ismrmrd(write_ismrmrd(tmp_path / "a.h5", XML_2D, lines))
+    np.testing.assert_allclose(raw.kspace, fft(cropped(images_2d()), (-2, -1)), atol=1e-5)
+
+
 def test_three_dimensions(tmp_path):
     n_x, n_y, n_z = 6, 8, 4
     images = np.zeros((N_COILS, 2 * n_x, n_y, n_z), np.complex64)
@@ -189,7 +196,7 @@ def test_images_go_out_and_come_back(tmp_path, dtype):
     volume = (100 * np.random.default_rng(0).random((3, 5, 4))).astype(dtype)
     affine = np.array([[0, 0, -1.5, 3], [0, -2.0, 0, 4], [4.0, 0, 0, 5], [0, 0, 0, 1]])
     path = tmp_path / "a.h5"
-    write_ismrmrd_images(path, volume, (4.0, 2.0, 1.5), affine)
+    write_ismrmrd_images(path, volume, (4.0, 2.0, 1.5), affine=affine)
     write_ismrmrd_images(path, volume[:1], (4.0, 2.0, 1.5), series="image_1")
     with ismrmrd.Dataset(str(path), "dataset", mode="r") as dataset:
         assert dataset.number_of_images("image_0") == 3 and dataset.number_of_images("image_1") == 1
@@ -203,6 +210,12 @@ def test_images_go_out_and_come_back(tmp_path, dtype):
             centre = affine @ [number, 2, 2, 1]
             np.testing.assert_allclose(tuple(image.position), (-centre[0], -centre[1], centre[2]))
             np.testing.assert_allclose(tuple(image.field_of_view), (6.0, 10.0, 4.0))
+        image = dataset.read_image("image_1", 0)  # axes SI, AP, LR; the middle of the volume is the origin
+        directions = [tuple(image.slice_dir), tuple(image.phase_dir), tuple(image.read_dir)]
+        np.testing.assert_allclose(directions, [(0, 0, -1), (0, 1, 0), (-1, 0, 0)])
+        np.testing.assert_allclose(tuple(image.position), (-0.75, 0, 0))  # of the pixel (2, 2) of 5 x 4
+    with pytest.raises(ValueError, match="`orientation`"):
+        write_ismrmrd_images(path, volume, (4.0, 2.0, 1.5), orientation=("SI", "SI", "LR"))
     with pytest.raises(TypeError, match="complex64, float32 or uint16, got float64"):
         write_ismrmrd_images(path, volume.real.astype(np.float64), (1.0, 1.0, 1.0))
 
@@ -235,6 +248,10 @@ def test_acquisitions_that_cannot_be_used(tmp_path):
     uneven = [*lines_2d(kspace[:1]), acquisition(kspace[2, :, 0], 0, slice=1)]
     with pytest.raises(ValueError, match="sampled at different positions"):
         read_ismrmrd(write_ismrmrd(tmp_path / "c.h5", XML_2D, uneven))
+    for counter in ("phase", "set"):
+        several = [*lines_2d(kspace[:1]), *lines_2d(kspace[:1], **{counter: 2})]
+        with pytest.raises(ValueError, match=rf"several images of each slice, with the counter `{counter}` \[0, 2\]"):
+            read_ismrmrd(write_ismrmrd(tmp_path / f"{counter}.h5", XML_2D, several))
     (tmp_path / "d.h5").write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="truncated"):
         read_ismrmrd(tmp_path / "d.h5")

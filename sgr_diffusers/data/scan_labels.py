@@ -42,7 +42,7 @@ class FileLabels:
 def file_labels(
     scan_id: str, path: str, matrix_shape: tuple[int, int, int], header_only: bool = False
 ) -> FileLabels | None:
-    """Labels of a scan as the file has them. The file is read once in a process (a second at full size).
+    """Labels of a scan as the file has them. The file is read once in a process (a third of a second at full size).
 
     Args:
         scan_id: name of the scan, for messages.
@@ -106,11 +106,18 @@ def _labels_in_process(scan_id: str, path: str, matrix_shape: tuple[int, ...], s
             f"labels must be whole numbers in 0..{N_FILE_LABELS - 1}, got {low} to {high}: not a segmentation of the "
             "SKM-TEA raw-data track.",
         )
-    labels = np.ascontiguousarray(labels.astype(np.uint8, copy=False))
+    labels = labels.astype(np.uint8, copy=False)
     counts = np.zeros((len(labels), N_FILE_LABELS), np.int64)
-    packed = []
-    for row, one in zip(counts, labels, strict=True):
-        row[:] = np.bincount(one.ravel(), minlength=N_FILE_LABELS) if one.any() else [one.size] + [0] * 6
-        packed.append(zlib.compress(one, 1) if one.any() else b"")
+    counts[:, 0] = labels[0].size
+    packed = [b""] * len(labels)
+    occupied = np.flatnonzero(labels.any(axis=(1, 2)))
+    if occupied.size:
+        first, last = occupied[0], occupied[-1] + 1
+        slices = np.empty((last - first, *labels.shape[1:]), np.uint8)
+        for row in range(labels.shape[1]):  # NIfTI has slices innermost: a copy as a whole jumps through all of memory
+            slices[:, row] = labels[first:last, row]
+        for index in occupied:
+            counts[index] = np.bincount(slices[index - first].ravel(), minlength=N_FILE_LABELS)
+            packed[index] = zlib.compress(slices[index - first], 1)
     counts.flags.writeable = False
     return FileLabels(matrix_shape, counts, tuple(packed))

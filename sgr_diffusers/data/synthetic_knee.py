@@ -228,13 +228,6 @@ class SyntheticScan:
         return _hard_labels(fractions, self.config.matrix_shape[1:])
 
 
-    def labels(self, index: int) -> np.ndarray:
-        """File labels (ky, kz) of one slice, uint8, without computing its measurement."""
-        u, a, m = self.positions(_OVERSAMPLING)
-        *_, fractions = self.renderer.render(float(u[index]), *np.meshgrid(a, m, indexing="ij"))
-        return _hard_labels(fractions, self.config.matrix_shape[1:])
-
-
 def _centre(n: int, size: int) -> slice:
     """The centred piece of ``size`` out of ``n``, with the zero frequency (index n // 2) kept at its centre."""
     start = n // 2 - size // 2

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import UNet2DModel
 
 from sgr_diffusers.data.skm_tea import SkmTeaSlices, list_scans
@@ -27,8 +26,13 @@ from sgr_diffusers.models.denoising import (
     timestep_density,
 )
 from sgr_diffusers.models.prior import PREDICTION_TYPES, PRIOR_PRESETS, create_prior, create_scheduler
-from sgr_diffusers.training import fit, step_generator
-from sgr_diffusers.training_options import TrainingOptions, training_record, write_json
+from sgr_diffusers.training.files import write_json
+from sgr_diffusers.training.log import Validation
+from sgr_diffusers.training.loop import fit
+from sgr_diffusers.training.machine import create_accelerator
+from sgr_diffusers.training.options import TrainingOptions
+from sgr_diffusers.training.record import training_record
+from sgr_diffusers.training.seeds import step_generator
 
 logger = logging.getLogger("train_prior")
 
@@ -64,7 +68,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--validation_timesteps", type=int, nargs="+", default=[10, 50, 100, 200, 300, 400, 500, 600, 750, 900]
     )
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     TrainingOptions.add_arguments(parser, output_dir="runs/prior", learning_rate=4e-4, lr_warmup_steps=200)
     return parser.parse_args(arguments)
 
@@ -89,14 +92,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = TrainingOptions.from_arguments(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # else four lines a checkpoint
-    if options.num_threads:
-        torch.set_num_threads(options.num_threads)
-    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    accelerator = create_accelerator(options)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         model = create_model(args)
-    if args.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
     scheduler = create_scheduler(args.prediction_type)
     scheduler.save_pretrained(Path(options.output_dir) / "scheduler")
 
@@ -133,7 +132,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         noise = torch.randn(images.shape, generator=generator).to(images)
         return denoising_loss(network, scheduler, images, noise, timesteps.to(images.device), gamma)
 
-    def validate(network: torch.nn.Module) -> dict[str, Any]:
+    def validate(network: torch.nn.Module) -> Validation:
         generator = step_generator(options.seed, 0)
         table = denoising_errors(network, scheduler, validation_images, args.validation_timesteps, generator)
         logger.info("validation  t        %s", " ".join(f"{timestep:8d}" for timestep in table))
@@ -141,7 +140,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             logger.info("validation  %-8s %s", key, " ".join(f"{row[key]:8.5f}" for row in table.values()))
         mean = float(np.mean([row["eps_mse"] for row in table.values()]))
         logger.info("validation  mean eps_mse %.5f", mean)
-        return {"val_eps_mse": mean, "val_errors": table}
+        return Validation({"val_eps_mse": mean, "val_errors": table})
 
     state = fit(
         model,
@@ -154,9 +153,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         validate=validate,
     )
     record = {
-        **training_record(options, state, accelerator),
+        **training_record(options, state, accelerator, arguments=vars(args)),
         "data": {"data_dir": str(args.data_dir), "scans": len(dataset.scans), "slices": len(dataset)},
-        "arguments": vars(args),
         "parameters": n_parameters,
     }
     if accelerator.is_main_process:

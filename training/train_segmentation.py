@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from sgr_diffusers.data.skm_tea import CLASS_NAMES, SkmTeaSlices, list_scans
 from sgr_diffusers.data.transforms import (
@@ -29,8 +28,12 @@ from sgr_diffusers.data.transforms import (
 )
 from sgr_diffusers.models.scan_dice import dice_per_scan, magnitude_of
 from sgr_diffusers.models.segmentation import SegmentationUNet
-from sgr_diffusers.training import fit
-from sgr_diffusers.training_options import TrainingOptions, training_record, write_json
+from sgr_diffusers.training.files import write_json
+from sgr_diffusers.training.log import Validation
+from sgr_diffusers.training.loop import fit
+from sgr_diffusers.training.machine import create_accelerator
+from sgr_diffusers.training.options import TrainingOptions
+from sgr_diffusers.training.record import training_record
 
 logger = logging.getLogger("train_segmentation")
 
@@ -78,9 +81,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = TrainingOptions.from_arguments(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # else four lines a checkpoint
-    if options.num_threads:
-        torch.set_num_threads(options.num_threads)
-    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    accelerator = create_accelerator(options)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         if args.init_from:
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         magnitude = add_gaussian_noise(magnitude, draw_uniform(n, 0, args.max_noise, generator), generator)
         return criterion(network(magnitude).float(), labels[:, None])
 
-    def validate(network: torch.nn.Module) -> dict[str, Any]:
+    def validate(network: torch.nn.Module) -> Validation:
         items = (held_out[index] for index in range(len(held_out)))
         per_scan = dice_per_scan(network, items, len(CLASS_NAMES))
         medians = np.nanmedian(np.stack(list(per_scan.values())), axis=0)
@@ -126,11 +127,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "validation  median Dice of %d scans  %s",
             *(len(per_scan), "  ".join(f"{key} {value:.4f}" for key, value in zip(CLASS_NAMES, medians, strict=True))),
         )
-        return {
+        results = {
             "val_dice": float(medians.mean()),
             "val_dice_median": dict(zip(CLASS_NAMES, medians.tolist(), strict=True)),
             "val_dice_per_scan": {scan_id: dice.round(4).tolist() for scan_id, dice in per_scan.items()},
         }
+        return Validation(results)
 
     state = fit(
         model,
@@ -144,9 +146,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         keep_best="val_dice",
     )
     record = {
-        **training_record(options, state, accelerator),
+        **training_record(options, state, accelerator, arguments=vars(args)),
         "data": {"data_dir": str(args.data_dir), "scans": len(train_set.scans), "slices": len(train_set)},
-        "arguments": vars(args),
         "parameters": n_parameters,
     }
     if accelerator.is_main_process:

@@ -1,0 +1,1 @@
+"""Data and options enter, trained networks leave: the library behind ``training/*.py``."""

@@ -1,0 +1,147 @@
+"""Files and folders enter; they are on the disk as a whole, or not at all, and whether they are can be checked.
+
+A rename is atomic, but after a crash of the machine only what was synchronised before it is there. So everything is
+written under another name, synchronised, listed with its size and hash, synchronised again, and then renamed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+__all__ = [
+    "MANIFEST_FILE",
+    "DiskError",
+    "disk_errors",
+    "find_damage",
+    "remove_folder",
+    "rename_folder",
+    "replaced_folder",
+    "seal_folder",
+    "write_json",
+]
+
+MANIFEST_FILE = "manifest.json"
+
+
+class DiskError(OSError):
+    """Something could not be written: the disk is full, a quota is used up, a file is too large."""
+
+
+@contextmanager
+def disk_errors(what: str, way_out: str) -> Iterator[None]:
+    """Turn the many ways in which libraries report a failed write into one.
+
+    Args:
+        what: what was being written, for the message.
+        way_out: what remains, and what to do.
+
+    Raises:
+        DiskError: for any failed write inside the block.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError that names its writer; others are none of our business.
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        if isinstance(error, DiskError):
+            raise
+        raise DiskError(f"{what} could not be written ({error}). Is the disk full? {way_out}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a json file so that it is there as a whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    _synchronise(partial)
+    partial.replace(path)
+    _synchronise(path.parent)
+
+
+def seal_folder(folder: Path) -> None:
+    """Synchronise all files of a folder, and write the manifest of their sizes and hashes last."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    for path in files:
+        _synchronise(path)
+    entries = {str(path.relative_to(folder)): _describe(path) for path in files}
+    write_json(folder / MANIFEST_FILE, {"files": entries})
+    for path in sorted(path for path in folder.rglob("*") if path.is_dir()):
+        _synchronise(path)
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is missing from a sealed folder or different in it, in words; `None` if it is whole."""
+    try:
+        entries = json.loads((folder / MANIFEST_FILE).read_text())["files"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST_FILE}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {MANIFEST_FILE} cannot be read ({error})"
+    for name, expected in entries.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+    # Hashes after all sizes: what is cut short is found at once.
+    changed = (name for name, expected in entries.items() if _describe(folder / name) != expected)
+    name = next(changed, None)
+    return None if name is None else f"the content of {name} is not what was written"
+
+
+def rename_folder(partial: Path, final: Path) -> None:
+    """Give a folder its final name, for good. One that has the name already is removed."""
+    old = _set_aside(final) if final.exists() else None
+    partial.rename(final)
+    _synchronise(final.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; under another name first, since a removal cut short must not leave one that looks complete."""
+    leftover = _set_aside(folder)
+    _synchronise(folder.parent)
+    shutil.rmtree(leftover)
+
+
+def _set_aside(folder: Path) -> Path:
+    leftover = folder.with_name(f".{folder.name}.removed.partial")
+    shutil.rmtree(leftover, ignore_errors=True)
+    return folder.rename(leftover)
+
+
+@contextmanager
+def replaced_folder(final: Path) -> Iterator[Path]:
+    """Give a temporary folder to write to, which takes the name `final` when the block is left in order."""
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            _synchronise(path)
+        _synchronise(partial)
+        rename_folder(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,93 @@
+"""Options enter; an accelerator and an optimizer leave, or the reason why this machine cannot do what they ask."""
+
+import importlib.util
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, ProjectConfiguration
+from torch import nn
+
+from sgr_diffusers.training.checkpoints import is_sharded
+from sgr_diffusers.training.options import TrainingOptions
+
+__all__ = ["check_accelerator", "create_accelerator", "create_optimizer"]
+
+
+def create_accelerator(options: TrainingOptions) -> Accelerator:
+    """The accelerator of a run, with its trackers; sets the threads and the precision of products, too.
+
+    What ``accelerate launch`` was told (devices, processes, DDP, FSDP, DeepSpeed) counts; precision and gradient
+    accumulation come from the options.
+
+    Raises:
+        ValueError: float16 without a GPU.
+        ImportError: a tracker is not installed; names the package.
+    """
+    for name in options.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"`report_to`: {name} is not installed. Run `pip install {name}`, or leave it out.")
+    if options.mixed_precision == "fp16" and (options.cpu or not torch.cuda.is_available()):
+        raise ValueError("`mixed_precision` fp16 needs a GPU: there is none, or `cpu` was asked for. Pass bf16 or no.")
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    if options.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return Accelerator(
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        cpu=options.cpu,
+        log_with=list(options.report_to) or None,
+        project_config=ProjectConfiguration(options.output_dir, f"{options.output_dir}/trackers"),
+    )
+
+
+def check_accelerator(accelerator: Accelerator, options: TrainingOptions) -> None:
+    """Refuse what a kind of distribution cannot do, and tell DeepSpeed the size of a batch.
+
+    Raises:
+        ValueError: averaged weights where a process holds a part of them only, or rounded ones.
+    """
+    if options.ema_decay and is_sharded(accelerator):
+        raise ValueError(
+            f"`ema_decay` {options.ema_decay}: weights cannot be averaged while they are sharded (FSDP, or ZeRO stage "
+            "3). Pass --ema_decay 0, or launch with DDP or ZeRO stage 1 or 2, which fit networks of this size."
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if options.ema_decay and options.mixed_precision != "no":
+            raise ValueError(
+                f"`ema_decay` {options.ema_decay}: with `mixed_precision` {options.mixed_precision} DeepSpeed keeps "
+                "the weights rounded, and so would their average be. Pass --ema_decay 0 or --mixed_precision no, or "
+                "launch with DDP."
+            )
+        # DeepSpeed counts micro-steps and clips by itself, and reads this where no loader is prepared.
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = options.train_batch_size
+        config["gradient_accumulation_steps"] = options.gradient_accumulation_steps
+        config["gradient_clipping"] = options.max_grad_norm
+
+
+def create_optimizer(
+    parameters: Iterable[nn.Parameter], options: TrainingOptions, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW as the options have it.
+
+    Raises:
+        ImportError: 8-bit AdamW without bitsandbytes.
+        ValueError: 8-bit AdamW without a GPU.
+    """
+    settings = {
+        "lr": options.learning_rate,
+        "betas": (options.adam_beta1, options.adam_beta2),
+        "eps": options.adam_epsilon,
+        "weight_decay": options.weight_decay,
+    }
+    if not options.use_8bit_adam:
+        return torch.optim.AdamW(parameters, fused=device.type in ("cpu", "cuda"), **settings)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("`use_8bit_adam`: bitsandbytes is not installed. Run `pip install bitsandbytes`.")
+    if device.type != "cuda":
+        raise ValueError(f"`use_8bit_adam` needs a GPU, the device is {device}.")
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(parameters, **settings)

@@ -1,0 +1,170 @@
+"""Command line options enter, the settings of a training run leave, checked."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+from sgr_diffusers.training.learning_rate import LR_SCHEDULERS
+
+__all__ = ["TRACKERS", "TrainingOptions", "parse_with_settings"]
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+def _option(default: Any, help: str, **argument: Any) -> Any:
+    return field(default=default, metadata={"help": help, **argument})
+
+
+@dataclass
+class TrainingOptions:
+    """What both training scripts can be told. Every field is a command line option of the same name."""
+
+    output_dir: str = _option(
+        "runs/training", "folder for checkpoints, log, weights and record, seen by all nodes"
+    )
+    overwrite_output_dir: bool = _option(False, "delete the checkpoints of an earlier run in that folder")
+    seed: int = _option(0, "of the weights, the order of the data, noise and augmentation")
+    # length
+    max_train_steps: int | None = _option(None, "stop after this many optimizer steps", type=int)
+    max_train_minutes: float | None = _option(
+        None, "stop after this much time, that before a resume included", type=float
+    )
+    num_train_epochs: float | None = _option(None, "stop after the slices have come this many times", type=float)
+    # batches
+    train_batch_size: int = _option(8, "slices per process and micro-step")
+    gradient_accumulation_steps: int = _option(1, "micro-steps per optimizer step")
+    foreground_fraction: float = _option(0.0, "share of the slices drawn from those that show any tissue class")
+    dataloader_num_workers: int = _option(0, "processes that read data; 0 for preloaded data")
+    # optimizer
+    learning_rate: float = _option(1e-4, "after the warm-up")
+    scale_lr: bool = _option(False, "multiply the learning rate by slices per optimizer step, over all processes")
+    lr_scheduler: str = _option(
+        "constant",
+        "course of the learning rate after the warm-up; `trapezoidal` is constant, then falls linearly to 0",
+        choices=LR_SCHEDULERS,
+    )
+    lr_warmup_steps: int = _option(0, "steps in which the learning rate rises linearly from 0")
+    lr_cooldown_fraction: float = _option(0.2, "share of the run (steps or minutes) in which `trapezoidal` falls")
+    lr_num_cycles: int = _option(1, "falls of `cosine_with_restarts`")
+    lr_power: float = _option(1.0, "of `polynomial`")
+    adam_beta1: float = _option(0.9, "of AdamW")
+    adam_beta2: float = _option(0.999, "of AdamW")
+    adam_epsilon: float = _option(1e-8, "of AdamW")
+    weight_decay: float = _option(0.0, "of AdamW")
+    use_8bit_adam: bool = _option(False, "AdamW of bitsandbytes, whose state takes a quarter of the memory")
+    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm; 0: not at all")
+    ema_decay: float = _option(
+        0.999, "largest decay of the averaged weights, which are the ones kept; 0: no averaging"
+    )
+    ema_power: float = _option(0.75, "the decay rises with the steps as 1 - (1 + n) ** -power")
+    # machine
+    mixed_precision: str = _option("no", "precision of the network calls", choices=("no", "fp16", "bf16"))
+    gradient_checkpointing: bool = _option(False, "less memory, more time")
+    compile: bool = _option(False, "compile the network by torch.compile")
+    allow_tf32: bool = _option(False, "faster float32 products on Ampere GPUs and later, with 10 bits of mantissa")
+    num_threads: int | None = _option(None, "threads of PyTorch", type=int)
+    cpu: bool = _option(False, "do not use a GPU that is there")
+    skip_memory_check: bool = _option(False, "start even if the run is estimated not to fit into memory")
+    # what is written
+    validation_steps: int = _option(1000, "steps between validations; 0: only at the end")
+    logging_steps: int = _option(50, "steps between lines of the log")
+    checkpointing_steps: int = _option(1000, "steps between checkpoints; 0: only at the end")
+    checkpoints_total_limit: int = _option(2, "number of checkpoints kept; 0: all")
+    resume_from_checkpoint: str | None = _option(None, "`latest`, or a checkpoint folder", type=str)
+    report_to: tuple[str, ...] = _option((), "trackers", type=str, nargs="*", choices=TRACKERS)
+    tracker_project_name: str = _option("sgr_diffusers", "project that the trackers file the run under")
+    # Hub
+    push_to_hub: bool = _option(False, "publish the weights, with a card, when the training is over")
+    hub_model_id: str | None = _option(None, "repository; without it, the name of the output folder", type=str)
+    hub_token: str | None = _option(None, "without it, that of `hf auth login`; never written down", type=str)
+    hub_private_repo: bool = _option(False, "make the repository private")
+
+    def __post_init__(self) -> None:
+        """Check what cannot work."""
+        if self.max_train_steps is None and self.max_train_minutes is None and self.num_train_epochs is None:
+            raise ValueError(
+                "One of `max_train_steps`, `max_train_minutes` and `num_train_epochs` is needed: nothing would end "
+                "the training."
+            )
+        at_least_one = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "logging_steps")
+        for name in (*at_least_one, "lr_num_cycles"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        for name in ("max_train_minutes", "num_train_epochs", "learning_rate", "lr_power"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"`{name}` must be positive, got {value}.")
+        for name in ("dataloader_num_workers", "lr_warmup_steps", "validation_steps", "checkpointing_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.lr_scheduler not in LR_SCHEDULERS:
+            raise ValueError(f"`lr_scheduler` must be one of {LR_SCHEDULERS}, got {self.lr_scheduler!r}.")
+        if self.lr_scheduler == "constant_with_warmup" and not self.lr_warmup_steps:
+            raise ValueError("`lr_scheduler` is 'constant_with_warmup': pass `lr_warmup_steps`, or take 'constant'.")
+        if not 0 < self.lr_cooldown_fraction <= 1:
+            raise ValueError(f"`lr_cooldown_fraction` must be in (0, 1], got {self.lr_cooldown_fraction}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
+        unknown = set(self.report_to) - set(TRACKERS)
+        if unknown:
+            raise ValueError(f"`report_to` must be out of {TRACKERS}, got {sorted(unknown)}.")
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise ValueError("`overwrite_output_dir` deletes what `resume_from_checkpoint` needs: pass one of them.")
+
+    def images_per_step(self, n_processes: int) -> int:
+        """Slices per optimizer step, over all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * n_processes
+
+    def last_step(self, n_items: int, n_processes: int) -> int | None:
+        """Number of optimizer steps, if steps or epochs limit the run."""
+        limits = [self.max_train_steps] if self.max_train_steps else []
+        if self.num_train_epochs:
+            limits.append(ceil(self.num_train_epochs * n_items / self.images_per_step(n_processes)))
+        return min(limits, default=None)
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser, **defaults: Any) -> None:
+        """Add every field to a parser, with a script's own defaults."""
+        for option in dataclasses.fields(cls):
+            argument = {**option.metadata, "default": defaults.get(option.name, option.default)}
+            if option.type is bool:
+                argument["action"] = "store_true"
+            else:
+                argument = {"type": option.type, **argument}
+                argument["help"] += " (default: %(default)s)"
+            parser.add_argument(f"--{option.name}", **argument)
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> "TrainingOptions":
+        """Options out of parsed arguments."""
+        return cls(**{option.name: getattr(arguments, option.name) for option in dataclasses.fields(cls)})
+
+
+def parse_with_settings(
+    parser: argparse.ArgumentParser, named: Mapping[str, Mapping[str, Any]], arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parse a command line whose ``--settings NAME`` changes the defaults; what is given beside it still counts.
+
+    Args:
+        parser: of a script; ``--settings`` is added to it.
+        named: for each name, the defaults that it stands for.
+        arguments: instead of those of the command line.
+    """
+    parser.add_argument(
+        "--settings",
+        choices=sorted(named),
+        help="defaults of a published training: "
+        + "; ".join(
+            f"{name}: " + " ".join(f"--{key} {value}" for key, value in defaults.items())
+            for name, defaults in named.items()
+        ).replace("%", "%%"),
+    )
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--settings")
+    chosen = first.parse_known_args(arguments)[0].settings
+    parser.set_defaults(**named.get(chosen, {}))
+    return parser.parse_args(arguments)

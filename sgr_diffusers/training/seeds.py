@@ -1,0 +1,17 @@
+"""Where a run stands enters, a seed or a generator leaves that depends on that alone."""
+
+import numpy as np
+import torch
+from torch import Generator
+
+__all__ = ["random_seed", "step_generator"]
+
+
+def random_seed(*parts: int) -> int:
+    """A seed that differs for every sequence of non-negative numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def step_generator(seed: int, step: int, micro_step: int = 0, rank: int = 0) -> Generator:
+    """The CPU generator of one micro-step of one process, whatever came before it."""
+    return torch.Generator().manual_seed(random_seed(seed, step, micro_step, rank))

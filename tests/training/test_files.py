@@ -1,0 +1,71 @@
+import pytest
+
+from sgr_diffusers.training.files import (
+    DiskError,
+    disk_errors,
+    find_damage,
+    remove_folder,
+    rename_folder,
+    replaced_folder,
+    seal_folder,
+)
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    folder = tmp_path / "sealed"
+    (folder / "below").mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"12345678")
+    (folder / "below/b.json").write_text("{}")
+    seal_folder(folder)
+    return folder
+
+
+def test_a_whole_folder_is_known_as_whole(sealed):
+    assert find_damage(sealed) is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "a.bin").write_bytes(b"1234"), "a.bin has 4 bytes instead of 8"),
+        (lambda folder: (folder / "a.bin").write_bytes(b"12345679"), "content of a.bin"),
+        (lambda folder: (folder / "below/b.json").unlink(), "below/b.json is missing"),
+        (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text('{"files": {"a.b'), "manifest.json cannot be read"),
+    ],
+)
+def test_damage_is_named(sealed, damage, message):
+    damage(sealed)
+    assert message in find_damage(sealed)
+
+
+def test_a_renamed_folder_replaces_the_old_one_whole(tmp_path):
+    for name, content in (("old", "1"), ("new", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / content).touch()
+    rename_folder(tmp_path / "new", tmp_path / "old")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["old", "old/2"]
+    remove_folder(tmp_path / "old")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path):
+    with replaced_folder(tmp_path / "weights") as folder:
+        (folder / "1").touch()
+    with pytest.raises(KeyError), replaced_folder(tmp_path / "weights") as folder:
+        (folder / "2").touch()
+        raise KeyError
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["weights", "weights/1"]
+
+
+def test_failed_writes_are_one_kind_of_error():
+    def failing(error):
+        with disk_errors("The log", "Go on."):
+            raise error
+
+    for error in (OSError(28, "No space left on device"), RuntimeError("[enforce fail] PytorchStreamWriter failed")):
+        with pytest.raises(DiskError, match=r"The log could not be written \(.*\)\. Is the disk full\? Go on\."):
+            failing(error)
+    with pytest.raises(RuntimeError, match="shapes"):
+        failing(RuntimeError("shapes differ"))

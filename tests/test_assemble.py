@@ -29,8 +29,9 @@ def script(name):
 def test_train_assemble_load_and_reconstruct(tmp_path):
     data = write_synthetic_dataset(tmp_path / "knee", (2, 1, 1), TINY, progress=False)
     common = ["--data_dir", str(data), "--max_train_steps", "2", "--train_batch_size", "2", "--seed", "3"]
+    quick = ["--validation_inference_steps", "2"]
     prior, segmentation, output = (str(tmp_path / name) for name in ("prior", "segmentation", "pipeline"))
-    script("train_prior")([*common, "--output_dir", prior, "--block_out_channels", "8", "32"])
+    script("train_prior")([*common, "--output_dir", prior, "--block_out_channels", "8", "32", *quick])
     script("train_segmentation")([*common, "--output_dir", segmentation])
     quality = tmp_path / "quality.json"
     measured = {

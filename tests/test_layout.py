@@ -23,6 +23,7 @@ ALLOWED = {
     "bounds": ["guidance"],
     "pipeline_sgr_mri": ["mri", "guidance", "schedules", "networks", "inputs", "callbacks"],
     "data": ["mri"],
+    "training": ["data", "evaluation", "models", "networks", "pipeline_sgr_mri"],
     "evaluation": ["bounds", "guidance", "data"],
 }
 

@@ -2,46 +2,59 @@
 
     python training/train_segmentation.py --data_dir DIR --output_dir runs/segmentation --max_train_minutes 20
 
-or, on several devices, ``accelerate launch training/train_segmentation.py ...``. Leaves ``segmentation_model/``
-(averaged weights), ``segmentation_model_best/`` (best mean of the Dice medians on the validation scans),
-``training_record.json``, ``log.jsonl`` and ``checkpoint-<step>/`` in the output folder. As in the paper, 40 % of the
-slices are drawn from those that show a tissue class, and images are mirrored and given Gaussian noise.
+or, on several devices, ``accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml
+training/train_segmentation.py ...``. Leaves ``segmentation_model/`` (averaged weights), ``segmentation_model_best/``
+(best mean of the Dice medians on the validation scans), ``training_record.json``, ``log.jsonl`` and
+``checkpoint-<step>/`` in the output folder. As in the paper, 40 % of the slices are drawn from those that show a
+tissue class, and images are mirrored and given Gaussian noise. ``--adversarial_fraction 1`` trains a robust model:
+on images changed within a radius so that the model segments them wrongly; the best one is then best under attack.
 """
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from sgr_diffusers.data.skm_tea import CLASS_NAMES, SkmTeaSlices, list_scans
-from sgr_diffusers.data.transforms import (
-    add_gaussian_noise,
-    change_contrast,
-    draw_flips,
-    draw_shifts,
-    draw_uniform,
-    mirror,
-    shift,
-)
-from sgr_diffusers.models.scan_dice import dice_per_scan, magnitude_of
+from sgr_diffusers.data.skm_tea import CLASS_NAMES
+from sgr_diffusers.models.adversarial import ATTACK_LOSSES, ATTACK_NORMS
 from sgr_diffusers.models.segmentation import SegmentationUNet
-from sgr_diffusers.training.files import write_json
-from sgr_diffusers.training.log import Validation
-from sgr_diffusers.training.loop import fit
+from sgr_diffusers.training.data import read_selection, slices_of
 from sgr_diffusers.training.machine import create_accelerator
-from sgr_diffusers.training.options import TrainingOptions
-from sgr_diffusers.training.record import training_record
+from sgr_diffusers.training.options import TrainingOptions, parse_with_settings
+from sgr_diffusers.training.segmentation_task import (
+    Attack,
+    SegmentationLoss,
+    SegmentationValidation,
+    check_segmentation_model,
+)
+from sgr_diffusers.training.session import run_training, start_logging
 
-logger = logging.getLogger("train_segmentation")
+CARD = Path(__file__).parents[1] / "hub_cards" / "training_card.md.jinja"
+
+# What the paper says of its training (section 4): foreground oversampling, mirroring, Gaussian noise. The authors'
+# code averages over four flips and adds noise of 0.05.
+SETTINGS = {
+    "paper": {
+        "foreground_fraction": 0.4,
+        "mirror_axes": "both",
+        "flip_average": True,
+        "max_noise": 0.05,
+        "gain_range": 0.0,
+        "contrast_range": 0.0,
+        "max_shift": (0, 0),
+    }
+}
+RECIPE = (
+    "flip_average mirror_axes max_shift max_noise gain_range contrast_range slices has_class min_foreground "
+    "adversarial_fraction adversarial_norm adversarial_radius adversarial_steps adversarial_loss"
+).split()
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True, help="folder in the SKM-TEA layout")
+    parser.add_argument("--data_dir", required=True, help="folder in the SKM-TEA layout, or a repository of tarballs")
     parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64, 128, 256])
     parser.add_argument("--strides", type=int, nargs="+", default=[2, 2, 2, 2])
     parser.add_argument("--num_res_units", type=int, default=2)
@@ -50,12 +63,24 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--init_from", help="folder of a segmentation model whose weights to start from")
     parser.add_argument("--size", type=int, nargs=2, help="crop or pad slices to (y, x); needed where scans differ")
     parser.add_argument("--echo", type=int, default=1, help="echo to train on (default: %(default)s)")
+    parser.add_argument("--slices", default="all", help="all, paper, n for every n-th, or start:stop:step")
+    parser.add_argument("--min_foreground", type=int, default=0, help="least pixels of tissue in a training slice")
+    parser.add_argument("--has_class", nargs="+", default=[], choices=CLASS_NAMES, help="train on slices with these")
     parser.add_argument("--no_preload", action="store_true", help="read slices from disk instead of holding them all")
     parser.add_argument("--mirror_axes", default="x", choices=("none", "x", "both"), help="x is left-right")
     parser.add_argument("--max_shift", type=int, nargs=2, default=(0, 0), help="random displacement (y, x) in pixels")
     parser.add_argument("--max_noise", type=float, default=0.05, help="largest standard deviation of Gaussian noise")
     parser.add_argument("--gain_range", type=float, default=0.15, help="the image is scaled by 1 ± this at most")
     parser.add_argument("--contrast_range", type=float, default=0.0, help="and raised to 1 ± this at most")
+    attack = parser.add_argument_group("adversarial training (multi-step projected gradient descent on the image)")
+    attack.add_argument("--adversarial_fraction", type=float, default=0.0, help="share of each batch attacked")
+    attack.add_argument("--adversarial_norm", default="linf", choices=ATTACK_NORMS)
+    attack.add_argument("--adversarial_radius", type=float, default=0.05, help="1 is the 0.99 quantile")
+    attack.add_argument("--adversarial_steps", type=int, default=5, help="forward and backward passes of an attack")
+    attack.add_argument(
+        "--adversarial_loss", default="masked", choices=ATTACK_LOSSES, help="masked: pixels that are still right"
+    )
+    attack.add_argument("--adversarial_validation_slices", type=int, default=64)
     TrainingOptions.add_arguments(
         parser,
         output_dir="runs/segmentation",
@@ -67,91 +92,65 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         foreground_fraction=0.4,
         validation_steps=500,
     )
-    args = parser.parse_args(arguments)
+    args = parse_with_settings(parser, SETTINGS, arguments)
     if args.flip_average and args.mirror_axes != "both":
         parser.error("--flip_average shows the network images mirrored along both axes: add --mirror_axes both")
     return args
 
 
+def create_model(args: argparse.Namespace) -> SegmentationUNet:
+    """The network to train, new or from a folder."""
+    if args.init_from:
+        return SegmentationUNet.from_pretrained(args.init_from, flip_average=args.flip_average)
+    architecture = ("channels", "strides", "num_res_units", "dropout", "flip_average")
+    return SegmentationUNet(CLASS_NAMES, **{key: getattr(args, key) for key in architecture})
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Parse, load, train, write. Returns the training record."""
-    from monai.losses import DiceCELoss
-
     args = parse_arguments(arguments)
     options = TrainingOptions.from_arguments(args)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # else four lines a checkpoint
+    start_logging()
+    attack = None
+    if args.adversarial_fraction:
+        attack = Attack(
+            args.adversarial_fraction,
+            args.adversarial_norm,
+            args.adversarial_radius,
+            args.adversarial_steps,
+            args.adversarial_loss,
+        )
     accelerator = create_accelerator(options)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        if args.init_from:
-            model = SegmentationUNet.from_pretrained(args.init_from, flip_average=args.flip_average)
-        else:
-            architecture = ("channels", "strides", "num_res_units", "dropout", "flip_average")
-            model = SegmentationUNet(CLASS_NAMES, **{key: getattr(args, key) for key in architecture})
+        model = create_model(args)
+    check_segmentation_model(model, CLASS_NAMES)
 
-    train_set = SkmTeaSlices(
-        list_scans(args.data_dir, "train"), echo=args.echo, preload=not args.no_preload, size=args.size
+    selection = read_selection(args.slices, args.min_foreground, tuple(args.has_class))
+    common = {"echo": args.echo, "preload": not args.no_preload}
+    dataset = slices_of(args.data_dir, "train", selection, size=args.size, **common)
+    held_out = slices_of(args.data_dir, "val", size=dataset.size, **common)
+    validation = SegmentationValidation(
+        held_out, CLASS_NAMES, attack, args.adversarial_validation_slices, options.seed
     )
-    held_out = SkmTeaSlices(
-        list_scans(args.data_dir, "val"), echo=args.echo, preload=not args.no_preload, size=train_set.size
-    )
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    logger.info(
-        "%d parameters, %d slices of %s from %d scans, %.0f %% with a tissue class",
-        *(n_parameters, len(train_set), train_set.size, len(train_set.scans), 100 * train_set.foreground.mean()),
-    )
-    # Dice over the batch: most slices lack some class, and Dice of a class that is absent says nothing.
-    criterion = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
-
-    def compute_loss(network: torch.nn.Module, batch: dict[str, Any], generator: torch.Generator) -> torch.Tensor:
-        magnitude, labels = magnitude_of(batch["image"]), batch["labels"]
-        n = len(labels)
-        for axis in {"none": (), "x": (-1,), "both": (-1, -2)}[args.mirror_axes]:
-            flips = draw_flips(n, 0.5, generator)
-            magnitude, labels = mirror(magnitude, flips, axis), mirror(labels, flips, axis)
-        if any(args.max_shift):
-            shifts = draw_shifts(n, tuple(args.max_shift), generator)
-            magnitude, labels = shift(magnitude, shifts), shift(labels, shifts)
-        gains = draw_uniform(n, 1 - args.gain_range, 1 + args.gain_range, generator)
-        exponents = draw_uniform(n, 1 - args.contrast_range, 1 + args.contrast_range, generator)
-        magnitude = change_contrast(magnitude, gains, exponents)
-        magnitude = add_gaussian_noise(magnitude, draw_uniform(n, 0, args.max_noise, generator), generator)
-        return criterion(network(magnitude).float(), labels[:, None])
-
-    def validate(network: torch.nn.Module) -> Validation:
-        items = (held_out[index] for index in range(len(held_out)))
-        per_scan = dice_per_scan(network, items, len(CLASS_NAMES))
-        medians = np.nanmedian(np.stack(list(per_scan.values())), axis=0)
-        logger.info(
-            "validation  median Dice of %d scans  %s",
-            *(len(per_scan), "  ".join(f"{key} {value:.4f}" for key, value in zip(CLASS_NAMES, medians, strict=True))),
-        )
-        results = {
-            "val_dice": float(medians.mean()),
-            "val_dice_median": dict(zip(CLASS_NAMES, medians.tolist(), strict=True)),
-            "val_dice_per_scan": {scan_id: dice.round(4).tolist() for scan_id, dice in per_scan.items()},
-        }
-        return Validation(results)
-
-    state = fit(
+    record = run_training(
         model,
-        train_set,
-        compute_loss,
+        dataset,
         options,
         accelerator,
+        vars(args),
+        example=(torch.zeros(1, 1, *dataset.size),),
+        recipe={key: getattr(args, key) for key in RECIPE},
+        data_dir=args.data_dir,
+        card_template=CARD,
+        compute_loss=SegmentationLoss(
+            model, args.mirror_axes, args.max_shift, args.max_noise, args.gain_range, args.contrast_range, attack
+        ),
         name="segmentation_model",
-        foreground=train_set.foreground,
-        validate=validate,
-        keep_best="val_dice",
+        foreground=dataset.foreground,
+        validate=validation,
+        keep_best=validation.main_result,
     )
-    record = {
-        **training_record(options, state, accelerator, arguments=vars(args)),
-        "data": {"data_dir": str(args.data_dir), "scans": len(train_set.scans), "slices": len(train_set)},
-        "parameters": n_parameters,
-    }
-    if accelerator.is_main_process:
-        write_json(Path(options.output_dir) / "training_record.json", record)
     accelerator.end_training()
     return record
 

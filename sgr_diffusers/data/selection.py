@@ -1,13 +1,15 @@
 """The number of slices of a scan and its label counts enter; the numbers of the slices to load leave."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from sgr_diffusers.data.skm_tea import CLASS_NAMES, FILE_LABEL_TO_CLASS
+from sgr_diffusers.data.scan_labels import file_labels
+from sgr_diffusers.data.skm_tea import CLASS_NAMES, FILE_LABEL_TO_CLASS, SkmTeaScan
 
-__all__ = ["PAPER", "SliceSelection", "parse_selection"]
+__all__ = ["PAPER", "SliceSelection", "parse_selection", "select_slices"]
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,21 @@ def parse_selection(slices: SliceSelection | str | int | slice | range | None) -
         f"`slices` must be one of {sorted(_NAMED)}, n for every n-th slice, a slice or range that goes up, or a "
         f"`SliceSelection`, got {slices!r}."
     )
+
+
+def select_slices(scans: Sequence[SkmTeaScan], selection: SliceSelection) -> list[Integer[np.ndarray, " chosen"]]:
+    """The numbers of the slices that a selection leaves of each scan.
+
+    Raises:
+        DataFault: a segmentation that has to be looked at is missing or damaged.
+    """
+    chosen, passed = [], 0
+    for scan in scans:
+        counts = None
+        if selection.needs_labels:
+            counts = file_labels(scan.scan_id, str(scan.labels_file), scan.matrix_shape).counts
+        candidates = selection.candidates(scan.n_slices, counts)
+        first = -passed % selection.every if selection.pooled else 0
+        chosen.append(candidates[first :: selection.every])
+        passed += len(candidates)
+    return chosen

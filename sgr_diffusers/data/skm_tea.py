@@ -238,9 +238,10 @@ class SkmTeaSlices(Dataset):
             read from its file when asked for, with handles of each process's own.
         size: (y, x) to which slices are cropped or zero-padded about the centre; needed where scans differ in size.
         quantile: of the magnitude that becomes 1.
+        chosen: for each scan the numbers of its slices to use, in increasing order; all of them if not given.
 
     Raises:
-        ValueError: if there is no scan, or the scans differ in size and `size` is not given.
+        ValueError: if there is no scan or no slice, or the scans differ in size and `size` is not given.
     """
 
     def __init__(
@@ -251,10 +252,14 @@ class SkmTeaSlices(Dataset):
         preload: bool = False,
         size: tuple[int, int] | None = None,
         quantile: float | int = 0.99,
+        chosen: Sequence[Integer[np.ndarray, " chosen"]] | None = None,
     ) -> None:
         """Index the slices; with `preload`, read them."""
         if not scans:
             raise ValueError("`scans` is empty: there is nothing to train on. Check the data folder and the split.")
+        self._rows = [np.arange(scan.n_slices) for scan in scans] if chosen is None else list(chosen)
+        if not sum(len(rows) for rows in self._rows):
+            raise ValueError(f"`chosen` leaves no slice of {len(scans)} scans: there is nothing to train on.")
         sizes = {scan.matrix_shape[1:] for scan in scans}
         if size is None and len(sizes) > 1:
             raise ValueError(
@@ -265,14 +270,16 @@ class SkmTeaSlices(Dataset):
         self.with_labels = with_labels
         self.size = tuple(size) if size is not None else sizes.pop()
         self.quantile = quantile
-        self._first = np.cumsum([0, *(scan.n_slices for scan in self.scans)])
+        self._first = np.cumsum([0, *(len(rows) for rows in self._rows)])
         self._labels: dict[int, tuple[int, np.ndarray]] = {}
         self._foreground: np.ndarray | None = None
         self._images: torch.Tensor | None = None
         if preload:
             images = torch.empty(len(self), 2, *self.size)
-            for number, scan in enumerate(self.scans):
-                images[self._first[number] : self._first[number + 1]] = self._prepare(scan, slice(None))
+            for number, (scan, rows) in enumerate(zip(self.scans, self._rows, strict=True)):
+                if len(rows):
+                    read = slice(int(rows[0]), int(rows[-1]) + 1)
+                    images[self._first[number] : self._first[number + 1]] = self._prepare(scan, read, rows - rows[0])
             self._images = images
 
     def __len__(self) -> int:
@@ -294,22 +301,25 @@ class SkmTeaSlices(Dataset):
     def locate(self, index: int) -> tuple[int, int]:
         """Position in `scans`, and slice within that scan, of item `index`."""
         number = int(np.searchsorted(self._first, index, side="right")) - 1
-        return number, int(index - self._first[number])
+        return number, int(self._rows[number][index - self._first[number]])
 
     @property
     def foreground(self) -> Bool[np.ndarray, " item"]:
         """For each slice, whether any tissue class occurs in it. Reads all segmentations at first use."""
         if self._foreground is None:
             flags = np.zeros(len(self), dtype=bool)
-            for number, start in enumerate(self._first[:-1]):
+            for number, (scan, start) in enumerate(zip(self.scans, self._first, strict=False)):
                 first, cropped = self._load_labels(number)
-                flags[start + first : start + first + len(cropped)] = cropped.any(axis=(1, 2))
+                of_scan = np.zeros(scan.n_slices, dtype=bool)
+                of_scan[first : first + len(cropped)] = cropped.any(axis=(1, 2))
+                flags[start : start + len(self._rows[number])] = of_scan[self._rows[number]]
             self._foreground = flags
         return self._foreground
 
-    def _prepare(self, scan: SkmTeaScan, index: int | slice) -> torch.Tensor:
+    def _prepare(self, scan: SkmTeaScan, index: int | slice, kept: np.ndarray | None = None) -> torch.Tensor:
+        target = scan.target(index, self.echo)
         try:
-            image, _ = scale_to_quantile(torch.from_numpy(scan.target(index, self.echo)), self.quantile)
+            image, _ = scale_to_quantile(torch.from_numpy(target if kept is None else target[kept]), self.quantile)
         except ValueError as error:
             raise ValueError(f"scan {scan.scan_id}, slice {index}: {error}") from error
         return center_fit(complex_to_channels(image), self.size)

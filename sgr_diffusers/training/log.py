@@ -147,7 +147,7 @@ class Log:
         return disk_errors(f"The log in {self.output_dir}", "Continue by --resume_from_checkpoint latest.")
 
 
-def _numbers(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+def _numbers(values: dict[Any, Any], prefix: str = "") -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
     for key, value in values.items():
         if isinstance(value, dict):

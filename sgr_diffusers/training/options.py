@@ -22,9 +22,7 @@ def _option(default: Any, help: str, **argument: Any) -> Any:
 class TrainingOptions:
     """What both training scripts can be told. Every field is a command line option of the same name."""
 
-    output_dir: str = _option(
-        "runs/training", "folder for checkpoints, log, weights and record, seen by all nodes"
-    )
+    output_dir: str = _option("runs/training", "folder for checkpoints, log, weights and record, seen by all nodes")
     overwrite_output_dir: bool = _option(False, "delete the checkpoints of an earlier run in that folder")
     seed: int = _option(0, "of the weights, the order of the data, noise and augmentation")
     # length
@@ -74,7 +72,7 @@ class TrainingOptions:
     checkpointing_steps: int = _option(1000, "steps between checkpoints; 0: only at the end")
     checkpoints_total_limit: int = _option(2, "number of checkpoints kept; 0: all")
     resume_from_checkpoint: str | None = _option(None, "`latest`, or a checkpoint folder", type=str)
-    report_to: tuple[str, ...] = _option((), "trackers", type=str, nargs="*", choices=TRACKERS)
+    report_to: Sequence[str] = _option((), "trackers", type=str, nargs="*", choices=TRACKERS)
     tracker_project_name: str = _option("sgr_diffusers", "project that the trackers file the run under")
     # Hub
     push_to_hub: bool = _option(False, "publish the weights, with a card, when the training is over")

@@ -1,12 +1,19 @@
 import dataclasses
 import json
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from layout_fixture import write_tiny_skm_tea
+from pipeline_parts import build_unet
+from safetensors.torch import load_file
+from tiny_training import forget_accelerator
 
 from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.training.options import TrainingOptions
@@ -15,9 +22,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def script(name, *arguments):
+    forget_accelerator()
     return runpy.run_path(str(ROOT / "training" / f"{name}.py"))["main"]([str(argument) for argument in arguments])
 
 
+QUICK = "--validation_inference_steps 2 --validation_samples 2".split()
 SHARED = "--max_train_steps 3 --train_batch_size 2 --num_threads 1 --logging_steps 1 --validation_steps 2".split()
 
 
@@ -28,7 +37,9 @@ def data(tmp_path):
 
 def test_train_prior_script(data, tmp_path):
     output = tmp_path / "prior"
-    architecture = "--block_out_channels 8 32 --prediction_type v_prediction --snr_gamma 5 --max_shift 2 2".split()
+    architecture = (
+        "--block_out_channels 8 32 --prediction_type v_prediction --snr_gamma 5 --max_shift 2 2".split() + QUICK
+    )
     options = ["--data_dir", data, "--output_dir", output, *SHARED, "--foreground_fraction", 0.4]
     record = script("train_prior", *options, *architecture)
     prior = UNet2DModel.from_pretrained(output / "unet")
@@ -44,7 +55,8 @@ def test_train_prior_script(data, tmp_path):
     assert set(stored["options"]) == {field.name for field in dataclasses.fields(TrainingOptions)}
     assert record["history"][-1]["val_errors"][500]["eps_mse"] > 0
 
-    start = script("train_prior", *options[:2], "--output_dir", tmp_path / "next", *SHARED, "--init_from", output)
+    again = ["--output_dir", tmp_path / "next", *SHARED, *QUICK, "--init_from", output]
+    start = script("train_prior", *options[:2], *again)
     assert start["parameters"] == sum(parameter.numel() for parameter in prior.parameters())
 
 
@@ -64,3 +76,173 @@ def test_flip_average_without_mirroring_is_refused(capsys):
     with pytest.raises(SystemExit):
         script("train_segmentation", "--data_dir", "anywhere", "--flip_average")
     assert "--mirror_axes both" in capsys.readouterr().err
+
+
+def test_pictures_and_numbers_reach_disk_and_tensorboard(data, tmp_path):
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    output = tmp_path / "prior"
+    options = ["--data_dir", data, "--output_dir", output, *SHARED, *QUICK, "--block_out_channels", 8, 32]
+    trackers = ["--report_to", "tensorboard", "--tracker_project_name", "knees"]
+    record = script("train_prior", *options, *trackers, "--validation_pictures", 1)
+
+    assert sorted(path.name for path in (output / "pictures").iterdir()) == [
+        f"{step:07d}_{name}.png" for step in (2, 3) for name in ("reconstructions", "samples")
+    ]
+    assert Image.open(output / "pictures/0000003_samples.png").size == (2 * 16, 24)
+    # fully sampled, reconstructed, error
+    sheet = np.asarray(Image.open(output / "pictures/0000003_reconstructions.png"))
+    assert sheet.shape == (24, 3 * 16) and sheet[:, :16].mean() > 50
+
+    events = EventAccumulator(str(output / "trackers/knees")).Reload()
+    losses = {event.step: event.value for event in events.Scalars("loss")}
+    logged = {row["step"]: row["loss"] for row in record["history"] if "loss" in row}
+    assert losses == pytest.approx(logged) and set(losses) == {1, 2, 3}
+    assert {"val_psnr", "val_eps_mse", "val_errors/500/x0_mse", "images_per_second"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("samples")] == [2, 3]
+
+
+def test_segmentation_is_trained_on_attacked_images(data, tmp_path):
+    output = tmp_path / "robust"
+    options = ["--data_dir", data, "--output_dir", output, *SHARED, "--channels", 4, 8, "--strides", 2]
+    attack = ["--adversarial_fraction", 0.5, "--adversarial_norm", "l2", "--adversarial_radius", 2]
+    attack += ["--adversarial_steps", 2, "--adversarial_validation_slices", 3]
+    record = script("train_segmentation", *options, "--num_res_units", 1, *attack)
+    last = record["history"][-1]
+    assert 0 <= last["val_attacked_dice"] <= 1 and set(last["val_attacked_dice_per_scan"]) == {"MTR_003"}
+    assert record["arguments"]["adversarial_norm"] == "l2"
+    assert (output / "segmentation_model_best").is_dir()
+
+
+def test_resume_with_another_recipe_is_refused(data, tmp_path):
+    options = ["--data_dir", data, "--output_dir", tmp_path / "out", *SHARED, "--channels", 4, 8, "--strides", 2]
+    script("train_segmentation", *options)
+    with pytest.raises(ValueError, match=r"max_noise: 0.05 there, 0.1 here"):
+        script("train_segmentation", *options, "--resume_from_checkpoint", "latest", "--max_noise", 0.1)
+
+
+def test_slices_read_from_disk_by_workers_train_the_same(data, tmp_path):
+    def weights(folder, *options):
+        output = tmp_path / folder
+        network = ["--channels", 4, 8, "--strides", 2, "--num_res_units", 1]
+        script("train_segmentation", "--data_dir", data, "--output_dir", output, *SHARED, *network, *options)
+        return load_file(output / "segmentation_model/diffusion_pytorch_model.safetensors")
+
+    held = weights("held", "--min_foreground", 1)
+    read = weights("read", "--min_foreground", 1, "--no_preload", "--dataloader_num_workers", 1)
+    assert all(torch.equal(held[key], read[key]) for key in held)
+    assert json.loads((tmp_path / "read/training_record.json").read_text())["data"]["slices"] == 4
+
+
+@pytest.mark.parametrize("mode", ["bf16", "gradient_checkpointing"])
+def test_other_ways_to_the_same_loss(data, tmp_path, mode):
+    options = ["--data_dir", data, *SHARED, *QUICK, "--validation_steps", 0, "--block_out_channels", 8, 32]
+    how = ["--mixed_precision", "bf16"] if mode == "bf16" else ["--gradient_checkpointing"]
+    plain = script("train_prior", *options, "--output_dir", tmp_path / "plain")
+    other = script("train_prior", *options, "--output_dir", tmp_path / "other", *how)
+    losses = [[row["loss"] for row in record["history"] if "loss" in row] for record in (plain, other)]
+    tolerance = 0.03 if mode == "bf16" else 1e-5
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    assert mode != "bf16" or losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("script_name", "options", "error", "message"),
+    [
+        ("train_prior", ["--train_batch_size", 10**7], MemoryError, "--gradient_checkpointing"),
+        ("train_prior", ["--block_out_channels", 8, 8, 8, 8, 8, 32], ValueError, "Pass --size 32 32"),
+        (
+            "train_prior",
+            ["--min_foreground", 10**6],
+            ValueError,
+            "No slice of the 2 scans of the split 'train' is left",
+        ),
+        ("train_prior", ["--slices", "1:2:3:4"], ValueError, "`slices` must be all, paper"),
+        ("train_prior", ["--mixed_precision", "fp16"], ValueError, "fp16 needs a GPU"),
+        ("train_prior", ["--use_8bit_adam"], ImportError, "pip install bitsandbytes"),
+        ("train_segmentation", ["--adversarial_fraction", 2], ValueError, "`adversarial_fraction`"),
+        ("train_segmentation", ["--echo", 7], IndexError, "`echo` 7"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_first_step(data, tmp_path, script_name, options, error, message):
+    with pytest.raises(error, match=message):
+        script(script_name, "--data_dir", data, "--output_dir", tmp_path / "out", "--max_train_steps", 1, *options)
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_data_that_is_not_there_is_named(data, tmp_path):
+    options = ["--data_dir", data, "--output_dir", tmp_path / "out", "--max_train_steps", 1]
+    (data / "segmentation_masks/raw-data-track/MTR_002.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="MTR_002 has no segmentation"):
+        script("train_segmentation", *options, "--no_preload")
+    (data / "files_recon_calib-24/MTR_003.h5").unlink()
+    with pytest.raises(FileNotFoundError, match=r"MTR_003\.h5 is missing"):
+        script("train_prior", *options)
+    annotations = data / "annotations/v1.0.0/val.json"
+    annotations.write_text('{"images": []}')
+    with pytest.raises(ValueError, match="the split 'val' list no scan"):
+        script("train_prior", *options)
+    annotations.unlink()
+    with pytest.raises(FileNotFoundError, match=r"val\.json is missing"):
+        script("train_prior", *options)
+
+
+def test_networks_that_do_not_fit_the_data_are_refused(data, tmp_path):
+    options = ["--data_dir", data, "--output_dir", tmp_path / "out", "--max_train_steps", 1]
+    build_unet(in_channels=1).save_pretrained(tmp_path / "grey")
+    with pytest.raises(ValueError, match="got 1 in and 2 out"):
+        script("train_prior", *options, "--init_from", tmp_path / "grey")
+    SegmentationUNet(class_names=("bone",), channels=(4, 8), strides=(2,)).save_pretrained(tmp_path / "bone")
+    with pytest.raises(ValueError, match=r"must have the classes of the data, .* got \('bone',\)"):
+        script("train_segmentation", *options, "--init_from", tmp_path / "bone")
+    SegmentationUNet(in_channels=2, channels=(4, 8), strides=(2,)).save_pretrained(tmp_path / "two")
+    with pytest.raises(ValueError, match="must have 1 input channel"):
+        script("train_segmentation", *options, "--init_from", tmp_path / "two")
+
+
+@pytest.mark.parametrize("name", ["train_prior", "train_segmentation"])
+def test_the_settings_of_the_paper(name):
+    parse = runpy.run_path(str(ROOT / "training" / f"{name}.py"))["parse_arguments"]
+    args = parse(["--data_dir", "anywhere", "--settings", "paper", "--max_train_steps", "1000000"])
+    if name == "train_prior":
+        assert (args.preset, args.train_batch_size, args.max_train_steps) == ("paper", 2, 1_000_000)
+        assert args.prediction_type == "epsilon" and args.snr_gamma is None
+    else:
+        assert (args.foreground_fraction, args.mirror_axes, args.max_noise) == (0.4, "both", 0.05)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_with_two_processes_resumes(data, tmp_path):
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--num_cpu_threads_per_process", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    options = ["--data_dir", data, "--train_batch_size", 2, "--channels", 4, 8, "--strides", 2, "--logging_steps", 1]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+
+    def run(folder, *more):
+        command = [
+            *launch,
+            ROOT / "training/train_segmentation.py",
+            *options,
+            "--output_dir",
+            tmp_path / folder,
+            *more,
+        ]
+        subprocess.run([str(part) for part in command], check=True, env=environment)
+        return load_file(tmp_path / folder / "segmentation_model/diffusion_pytorch_model.safetensors")
+
+    whole = run("whole", "--max_train_steps", 4, "--lr_scheduler", "constant")
+    run("parts", "--max_train_steps", 2, "--lr_scheduler", "constant")
+    parts = run("parts", "--max_train_steps", 4, "--lr_scheduler", "constant", "--resume_from_checkpoint", "latest")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    record = json.loads((tmp_path / "whole/training_record.json").read_text())
+    assert record["machine"]["processes"] == 2 and record["images"] == 16

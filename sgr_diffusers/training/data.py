@@ -1,0 +1,97 @@
+"""What a command line says of the data enters; checked training and validation slices leave, before the first step."""
+
+import os
+from typing import Any
+
+from sgr_diffusers.data.load import resolve_root
+from sgr_diffusers.data.selection import SliceSelection, parse_selection, select_slices
+from sgr_diffusers.data.skm_tea import SkmTeaScan, SkmTeaSlices, list_scans
+
+__all__ = ["describe_data", "read_selection", "scans_of", "slices_of"]
+
+
+def read_selection(slices: str, min_foreground: int = 0, has_class: tuple[str, ...] = ()) -> SliceSelection:
+    """A selection of slices as a command line gives it.
+
+    Args:
+        slices: "all", "paper", a number n for every n-th slice of a scan, or "start:stop" or "start:stop:step".
+        min_foreground: least number of pixels of any tissue.
+        has_class: names of classes of which at least one must be there.
+
+    Raises:
+        ValueError: it cannot be understood.
+    """
+    if slices == "paper":
+        if min_foreground or has_class:
+            raise ValueError("`slices` paper has its own conditions: pass no `min_foreground` and no `has_class`.")
+        return parse_selection("paper")
+    try:
+        parts = [int(part) if part else None for part in slices.split(":")] if slices != "all" else [1]
+        if len(parts) > 3:
+            raise ValueError("more than two colons")
+        known = parse_selection(parts[0] if len(parts) == 1 else slice(*parts))
+    except ValueError as error:
+        raise ValueError(
+            f"`slices` must be all, paper, a number, or start:stop:step, got {slices!r} ({error})."
+        ) from error
+    return SliceSelection(known.every, known.start, known.stop, tuple(has_class), min_foreground)
+
+
+def scans_of(data_dir: str | os.PathLike, split: str) -> list[SkmTeaScan]:
+    """Scans of a split of a folder in the SKM-TEA layout, or of a repository of tarballs, which is fetched.
+
+    Raises:
+        FileNotFoundError: there is no such folder or split.
+        ValueError: the split lists no scan, or the data is not on a disk.
+    """
+    root = resolve_root(data_dir)
+    if "://" in root:
+        raise ValueError(f"`data_dir` {data_dir}: training reads every slice many times. Fetch the files first.")
+    scans = list_scans(root, split)
+    if not scans:
+        raise ValueError(f"`data_dir` {data_dir}: the annotations of the split {split!r} list no scan.")
+    return scans
+
+
+def slices_of(
+    data_dir: str | os.PathLike,
+    split: str,
+    selection: SliceSelection | None = None,
+    **settings: Any,
+) -> SkmTeaSlices:
+    """The slices of a split, after a look at the file of every scan: none is found missing after hours.
+
+    Args:
+        data_dir: folder in the SKM-TEA layout, or repository.
+        split: "train" or "val".
+        selection: of slices; all of them if not given.
+        **settings: of `SkmTeaSlices`.
+
+    Raises:
+        FileNotFoundError: a split or the file of a scan is missing.
+        IndexError: a scan does not have the echo.
+        ValueError: a file is damaged, sizes differ, or no slice is left.
+    """
+    scans = scans_of(data_dir, split)
+    chosen = None if selection is None else select_slices(scans, selection)
+    if chosen is not None and not any(len(rows) for rows in chosen):
+        raise ValueError(
+            f"No slice of the {len(scans)} scans of the split {split!r} is left by the selection {selection}. Lower "
+            "its conditions."
+        )
+    for scan in scans:
+        scan.target(0, settings.get("echo", 1))
+        if settings.get("with_labels", True) and not scan.labels_file.exists():
+            raise FileNotFoundError(f"{scan.labels_file} is missing: scan {scan.scan_id} has no segmentation.")
+    return SkmTeaSlices(scans, chosen=chosen, **settings)
+
+
+def describe_data(dataset: SkmTeaSlices) -> dict[str, Any]:
+    """What a resumed run must find again."""
+    return {
+        "scans": [scan.scan_id for scan in dataset.scans],
+        "slices": len(dataset),
+        "size": list(dataset.size),
+        "echo": dataset.echo,
+        "quantile": dataset.quantile,
+    }

@@ -1,0 +1,229 @@
+"""Complex slices enter; the loss of the prior, its errors on held-out slices and pictures of what it can do leave."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from sgr_diffusers.data.skm_tea import SkmTeaScan
+from sgr_diffusers.data.transforms import draw_flips, draw_shifts, draw_uniform, mirror, rotate_phase, shift
+from sgr_diffusers.evaluation.metrics import psnr
+from sgr_diffusers.models.denoising import denoising_errors, denoising_loss, draw_timesteps, timestep_density
+from sgr_diffusers.networks import predict, size_multiple
+from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
+from sgr_diffusers.training.log import Validation
+from sgr_diffusers.training.seeds import step_generator
+
+__all__ = ["PriorLoss", "PriorPictures", "PriorValidation", "check_prior", "sample_images"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_prior(unet: UNet2DModel, size: tuple[int, int]) -> None:
+    """Refuse a network that does not fit the data.
+
+    Args:
+        unet: the prior.
+        size: (y, x) of the slices.
+
+    Raises:
+        ValueError: wrong channels, or a size that the network cannot halve often enough.
+    """
+    channels = unet.config.in_channels, unet.config.out_channels
+    if channels not in {(2, 2), (2, 4)}:
+        raise ValueError(
+            "The prior must have 2 input channels (real, imaginary) and 2 output channels, or 4 with a learned sigma, "
+            f"got {channels[0]} in and {channels[1]} out. Start from a prior that `create_prior` made."
+        )
+    multiple = size_multiple(unet)
+    if any(length % multiple for length in size):
+        fitting = " ".join(str(-(-length // multiple) * multiple) for length in size)
+        raise ValueError(
+            f"Slices are {size[0]} x {size[1]} pixels, and this network of {len(unet.config.block_out_channels)} "
+            f"levels needs multiples of {multiple}. Pass --size {fitting}."
+        )
+
+
+@dataclass
+class PriorLoss:
+    """Loss of a batch of slices, augmented: the `compute_loss` of `fit`.
+
+    Attributes:
+        scheduler: adds the noise, and says what is predicted.
+        snr_gamma: of the min-SNR weights; `None` for none.
+        timestep_sampling: one of `TIMESTEP_SAMPLING`; "importance" draws by the weights instead of multiplying.
+        mirrored: whether left and right are exchanged in half of the slices.
+        rotated: whether the global phase is random.
+        max_shift: largest displacement (y, x) in pixels.
+    """
+
+    scheduler: DDIMScheduler
+    snr_gamma: float | int | None = None
+    timestep_sampling: str = "stratified"
+    mirrored: bool = True
+    rotated: bool = True
+    max_shift: Sequence[int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        """Turn weights into a density where timesteps are drawn by them."""
+        self._density = None
+        if self.timestep_sampling == "importance":
+            self._density = timestep_density(self.scheduler, 5 if self.snr_gamma is None else self.snr_gamma)
+
+    def __call__(self, network: nn.Module, batch: dict[str, Any], generator: Generator) -> Float[Tensor, ""]:
+        """Mean over the batch; everything random comes from the generator."""
+        images = batch["image"]
+        n = len(images)
+        if self.mirrored:
+            images = mirror(images, draw_flips(n, 0.5, generator))
+        if any(self.max_shift):
+            images = shift(images, draw_shifts(n, tuple(self.max_shift), generator))
+        if self.rotated:
+            images = rotate_phase(images, draw_uniform(n, 0, 2 * torch.pi, generator))
+        n_timesteps = self.scheduler.config.num_train_timesteps
+        timesteps = draw_timesteps(n, n_timesteps, generator, self.timestep_sampling, self._density)
+        noise = torch.randn(images.shape, generator=generator).to(images)
+        gamma = None if self._density is not None else self.snr_gamma
+        return denoising_loss(network, self.scheduler, images, noise, timesteps.to(images.device), gamma)
+
+
+@dataclass
+class PriorPictures:
+    """What pictures to make of a prior in training.
+
+    Attributes:
+        scans: held-out scans, of which slices are undersampled and reconstructed.
+        n_samples: unconditional samples.
+        n_slices: reconstructed slices, in the middle of so many scans.
+        acceleration: the stored mask nearest to it is taken.
+        n_steps: of sampling.
+        size: (y, x) of the samples.
+        echo: of the scans.
+        seed: of all noise; the same in every validation, so that pictures can be compared.
+    """
+
+    scans: Sequence[SkmTeaScan]
+    n_samples: int
+    n_slices: int
+    acceleration: float | int
+    n_steps: int
+    size: tuple[int, int]
+    echo: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Read the slices, so that a missing mask is found before the first step."""
+        self._slices = []
+        for number in range(self.n_slices):
+            scan = self.scans[number % len(self.scans)]
+            row = scan.n_slices * (number // len(self.scans) + 1) // (self.n_slices // len(self.scans) + 2)
+            accelerations = [float(name.removeprefix("poisson_").rstrip("x")) for name in scan.mask_names]
+            if not accelerations:
+                raise ValueError(f"{scan.kspace_file} stores no masks: pass --validation_pictures 0.")
+            mask = scan.mask(min(accelerations, key=lambda one: abs(one - self.acceleration)))
+            parts = scan.kspace(row, self.echo), mask, scan.coil_maps(row), scan.target(row, self.echo)
+            self._slices.append([torch.from_numpy(np.ascontiguousarray(part)) for part in parts])
+
+    def __call__(self, unet: UNet2DModel, scheduler: DDIMScheduler) -> Validation:
+        """Samples; of each slice the fully sampled image, its reconstruction and five times the error (magnitudes)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        pictures, results = {}, {}
+        if self.n_samples:
+            samples = sample_images(unet, scheduler, self.n_samples, self.size, generator, self.n_steps)
+            pictures["samples"] = np.stack([_grey(one, 1.1) for one in samples.norm(dim=1).cpu().numpy()])
+        pipe = SGRMRIPipeline(unet, DDIMScheduler.from_config(scheduler.config), None)
+        pipe.set_progress_bar_config(disable=True)
+        rows, scores = [], []
+        for kspace, mask, maps, target in self._slices:
+            images = (
+                pipe(
+                    kspace * mask,
+                    mask,
+                    target="none",
+                    coil_maps=maps,
+                    num_inference_steps=self.n_steps,
+                    generator=torch.Generator().manual_seed(self.seed),
+                )
+                .images[0, 0, 0]
+                .cpu()
+            )
+            scores.append(psnr(images[None], target[None]))
+            full, found = target.abs().numpy(), images.abs().numpy()
+            white = 1.1 * float(np.quantile(full, 0.99))
+            rows += [_grey(full, white), _grey(found, white), _grey(5 * np.abs(found - full), white)]
+        if rows and len({row.shape for row in rows}) == 1:
+            pictures["reconstructions"] = np.stack(rows)
+        if scores:
+            results["val_psnr"] = float(np.mean(scores))
+        return Validation(results, pictures)
+
+
+@dataclass
+class PriorValidation:
+    """Errors by noise level on fixed slices, and pictures: the `validate` of `fit`.
+
+    Attributes:
+        scheduler: of the loss.
+        images: clean slices ``(batch, 2, y, x)``, on the device.
+        timesteps: noise levels to test.
+        seed: of the noise.
+        pictures: `None` for none.
+    """
+
+    scheduler: DDIMScheduler
+    images: Float[Tensor, "batch 2 y x"]
+    timesteps: Sequence[int]
+    seed: int = 0
+    pictures: PriorPictures | None = None
+
+    def __call__(self, network: UNet2DModel) -> Validation:
+        """`val_eps_mse`, the mean over noise levels; `val_errors` for each; `val_psnr` of the reconstructions."""
+        was_training = network.training
+        network.eval()
+        table = denoising_errors(network, self.scheduler, self.images, self.timesteps, step_generator(self.seed, 0))
+        outcome = self.pictures(network, self.scheduler) if self.pictures is not None else Validation()
+        network.train(was_training)
+        logger.info("validation  t        %s", " ".join(f"{timestep:8d}" for timestep in table))
+        for key in ("eps_mse", "x0_mse"):
+            logger.info("validation  %-8s %s", key, " ".join(f"{row[key]:8.5f}" for row in table.values()))
+        mean = float(np.mean([row["eps_mse"] for row in table.values()]))
+        shown = "".join(f"  {key} {value:.2f}" for key, value in outcome.results.items())
+        logger.info("validation  mean eps_mse %.5f%s", mean, shown)
+        return Validation({"val_eps_mse": mean, **outcome.results, "val_errors": table}, outcome.pictures)
+
+
+@torch.no_grad()
+def sample_images(
+    unet: UNet2DModel,
+    scheduler: DDIMScheduler,
+    n: int,
+    size: tuple[int, int],
+    generator: Generator,
+    n_steps: int = 50,
+) -> Float[Tensor, "n 2 y x"]:
+    """Draw unconditional samples of the prior by DDIM, without fresh noise.
+
+    Args:
+        unet: the prior, in evaluation mode.
+        scheduler: of its training.
+        n: number of samples.
+        size: (y, x).
+        generator: of the first noise, on the CPU.
+        n_steps: of sampling.
+    """
+    sampler = DDIMScheduler.from_config(scheduler.config)
+    sampler.set_timesteps(n_steps)
+    images = torch.randn((n, 2, *size), generator=generator).to(unet.device)
+    for timestep in sampler.timesteps:
+        images = sampler.step(predict(unet, images, timestep.to(unet.device)), timestep, images).prev_sample
+    return images
+
+
+def _grey(image: np.ndarray, white: float) -> np.ndarray:
+    return (255 * np.clip(image / white, 0, 1)).astype(np.uint8)

@@ -1,0 +1,76 @@
+"""Checked networks, data and losses enter; a training from the first look at the machine to the record leaves."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers import ModelMixin
+
+from sgr_diffusers.data.skm_tea import SkmTeaSlices
+from sgr_diffusers.training.data import describe_data
+from sgr_diffusers.training.files import write_json
+from sgr_diffusers.training.loop import fit
+from sgr_diffusers.training.memory import check_memory
+from sgr_diffusers.training.options import TrainingOptions
+from sgr_diffusers.training.publish import create_repository, upload_run
+from sgr_diffusers.training.record import training_record
+
+__all__ = ["run_training", "start_logging"]
+
+logger = logging.getLogger(__name__)
+
+
+def start_logging() -> None:
+    """What a training script tells goes to the console."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # else four lines a checkpoint
+
+
+def run_training(
+    model: ModelMixin,
+    dataset: SkmTeaSlices,
+    options: TrainingOptions,
+    accelerator: Accelerator,
+    arguments: dict[str, Any],
+    example: tuple[Any, ...],
+    recipe: dict[str, Any],
+    data_dir: str,
+    card_template: Path,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Check memory and repository, train, write ``training_record.json``, and publish if that is asked for.
+
+    Args:
+        model: to be trained.
+        dataset: to train it on.
+        options: of the run.
+        accelerator: from `create_accelerator`.
+        arguments: of the command line, for the record.
+        example: inputs of `model.forward` for one slice.
+        recipe: what of the script's own arguments changes what is learned: a resumed run must have the same.
+        data_dir: as it was given.
+        card_template: of the card, should the run be published.
+        **settings: of `fit`.
+
+    Returns:
+        The record.
+    """
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    logger.info(
+        "%d parameters, %d slices of %s from %d scans", n_parameters, len(dataset), dataset.size, len(dataset.scans)
+    )
+    check_memory(model, options, accelerator, *example, extra_bytes=0)  # preloaded data is in memory already
+    repository = create_repository(options) if accelerator.is_main_process else None
+    data = describe_data(dataset)
+    state = fit(model, dataset, options=options, accelerator=accelerator, identity={**data, **recipe}, **settings)
+    details = {
+        "data": {**data, "data_dir": str(data_dir), "scans": len(dataset.scans), "slices": len(dataset)},
+        "arguments": arguments,
+        "parameters": n_parameters,
+    }
+    record = training_record(options, state, accelerator, **details)
+    if accelerator.is_main_process:
+        write_json(Path(options.output_dir) / "training_record.json", record)
+        upload_run(options, record, repository, card_template)
+    return record

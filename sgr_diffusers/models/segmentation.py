@@ -10,7 +10,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = ["SegmentationUNet"]
@@ -35,7 +35,7 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
         ValueError: if there is no class, a name appears twice, or `strides` does not fit `channels`.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -67,6 +67,7 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
             num_res_units=num_res_units,
             dropout=dropout,
         )
+        self.gradient_checkpointing = False
 
     @property
     def n_classes(self) -> int:
@@ -104,6 +105,8 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
             magnitude = F.pad(magnitude, (left, right, top, bottom), mode="replicate")
         if self.config.flip_average and not self.training:
             logits = self._flip_averaged(magnitude)
+        elif self.gradient_checkpointing and self.training:
+            logits = self._checkpointed(self.network.model, magnitude)
         else:
             logits = self.network(magnitude)
         return logits[..., top : top + height, left : left + width]
@@ -113,6 +116,18 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
         multiple = self.size_multiple
         missing = max(math.ceil(size / multiple), 2) * multiple - size
         return missing // 2, missing - missing // 2
+
+    def _checkpointed(self, block: nn.Module, x: Tensor) -> Tensor:
+        """MONAI's nested blocks one by one: what is inside of a block is computed again in the backward pass."""
+        from monai.networks.layers.simplelayers import SkipConnection
+
+        if isinstance(block, SkipConnection):
+            return torch.cat([x, self._checkpointed(block.submodule, x)], dim=1)
+        if type(block) is nn.Sequential:
+            for child in block:
+                x = self._checkpointed(child, x)
+            return x
+        return self._gradient_checkpointing_func(block, x)
 
     def _flip_averaged(self, magnitude: Tensor) -> Tensor:
         all_axes = ((), (-2,), (-1,), (-2, -1))

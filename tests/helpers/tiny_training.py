@@ -51,7 +51,16 @@ def tiny_model(**overrides):
         return create_prior("small", **{**TINY_PRIOR, "dropout": 0.2, **overrides})
 
 
-def train(output_dir, compute_loss=noise_loss, validate=None, dataset=None, model=None, identity=None, **options):
+def train(
+    output_dir,
+    compute_loss=noise_loss,
+    validate=None,
+    dataset=None,
+    model=None,
+    identity=None,
+    accelerator=None,
+    **options,
+):
     """A few steps of a tiny prior with dropout."""
     options = TrainingOptions(output_dir=str(output_dir), **{**DEFAULTS, **options})
     model = model or tiny_model()
@@ -60,7 +69,7 @@ def train(output_dir, compute_loss=noise_loss, validate=None, dataset=None, mode
         dataset or Slices(),
         compute_loss,
         options,
-        Accelerator(cpu=True, mixed_precision=options.mixed_precision),
+        accelerator or Accelerator(cpu=True, mixed_precision=options.mixed_precision),
         name="unet",
         foreground=np.arange(10) > 6,
         validate=validate,

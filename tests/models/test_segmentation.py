@@ -119,3 +119,26 @@ def test_constructor_names_a_wrong_argument(arguments, message):
 def test_wrong_channel_count(model):
     with pytest.raises(ValueError, match="`magnitude`"):
         model(random_magnitude(1, 2, 16, 16))
+
+
+def test_gradient_checkpointing_changes_nothing_but_the_memory():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SegmentationUNet(channels=(4, 8, 8), strides=(2, 2), num_res_units=2).train()
+    image = torch.rand(2, 1, 16, 12, generator=torch.Generator().manual_seed(0))
+
+    def gradients_and_saved():
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one.numel()) or one, lambda one: one):
+            loss = model(image).square().mean()
+        model.zero_grad()
+        loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters()], sum(saved)
+
+    plain, n_plain = gradients_and_saved()
+    model.enable_gradient_checkpointing()
+    again, n_again = gradients_and_saved()
+    assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+    assert n_again < 0.5 * n_plain
+    model.disable_gradient_checkpointing()
+    assert gradients_and_saved()[1] == n_plain

@@ -164,8 +164,35 @@ def test_nan_stops_and_names_the_slices(tmp_path):
     broken = Slices()
     broken.images = broken.images.clone()
     broken.images[4] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"nan at step \d, on \(scan, slice\) .*\('scan4', 4\)"):
-        train(tmp_path, dataset=broken, max_train_steps=20)
+    model = tiny_model()
+    with pytest.raises(FloatingPointError, match=r"nan at step \d, on \(scan, slice\) .*\('scan4', 4\)") as error:
+        train(tmp_path, dataset=broken, model=model, max_train_steps=20, checkpointing_steps=1)
+    (folder,) = tmp_path.glob("nonfinite-step-*")
+    step = int(folder.name.split("-")[-1])
+    assert str(folder) in str(error.value) and f"at step {step}," in str(error.value)
+
+    report = json.loads((folder / "report.json").read_text())
+    assert report["step"] == step and len(report["batches"]) == 2  # micro-steps
+    bad = [row for row in report["batches"] if ["scan4", 4] in row["slices"]]
+    assert bad and all(row["loss"] != row["loss"] for row in bad)
+    batch = load_file(folder / f"batch_0_{bad[0]['micro_step']}.safetensors")
+    assert batch["image"].isnan().any()
+    # what the step started from, which is what the last checkpoint has, and is never resumed from
+    assert latest_checkpoint(tmp_path).name == f"checkpoint-{step}"
+    stored = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    last = load_file(tmp_path / f"checkpoint-{step}/unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(stored[key], last[key]) and stored[key].isfinite().all() for key in stored)
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
+        train(tmp_path, resume_from_checkpoint=str(folder))
+
+
+def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
+    def infinite_gradient(network, batch, generator):
+        loss = noise_loss(network, batch, generator)
+        return loss + (loss.detach() - loss).abs().sqrt()  # the slope of the root at 0
+
+    with pytest.raises(FloatingPointError, match="The loss is finite, but its gradient has the norm"):
+        train(tmp_path, infinite_gradient)
 
 
 def test_random_numbers_of_a_step_depend_on_nothing_else():

@@ -33,7 +33,7 @@ def test_options_name_what_cannot_work(options, message):
 def test_epochs_count_the_slices_of_all_processes():
     options = TrainingOptions(num_train_epochs=2.5, train_batch_size=4, gradient_accumulation_steps=2)
     assert options.last_step(n_items=100, n_processes=3) == 11  # 250 slices, 24 a step
-    assert TrainingOptions(num_train_epochs=2, max_train_steps=3).last_step(100, 1) == 3
+    assert TrainingOptions(num_train_epochs=2.0, max_train_steps=3).last_step(100, 1) == 3
     assert TrainingOptions(max_train_minutes=2.0).last_step(100, 1) is None
 
 

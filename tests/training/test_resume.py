@@ -1,13 +1,17 @@
 """A run is killed at any moment, its checkpoints are damaged, its disk is full: what then is left, and how it ends."""
 
+import contextlib
 import json
 import logging
+import os
 import random
 import resource
 import time
 
 import pytest
+import torch
 from tiny_training import (
+    Slices,
     assert_same_bits,
     contents,
     finish,
@@ -74,6 +78,26 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
     for key in one:
         if key.startswith("unet"):
             assert (one[key] - two[key]).abs().max() < 2e-4, key  # Adam turns rounding into sign at the first step
+
+
+def test_two_processes_stop_together_where_one_loss_is_not_finite(tmp_path):
+    processes = start_processes(2, train_broken, tmp_path, gradient_accumulation_steps=1)
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [1, 1]
+    (report,) = tmp_path.glob("nonfinite-step-*/report.json")
+    rows = json.loads(report.read_text())["batches"]
+    bad = [row for row in rows if ["scan4", 4] in row["slices"]]
+    assert sorted(row["process"] for row in rows) == [0, 1] and len(bad) == 1
+    assert (report.parent / f"batch_{bad[0]['process']}_0.safetensors").exists()
+
+
+def train_broken(output_dir, **options):
+    broken = Slices()
+    broken.images = broken.images.clone()
+    broken.images[4] = torch.nan
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        train(output_dir, dataset=broken, max_train_steps=20, **options)
 
 
 def train_without_chance(output_dir, **options):

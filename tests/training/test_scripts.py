@@ -90,9 +90,10 @@ def test_pictures_and_numbers_reach_disk_and_tensorboard(data, tmp_path):
     assert sorted(path.name for path in (output / "pictures").iterdir()) == [
         f"{step:07d}_{name}.png" for step in (2, 3) for name in ("reconstructions", "samples")
     ]
-    assert Image.open(output / "pictures/0000003_samples.png").size == (2 * 16, 24)
-    # fully sampled, reconstructed, error
-    sheet = np.asarray(Image.open(output / "pictures/0000003_reconstructions.png"))
+    with Image.open(output / "pictures/0000003_samples.png") as samples:
+        assert samples.size == (2 * 16, 24)
+    with Image.open(output / "pictures/0000003_reconstructions.png") as sheet:
+        sheet = np.asarray(sheet)  # fully sampled, reconstructed, error
     assert sheet.shape == (24, 3 * 16) and sheet[:, :16].mean() > 50
 
     events = EventAccumulator(str(output / "trackers/knees")).Reload()

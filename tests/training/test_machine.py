@@ -40,14 +40,19 @@ def test_there_is_no_configuration_without_a_test():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested
 
 
-def accelerator_of(kind, zero_stage=None):
-    plugin = SimpleNamespace(zero_stage=zero_stage, deepspeed_config={"train_micro_batch_size_per_gpu": "auto"})
-    return SimpleNamespace(distributed_type=kind, state=SimpleNamespace(deepspeed_plugin=plugin))
+class Pretended(Accelerator):
+    """What an accelerator says of itself on machines with GPUs."""
+
+    distributed_type = state = None
+
+    def __init__(self, kind, zero_stage=None):
+        plugin = SimpleNamespace(zero_stage=zero_stage, deepspeed_config={"train_micro_batch_size_per_gpu": "auto"})
+        self.distributed_type, self.state = kind, SimpleNamespace(deepspeed_plugin=plugin)
 
 
 @pytest.mark.parametrize(("kind", "stage"), [(DistributedType.FSDP, None), (DistributedType.DEEPSPEED, 3)])
 def test_sharded_weights_cannot_be_averaged(kind, stage):
-    accelerator = accelerator_of(kind, stage)
+    accelerator = Pretended(kind, stage)
     assert is_sharded(accelerator)
     with pytest.raises(ValueError, match="--ema_decay 0"):
         check_accelerator(accelerator, TrainingOptions(max_train_steps=1))
@@ -55,7 +60,7 @@ def test_sharded_weights_cannot_be_averaged(kind, stage):
 
 
 def test_deepspeed_is_told_the_batch():
-    accelerator = accelerator_of(DistributedType.DEEPSPEED, 2)
+    accelerator = Pretended(DistributedType.DEEPSPEED, 2)
     assert not is_sharded(accelerator)
     options = TrainingOptions(
         max_train_steps=1, train_batch_size=3, gradient_accumulation_steps=4, max_grad_norm=0.5, mixed_precision="no"
@@ -119,7 +124,7 @@ def test_wandb_offline_gets_losses_and_pictures(tmp_path, monkeypatch):
     accelerator.end_training()
     runs = list(tmp_path.glob("wandb/offline-run-*"))
     assert len(runs) == 1
-    assert list(runs[0].glob("*.wandb"))[0].stat().st_size > 500
+    assert next(runs[0].glob("*.wandb")).stat().st_size > 500
     assert len(list(runs[0].rglob("*.png"))) == 2
 
 
@@ -128,7 +133,7 @@ def picture(network):
 
     from sgr_diffusers.training.log import Validation
 
-    return Validation({"score": 1.0}, {"grey": np.zeros((2, 4, 4), np.uint8)})
+    return Validation({"score": 1.0}, {"grey": np.arange(32, dtype=np.uint8).reshape(2, 4, 4)})
 
 
 @pytest.mark.slow

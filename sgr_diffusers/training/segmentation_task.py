@@ -90,7 +90,7 @@ class SegmentationLoss:
     """Dice and cross-entropy of a batch of slices, augmented: the `compute_loss` of `fit`.
 
     Args:
-        model: the bare network, for the attack.
+        model: the bare network; for an attack only.
         mirror_axes: "none", "x" (left-right) or "both".
         max_shift: largest displacement (y, x) in pixels.
         max_noise: largest standard deviation of Gaussian noise.
@@ -101,7 +101,7 @@ class SegmentationLoss:
 
     def __init__(
         self,
-        model: SegmentationUNet,
+        model: SegmentationUNet | None = None,
         mirror_axes: str = "x",
         max_shift: Sequence[int] = (0, 0),
         max_noise: float | int = 0.05,

@@ -148,16 +148,8 @@ def processes(data, folder, args):
             batch = 2 * args.train_batch_size // n_processes
             options = f"--train_batch_size {batch} --max_train_steps {2 * args.block} --logging_steps {args.block} "
             options += f"--num_threads {n_threads} --preset {args.preset} --validation_steps 0 --validation_samples 0 "
-            options += "--validation_pictures 0 --validation_slices 1 --overwrite_output_dir"
-            launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(n_processes)]
-            launch += [
-                "--num_machines",
-                "1",
-                "--num_cpu_threads_per_process",
-                str(n_threads),
-                "--dynamo_backend",
-                "no",
-            ]
+            options += "--validation_pictures 0 --validation_slices 1 --overwrite_output_dir --cpu"
+            launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(n_processes), "--master_port", "29618"]
             command = [*(launch if n_processes > 1 else []), str(ROOT / "training/train_prior.py"), *options.split()]
             command += ["--data_dir", str(data), "--output_dir", str(folder)]
             environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}

@@ -44,6 +44,10 @@ def test_commands_of_the_readme_are_understood(line):
         assert cli.create_parser().parse_args(arguments).command == arguments[0]
     elif program == "make":
         assert f"\n{arguments[0]}: " in (ROOT / "Makefile").read_text()
+    elif program == "accelerate":
+        option, config, script, *rest = arguments[1:]
+        assert (arguments[0], option) == ("launch", "--config_file") and (ROOT / config).is_file()
+        assert runpy.run_path(str(ROOT / script))["parse_arguments"](rest).data_dir == "runs/knee"
     else:
         assert program == "python" and (ROOT / arguments[0]).is_file()
         if arguments[0].startswith("training/"):

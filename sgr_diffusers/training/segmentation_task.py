@@ -131,7 +131,8 @@ class SegmentationLoss:
             magnitude, labels = shift(magnitude, shifts), shift(labels, shifts)
         gains = draw_uniform(n, 1 - self.gain_range, 1 + self.gain_range, generator)
         exponents = draw_uniform(n, 1 - self.contrast_range, 1 + self.contrast_range, generator)
-        magnitude = change_contrast(magnitude, gains, exponents)
+        if self.gain_range or self.contrast_range:
+            magnitude = change_contrast(magnitude, gains, exponents)
         magnitude = add_gaussian_noise(magnitude, draw_uniform(n, 0, self.max_noise, generator), generator)
         if self.attack is not None:
             # The slices of a batch are in random order already. A share between two numbers is met on average.

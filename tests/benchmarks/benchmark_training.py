@@ -36,6 +36,11 @@ from sgr_diffusers.training.segmentation_task import SegmentationLoss
 ROOT = Path(__file__).parents[2]
 
 
+def batch_size(kind, args):
+    """The scripts' defaults have this ratio, too."""
+    return args.train_batch_size * (1 if kind == "prior" else 2)
+
+
 class Bare:
     """Forward, backward and optimizer on tensors that are there already."""
 
@@ -44,11 +49,12 @@ class Bare:
         self.kind = kind
         self.model = build(kind, args).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
-        shape = (args.train_batch_size, 2, *args.size)
+        n = batch_size(kind, args)
+        shape = (n, 2, *args.size)
         self.images, self.noise = (torch.randn(shape, generator=generator) for _ in range(2))
-        self.timesteps = torch.randint(0, 1000, (args.train_batch_size,), generator=generator)
+        self.timesteps = torch.randint(0, 1000, (n,), generator=generator)
         self.magnitude = self.images.norm(dim=1, keepdim=True)
-        self.labels = torch.randint(0, 5, (args.train_batch_size, 1, *args.size), generator=generator)
+        self.labels = torch.randint(0, 5, (n, 1, *args.size), generator=generator)
         self.scheduler = create_scheduler()
         self.criterion = SegmentationLoss().criterion
 
@@ -108,7 +114,7 @@ def throughput(kind, data, folder, args, **how):
     options = TrainingOptions(
         str(folder),
         max_train_steps=args.block * (args.n_blocks + 2) + 1,
-        train_batch_size=args.train_batch_size,
+        train_batch_size=batch_size(kind, args),
         foreground_fraction=0.4 if kind != "prior" else 0.0,
         checkpointing_steps=0,
         logging_steps=10**6,
@@ -142,16 +148,8 @@ def processes(data, folder, args):
             batch = 2 * args.train_batch_size // n_processes
             options = f"--train_batch_size {batch} --max_train_steps {2 * args.block} --logging_steps {args.block} "
             options += f"--num_threads {n_threads} --preset {args.preset} --validation_steps 0 --validation_samples 0 "
-            options += "--validation_pictures 0 --validation_slices 1 --overwrite_output_dir"
-            launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(n_processes)]
-            launch += [
-                "--num_machines",
-                "1",
-                "--num_cpu_threads_per_process",
-                str(n_threads),
-                "--dynamo_backend",
-                "no",
-            ]
+            options += "--validation_pictures 0 --validation_slices 1 --overwrite_output_dir --cpu"
+            launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(n_processes), "--master_port", "29618"]
             command = [*(launch if n_processes > 1 else []), str(ROOT / "training/train_prior.py"), *options.split()]
             command += ["--data_dir", str(data), "--output_dir", str(folder)]
             environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
@@ -207,7 +205,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small", help="of the prior")
     parser.add_argument("--size", type=int, nargs=2, default=[96, 80], help="of a slice")
-    parser.add_argument("--train_batch_size", type=int, default=8)
+    parser.add_argument("--train_batch_size", type=int, default=8, help="of the prior; twice as many for segmentation")
     parser.add_argument("--num_threads", type=int, default=1, help="of the two loops")
     parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1], help="processes that read")
     parser.add_argument("--block", type=int, default=10, help="steps before the other loop has its turn")
@@ -220,7 +218,7 @@ def main():
         data, folder = Path(temporary, "data"), Path(temporary, "run")
         write_data(data, 8, (64, *args.size), 2, chunked=True)
         shutil.copy(data / "annotations/v1.0.0/train.json", data / "annotations/v1.0.0/val.json")
-        print(f"training, {args.train_batch_size} slices of {args.size} a step, {args.num_threads} threads:")
+        print(f"training, slices of {args.size}, {args.num_threads} threads:")
         for kind in ("prior", "segmentation"):
             for n_workers in args.num_workers:
                 costs = throughput(kind, data, folder, args, dataloader_num_workers=n_workers)

@@ -24,6 +24,14 @@ def test_scale_to_quantile_is_per_slice(generator):
     torch.testing.assert_close(scaled * scale[:, None, None], image)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (96, 80)])
+@pytest.mark.parametrize("quantile", [0.99, 0.5, 1.0])
+def test_the_quantile_is_that_of_torch_bit_for_bit(generator, shape, quantile):
+    image = torch.randn(2, *shape, generator=generator, dtype=torch.complex64)
+    _, scale = transforms.scale_to_quantile(image, quantile)
+    assert torch.equal(scale, image.abs().flatten(1).quantile(quantile, dim=1))
+
+
 def test_scale_to_quantile_names_the_empty_slice(generator):
     image = torch.randn(3, 20, 10, generator=generator, dtype=torch.complex64)
     image[1] = 0

@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parents[2] / "training/accelerate_configs"
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("multi_cpu", DistributedType.MULTI_CPU),
+        ("cpu", DistributedType.NO),
         ("multi_gpu", DistributedType.MULTI_GPU),
         ("multi_node", DistributedType.MULTI_GPU),
         ("fsdp", DistributedType.FSDP),
@@ -36,7 +36,7 @@ def test_the_shipped_configurations_are_understood(name, kind):
 
 
 def test_there_is_no_configuration_without_a_test():
-    tested = {"multi_cpu", "multi_gpu", "multi_node", "fsdp", "deepspeed_zero2"}
+    tested = {"cpu", "multi_gpu", "multi_node", "fsdp", "deepspeed_zero2"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested
 
 

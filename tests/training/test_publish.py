@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
 
+import local_hub
 import numpy as np
 import pytest
 from diffusers import UNet2DModel
 from huggingface_hub import ModelCard
+from layout_fixture import write_tiny_skm_tea
 from tiny_training import train
 
 from sgr_diffusers.training.log import Validation
@@ -12,7 +14,8 @@ from sgr_diffusers.training.options import TrainingOptions
 from sgr_diffusers.training.publish import create_repository, upload_run, write_hub_folder
 from sgr_diffusers.training.record import training_record
 
-TEMPLATE = Path(__file__).parents[2] / "hub_cards/training_card.md.jinja"
+ROOT = Path(__file__).parents[2]
+TEMPLATE = ROOT / "hub_cards/training_card.md.jinja"
 
 
 def validate(network):
@@ -61,3 +64,49 @@ def test_nothing_is_published_unasked(finished):
     assert create_repository(options) is None
     upload_run(options, record, None, TEMPLATE)
     assert not (Path(options.output_dir) / "hub").exists()
+
+
+needs_writable_hub = pytest.mark.skipif(
+    not hasattr(local_hub, "LocalHub"), reason="the local Hub of this checkout only serves files"
+)
+
+
+@needs_writable_hub
+def test_a_training_is_published_and_loads_from_there(tmp_path):
+    from hub_client import OWNER, run_client
+
+    data = write_tiny_skm_tea(tmp_path / "data")
+    options = (
+        f"--data_dir {data} --output_dir {tmp_path / 'out'} --channels 4 8 --strides 2 --max_train_steps 1 --cpu "
+    )
+    options += "--train_batch_size 2 --num_threads 1 --push_to_hub --hub_model_id lab/knee --hub_private_repo"
+    code = f"""
+import runpy
+runpy.run_path({str(ROOT / "training/train_segmentation.py")!r})["main"]({options.split()!r})
+from sgr_diffusers import SegmentationUNet
+print(SegmentationUNet.from_pretrained("lab/knee", subfolder="segmentation_model").config.channels)
+"""
+    with local_hub.local_hub() as hub:
+        hub.tokens[OWNER] = "lab"
+        done = run_client(code, tmp_path / "home", endpoint=hub.url, token=OWNER, path=(ROOT,))
+        assert "[4, 8]" in done.stdout
+        names = [path for method, path, *_ in hub.requests if method == "POST"]
+    assert any(path.endswith("/commit/main") for path in names)
+    assert (tmp_path / "out/hub/README.md").read_text().count("lab/knee") == 1
+
+
+@needs_writable_hub
+def test_a_token_that_may_not_write_is_found_before_the_first_step(tmp_path):
+    from hub_client import WRONG, run_client
+
+    data = write_tiny_skm_tea(tmp_path / "data")
+    options = (
+        f"--data_dir {data} --output_dir {tmp_path / 'out'} --channels 4 8 --strides 2 --max_train_steps 1 --cpu "
+    )
+    options += "--push_to_hub --hub_model_id lab/knee"
+    script = str(ROOT / "training/train_segmentation.py")
+    with local_hub.local_hub() as hub:
+        code = f"import runpy; runpy.run_path({script!r})['main']({options.split()!r})"
+        done = run_client(code, tmp_path / "home", endpoint=hub.url, token=WRONG, path=(ROOT,), check=False)
+    assert done.returncode == 1 and "401" in done.stderr
+    assert not list((tmp_path / "out").glob("checkpoint-*"))

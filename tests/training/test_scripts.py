@@ -214,20 +214,10 @@ def test_the_settings_of_the_paper(name):
 
 
 @pytest.mark.slow
-def test_accelerate_launch_with_two_processes_resumes(data, tmp_path):
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--num_cpu_threads_per_process", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+def test_two_launched_processes_resume(data, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
     options = ["--data_dir", data, "--train_batch_size", 2, "--channels", 4, 8, "--strides", 2, "--logging_steps", 1]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    options += ["--lr_scheduler", "constant", "--cpu", "--num_threads", 1]
 
     def run(folder, *more):
         command = [
@@ -238,12 +228,27 @@ def test_accelerate_launch_with_two_processes_resumes(data, tmp_path):
             tmp_path / folder,
             *more,
         ]
-        subprocess.run([str(part) for part in command], check=True, env=environment)
+        run_outside(command)
         return load_file(tmp_path / folder / "segmentation_model/diffusion_pytorch_model.safetensors")
 
-    whole = run("whole", "--max_train_steps", 4, "--lr_scheduler", "constant")
-    run("parts", "--max_train_steps", 2, "--lr_scheduler", "constant")
-    parts = run("parts", "--max_train_steps", 4, "--lr_scheduler", "constant", "--resume_from_checkpoint", "latest")
+    whole = run("whole", "--max_train_steps", 4)
+    run("parts", "--max_train_steps", 2)
+    parts = run("parts", "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     record = json.loads((tmp_path / "whole/training_record.json").read_text())
     assert record["machine"]["processes"] == 2 and record["images"] == 16
+
+
+@pytest.mark.slow
+def test_accelerate_launch_on_one_cpu(data, tmp_path):
+    config = ROOT / "training/accelerate_configs/cpu.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    options = ["--data_dir", data, "--output_dir", tmp_path / "out", "--channels", 4, 8, "--strides", 2]
+    run_outside([*launch, ROOT / "training/train_segmentation.py", *options, "--max_train_steps", 1])
+    record = json.loads((tmp_path / "out/training_record.json").read_text())
+    assert record["machine"]["device"] == "cpu" and record["steps"] == 1
+
+
+def run_outside(command):
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([str(part) for part in command], check=True, env=environment)

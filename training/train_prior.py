@@ -130,8 +130,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         args.echo,
         options.seed,
     )
-    if accelerator.is_main_process:
-        scheduler.save_pretrained(Path(options.output_dir) / "scheduler")
     record = run_training(
         model,
         dataset,
@@ -146,6 +144,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             scheduler, args.snr_gamma, args.timestep_sampling, not args.no_mirror, not args.no_phase, args.max_shift
         ),
         name="unet",
+        companions={"scheduler": scheduler},
         foreground=dataset.foreground if options.foreground_fraction else None,
         validate=PriorValidation(scheduler, images, args.validation_timesteps, options.seed, pictures),
     )

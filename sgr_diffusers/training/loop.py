@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
-from diffusers import ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 from diffusers.training_utils import EMAModel
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -55,6 +55,7 @@ def fit(
     validate: Callable[[nn.Module], Validation] | None = None,
     keep_best: str | None = None,
     identity: dict[str, Any] | None = None,
+    companions: dict[str, ConfigMixin] | None = None,
 ) -> TrainingState:
     """Train a network, and save it.
 
@@ -74,6 +75,8 @@ def fit(
             global randomness. Only the main process calls it, unless the weights are sharded.
         keep_best: name of a result of `validate`; the weights where it is largest go to ``<name>_best/``.
         identity: what else a resumed run must have in common with the interrupted one: data, augmentation.
+        companions: what belongs beside the weights, such as a scheduler, by the name of its folder. Written when all
+            checks are passed: a run that is refused changes nothing of an earlier one.
 
     Returns:
         The final state, with the history of losses and validations.
@@ -113,6 +116,9 @@ def fit(
     checkpoints = Checkpoints(accelerator, options, state, model, wrapped, ema, name)
     if options.resume_from_checkpoint:
         checkpoints.load(options.resume_from_checkpoint)
+    if accelerator.is_main_process:
+        for folder, companion in (companions or {}).items():
+            companion.save_pretrained(output_dir / folder)
     log = Log(
         accelerator,
         options,
@@ -122,6 +128,8 @@ def fit(
         {**state.identity, **state.schedule},
     )
     minutes_before, started = state.minutes, time.monotonic()
+    # Of validations only the main process has entries; all must agree on whether the last step had one.
+    validated_step = max((entry["step"] for entry in state.history if "loss" not in entry), default=None)
 
     def update_clock() -> None:
         state.minutes = minutes_before + (time.monotonic() - started) / 60
@@ -136,6 +144,8 @@ def fit(
         return max(parts)
 
     def run_validation() -> None:
+        nonlocal validated_step
+        validated_step = state.step
         if validate is not None and (accelerator.is_main_process or is_sharded(accelerator)):
             with averaged_weights(model, ema):
                 outcome = validate(model)
@@ -190,7 +200,7 @@ def fit(
         if options.checkpointing_steps and state.step % options.checkpointing_steps == 0:
             checkpoints.save()
     checkpoints.save()
-    if not any(entry["step"] == state.step and "loss" not in entry for entry in state.history):
+    if validated_step != state.step:
         run_validation()
     if ema is not None:
         ema.copy_to(model.parameters())
@@ -241,7 +251,8 @@ def _check_finite(
     accelerator, step = checkpoints.accelerator, checkpoints.state.step
     mean = sum(losses) / len(losses)
     # A gradient that overflows float16 is skipped by its scaler, as it should be.
-    norm = 0.0 if norm is None or accelerator.mixed_precision == "fp16" else float(norm)
+    norm = 0.0 if norm is None or accelerator.mixed_precision == "fp16" else norm
+    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP 2 has parts of it
     is_bad = not (math.isfinite(mean) and math.isfinite(norm))
     if accelerator.num_processes > 1:
         both = accelerator.reduce(torch.tensor([mean, float(is_bad)], device=accelerator.device), "sum")

@@ -141,7 +141,7 @@ def kill(processes):
         process.join()
 
 
-def finish(processes, timeout=120):
+def finish(processes, timeout=300):
     """Wait, and require that all went well."""
     for process in processes:
         process.join(timeout)

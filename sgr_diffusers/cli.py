@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .app.command import add_app
+
 __all__ = ["create_parser", "main"]
 
 BAD_INPUT = 2  # what argparse itself exits with
@@ -55,6 +57,7 @@ def create_parser() -> argparse.ArgumentParser:
     _add_reconstruct(commands)
     _add_synthesize(commands)
     _add_data(commands)
+    add_app(_add_command, commands)
     return parser
 
 

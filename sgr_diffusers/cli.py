@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .app.command import add_app
 from .cli_convert import add_convert_arguments, run_convert
 from .evaluation.command import add_evaluation_commands
 from .publishing.command import add_publish
@@ -63,6 +64,7 @@ def create_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     add_evaluation_commands(commands, _add_command)
     add_publish(commands, _add_command)
+    add_app(_add_command, commands)
     return parser
 
 

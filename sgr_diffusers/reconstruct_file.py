@@ -21,7 +21,14 @@ from .reconstruct import (
 )
 from .results import bounds_figure, table_text, volume_table, write_images, write_table
 
-__all__ = ["read_scan", "reconstruct_file", "reconstruct_with_progress", "write_record"]
+__all__ = [
+    "mask_label",
+    "read_scan",
+    "reconstruct_file",
+    "reconstruct_with_progress",
+    "stored_voxel_size",
+    "write_record",
+]
 
 
 def reconstruct_file(
@@ -96,7 +103,7 @@ def read_scan(
         FileNotFoundError: there is no such file.
         ValueError: as `read_raw` says, or the voxel size is not known.
     """
-    stored_size = _stored_voxel_size(Path(file))
+    stored_size = stored_voxel_size(Path(file))
     raw = read_raw(file, slices, echo, mask_name, n_coils)
     size = next((size for size in (voxel_size_mm, stored_size, raw.voxel_size_mm) if size is not None), None)
     if size is None:
@@ -116,11 +123,11 @@ def read_scan(
         voxel_size_mm=tuple(float(edge) for edge in size),
         orientation=raw.orientation,
         affine=raw.affine,
-        label=f"as stored ({acceleration:.2g}x)" if mask_name is None else _mask_label(mask_name),
+        label=f"as stored ({acceleration:.2g}x)" if mask_name is None else mask_label(mask_name),
     )
 
 
-def _stored_voxel_size(file: Path) -> tuple[float, ...] | None:
+def stored_voxel_size(file: Path) -> tuple[float, ...] | None:
     """The attribute `voxel_size_mm` of an HDF5 file; `None` for a file without it, or one that cannot be read."""
     import h5py
 
@@ -132,7 +139,7 @@ def _stored_voxel_size(file: Path) -> tuple[float, ...] | None:
         return None  # the reader says what is wrong
 
 
-def _mask_label(mask_name: str) -> str:
+def mask_label(mask_name: str) -> str:
     """ "poisson_8.0x" to "8x"; other names stay as they are."""
     number = mask_name.removeprefix("poisson_").removesuffix("x")
     try:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGREES",
+    "COLOURS",
     "DEVIATES",
     "UNCERTAIN",
     "VIOLATES",
@@ -28,10 +29,11 @@ __all__ = [
     "draw_rows",
     "format_table",
     "joint_window",
+    "pixel_edges",
 ]
 
 AGREES, DEVIATES, VIOLATES, UNCERTAIN = 1, 2, 3, 4
-_COLOURS = {
+COLOURS = {
     AGREES: ((0.10, 0.80, 0.20), r"both: $S^f$ and $S^\downarrow$, $S^f$ and $S^\uparrow$"),
     DEVIATES: ((0.15, 0.45, 1.00), r"left open: $S^f > S^\downarrow$, $S^f < S^\uparrow$"),
     VIOLATES: ((1.00, 0.10, 0.10), r"bound violated: $S^f < S^\downarrow$, $S^f > S^\uparrow$"),
@@ -237,7 +239,7 @@ def draw_rows(
         first.text(-0.06, 0.5, row.label, transform=first.transAxes, ha="right", va="center", fontsize=8)
     if used & {AGREES, DEVIATES, VIOLATES}:
         used |= {AGREES, DEVIATES, VIOLATES}  # that nothing is red is worth knowing, too
-    handles: list[Any] = [Patch(color=colour, label=text) for key, (colour, text) in _COLOURS.items() if key in used]
+    handles: list[Any] = [Patch(color=colour, label=text) for key, (colour, text) in COLOURS.items() if key in used]
     if any(panel.outline is not None for row in rows for panel in row.panels):
         handles.append(Line2D([], [], color=_OUTLINE, label="$S^f$"))
     if any(panel.classes for row in rows for panel in row.panels):
@@ -265,12 +267,12 @@ def _draw_panel(axes: Any, panel: Panel, row: PanelRow, with_title: bool) -> set
         labels = panel.overlay[row.window]
         colours = np.zeros((*labels.shape, 4))
         for key in np.unique(labels[labels > 0]).tolist():
-            colour = _class_colour(key) if panel.classes else _COLOURS[key][0]
+            colour = _class_colour(key) if panel.classes else COLOURS[key][0]
             colours[labels == key] = (*colour, 0.55)
             used |= set() if panel.classes else {key}
         axes.imshow(colours, extent=extent, interpolation="nearest")
     if panel.outline is not None and panel.outline.any():
-        edges = _pixel_edges(panel.outline)
+        edges = pixel_edges(panel.outline)
         axes.plot(edges[0], edges[1], color=_OUTLINE, linewidth=0.7, solid_capstyle="butt")
     axes.set_xlim(extent[:2])
     axes.set_ylim(extent[2:])
@@ -281,7 +283,7 @@ def _draw_panel(axes: Any, panel: Panel, row: PanelRow, with_title: bool) -> set
     return used
 
 
-def _pixel_edges(mask: Pixels) -> tuple[np.ndarray, np.ndarray]:
+def pixel_edges(mask: Pixels) -> tuple[np.ndarray, np.ndarray]:
     """Line segments between pixels in and out of a mask, as x and y with NaN between segments."""
     padded = np.pad(mask, 1)
     y, x = np.nonzero(padded[1:] != padded[:-1])

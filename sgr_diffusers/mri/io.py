@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from .raw_slices import RawSlices, check_finite, open_hdf5, slice_indices
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["RawSlices", "read_raw", "read_skm_tea", "write_nifti"]
+__all__ = ["RawSlices", "read_raw", "read_skm_tea", "stored_choices", "write_nifti"]
 
 
 def read_raw(
@@ -75,6 +76,27 @@ def read_raw(
 
     compressed = compress_coils(raw.kspace, n_coils, raw.coil_maps)
     return dataclasses.replace(raw, kspace=compressed.kspace, coil_maps=compressed.coil_maps)
+
+
+def stored_choices(path: str | os.PathLike) -> tuple[tuple[str, ...], int]:
+    """What `mask` and `echo` of `read_raw` can be for a file.
+
+    Returns:
+        Names of the stored masks, from the lowest acceleration to the highest, and the number of echoes; no masks and
+        1 for a file that is not SKM-TEA's.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_raw`.
+    """
+    path = Path(path)
+    if _kind(path) != "skm_tea":
+        return (), 1
+    with open_hdf5(path) as file:
+        n_echoes = _dataset(file, path, "kspace", 5).shape[3]
+        masks = file.get("masks")
+        names = list(masks) if hasattr(masks, "keys") else []
+    numbers = {name: float(found[0]) if (found := re.findall(r"[0-9.]*[0-9]", name)) else 0.0 for name in names}
+    return tuple(sorted(names, key=lambda name: (numbers[name], name))), n_echoes
 
 
 def _kind(path: Path) -> str:

@@ -48,11 +48,14 @@ class RawSlices:
 
 
 def open_hdf5(path: str | os.PathLike) -> "h5py.File":
-    """Open a file to read.
+    """Open a file to read, if all that it holds lies in the file itself.
+
+    A raw file may come from anybody. One with links to other files, or with datasets whose values lie in other files,
+    would make whoever reads it hand out files of this machine.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated or not HDF5.
+        ValueError: it is truncated or not HDF5, or refers to other files.
     """
     import h5py
 
@@ -60,12 +63,41 @@ def open_hdf5(path: str | os.PathLike) -> "h5py.File":
     if not path.is_file():
         raise FileNotFoundError(f"`path` {path} is not a file.")
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         raise ValueError(
             f"`path` {path} cannot be opened as HDF5: it is truncated or of another format ({error}). "
             "Download it again."
         ) from error
+    try:
+        _check_self_contained(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_self_contained(file: "h5py.File", path: Path) -> None:
+    """Refuse links out of the file, external storage, and virtual datasets of other files."""
+    import h5py
+
+    links: list[tuple[str, object]] = []
+    try:  # follows no soft or external link; an exception would not get through HDF5, so that nothing is checked here
+        file.visititems_links(lambda name, link: links.append((name, link)))
+        for name, link in links:
+            outside = isinstance(link, h5py.ExternalLink)
+            item = file[name] if isinstance(link, h5py.HardLink) else None
+            if isinstance(item, h5py.Dataset):
+                outside = bool(item.external) or (
+                    item.is_virtual and any(source.file_name != "." for source in item.virtual_sources())
+                )
+            if outside:
+                raise ValueError(
+                    f"`{name}` of {path} refers to another file, which is not followed. Copy what it refers to into "
+                    "the file (`h5copy -f ext` does so with links)."
+                )
+    except (SystemError, TypeError, RuntimeError, LookupError, OSError) as error:
+        raise ValueError(f"`path` {path} is damaged, or has links of an unknown kind ({error!r}).") from error
 
 
 def check_finite(array: Complex[np.ndarray, "slice *rest"], name: str, path: Path, indices: Iterable[int]) -> None:

@@ -1,0 +1,39 @@
+"""The arguments of `sgr app` enter; a running server leaves. Only parsing is here."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["add_app"]
+
+
+def add_app(add_command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
+    """Add the command to a parser; `add_command` is the one of `cli`."""
+    command = add_command(
+        commands,
+        "app",
+        _run,
+        "Serve a page on which to upload raw k-space and see the bounds (needs: pip install 'sgr-diffusers[app]')",
+        "sgr app --port 7860",
+    )
+    command.add_argument("--model", help="folder or Hub repository of the pipeline (default: the bundled one)")
+    command.add_argument("--device", help="for example cuda:1 (default: a GPU if there is one)")
+    command.add_argument("--host", help="address to listen at (default: this machine alone)")
+    command.add_argument("--port", type=int, help="(default: the first free one from 7860 on)")
+    command.add_argument(
+        "--max-upload-mb", type=float, default=500.0, metavar="MB", help="largest file (default: %(default)s)"
+    )
+    command.add_argument(
+        "--max-minutes", type=float, default=10.0, metavar="MIN", help="longest reconstruction (default: %(default)s)"
+    )
+    command.add_argument(
+        "--max-queue", type=int, default=20, metavar="N", help="most visitors that wait (default: %(default)s)"
+    )
+
+
+def _run(args: argparse.Namespace) -> None:
+    from .limits import AppLimits
+    from .server import launch_app
+
+    limits = AppLimits(max_upload_mb=args.max_upload_mb, max_minutes=args.max_minutes, max_queue=args.max_queue)
+    launch_app(args.model, args.device, limits, args.host, args.port)

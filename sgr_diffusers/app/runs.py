@@ -1,0 +1,197 @@
+"""A case and what a visitor chose enter; both bounds of each tissue in one slice leave, or an error to be shown."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from ..guidance import default_strength
+from ..inputs import check_measurement
+from ..mri.operators import SenseOperator
+from ..pipeline_sgr_mri import SGRMRIPipeline
+from ..reconstruct import SamplingSettings, ScanSlices, VolumeReconstruction, n_progress_steps, reconstruct_volume
+from ..reconstruct_file import read_scan
+from ..results import volume_table
+from .limits import AppLimits, RunRefused, RunStopped
+from .uploads import USABLE, CaseInfo, readable
+
+__all__ = ["CaseResult", "RunRequest", "SliceRequest", "preview_slice", "run_case"]
+
+_STEPS_TO_JUDGE = 3  # the first ones take longer than those that follow
+
+
+@dataclass(frozen=True)
+class SliceRequest:
+    """Which measurement: a slice of a case as it was undersampled.
+
+    Attributes:
+        case: the file.
+        slice_number: from 0.
+        mask_name: one of `case.masks`; `None` for k-space as it is.
+        echo: from 1.
+        voxel_size_mm: (slice, y, x) where the file does not state it.
+    """
+
+    case: CaseInfo
+    slice_number: int = 0
+    mask_name: str | None = None
+    echo: int = 1
+    voxel_size_mm: tuple[float, float, float] | None = None
+
+    def read(self) -> ScanSlices:
+        """Read it.
+
+        Raises:
+            ValueError: it is not in the file, or the voxel size is not known; the text can be shown.
+        """
+        case = self.case
+        if self.mask_name is not None and self.mask_name not in case.masks:
+            raise ValueError(f"{case.name} has no stored mask {self.mask_name!r}; it has {', '.join(case.masks)}.")
+        size = case.voxel_size_mm or self.voxel_size_mm
+        if size is None or not all(0 < edge < 100 for edge in size):
+            raise ValueError(
+                f"{case.name} does not state its voxel size. Enter the three edge lengths in mm, above 0 and below "
+                "100: volumes cannot be given without them."
+            )
+        chosen = slice(self.slice_number, self.slice_number + 1)
+        try:
+            return read_scan(case.path, chosen, self.echo, self.mask_name, size)
+        except USABLE as error:
+            raise ValueError(readable(error, case.path, case.name)) from error
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """A reconstruction to make.
+
+    Attributes:
+        measurement: of which slice.
+        classes: names of the tissues to bound.
+        n_steps: reverse steps.
+        strength: of the guidance, as a multiple of the paper's (1).
+        seed: of the noise.
+    """
+
+    measurement: SliceRequest
+    classes: tuple[str, ...]
+    n_steps: int = 25
+    strength: float = 1.0
+    seed: int = 0
+
+    def settings(self) -> SamplingSettings:
+        """The settings of both bounds."""
+        return SamplingSettings(
+            classes=self.classes,
+            num_inference_steps=self.n_steps,
+            guidance_strength=self.strength * default_strength(self.n_steps),
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What a run gave.
+
+    Attributes:
+        request: what was asked for.
+        scan: the measurement.
+        bounds: lower and upper reconstruction of each tissue.
+        plain: the unguided reconstruction, if there is no fully sampled image to compare with.
+        seconds: that it took.
+    """
+
+    request: RunRequest
+    scan: ScanSlices
+    bounds: VolumeReconstruction
+    plain: VolumeReconstruction | None
+    seconds: float
+
+    def rows(self) -> list[dict]:
+        """Rows of `results.volume_table`; with `plain_mm3` where the plain reconstruction was made."""
+        rows = volume_table(self.bounds)
+        if self.plain is not None:
+            for row, plain in zip(rows, volume_table(self.plain), strict=True):
+                row["plain_mm3"] = plain["unguided_mm3"]
+        return rows
+
+
+def run_case(
+    pipe: SGRMRIPipeline,
+    request: RunRequest,
+    limits: AppLimits,
+    on_progress: Callable[[int, int, float], None] = lambda done, total, seconds_left: None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> CaseResult:
+    """Reconstruct both bounds, within the time there is.
+
+    Args:
+        pipe: with a segmentation model.
+        request: what to make.
+        limits: of time and steps.
+        on_progress: called after each step with the steps done, those there are, and the seconds that are left.
+        is_stopped: asked after each step.
+
+    Raises:
+        RunStopped: `is_stopped` said so.
+        RunRefused: the run takes too long; the text says what would be shorter.
+        ValueError: the request or the data cannot be used.
+    """
+    if not request.classes:
+        raise ValueError("Choose at least one tissue.")
+    if not 1 <= request.n_steps <= limits.max_steps:
+        raise ValueError(f"The number of steps must be from 1 to {limits.max_steps}, got {request.n_steps}.")
+    if not 0 <= request.strength <= 100:
+        raise ValueError(f"The strength must be from 0 to 100, got {request.strength}.")
+    if not 0 <= request.seed < 2**31:
+        raise ValueError(f"The seed must be from 0 to {2**31 - 1}, got {request.seed}.")
+    case = request.measurement.case
+    scan = request.measurement.read()
+    settings = request.settings()
+    plain_settings = None if scan.target is not None else replace(settings, target="none", guidance_strength=None)
+    total = n_progress_steps(pipe, scan, settings)
+    if plain_settings is not None:
+        total += n_progress_steps(pipe, scan, plain_settings)
+    start, done, max_seconds = time.monotonic(), 0, 60 * limits.max_minutes
+
+    def after_step() -> None:
+        nonlocal done
+        done += 1
+        if is_stopped():
+            raise RunStopped
+        elapsed = time.monotonic() - start
+        expected = elapsed / done * total
+        if elapsed > max_seconds or (done >= _STEPS_TO_JUDGE and expected > 1.5 * max_seconds):
+            raise RunRefused(
+                f"This would take about {expected / 60:.1f} minutes, but at most {limits.max_minutes:g} are allowed "
+                "here. Choose fewer steps or fewer tissues."
+            )
+        on_progress(done, total, expected - elapsed)
+
+    try:
+        bounds = reconstruct_volume(pipe, scan, settings, after_step)
+        plain = None if plain_settings is None else reconstruct_volume(pipe, scan, plain_settings, after_step)
+    except (RunRefused, RunStopped):
+        raise
+    except USABLE as error:
+        raise ValueError(readable(error, case.path, case.name)) from error
+    return CaseResult(request, scan, bounds, plain, time.monotonic() - start)
+
+
+def preview_slice(
+    request: SliceRequest,
+) -> tuple[ScanSlices, Float[np.ndarray, "y x"], Float[np.ndarray, "y x"] | None]:
+    """The measurement, its zero-filled image, and the fully sampled one if it is known, both magnitudes.
+
+    Raises:
+        ValueError: as `SliceRequest.read`, or the data cannot be used.
+    """
+    scan = request.read()
+    try:
+        measurement = check_measurement(scan.kspace, scan.mask, scan.coil_maps, scan.kspace.device)
+        operator = SenseOperator(measurement.known_or_estimated_maps(), measurement.mask)
+        zero_filled = operator.adjoint(measurement.kspace)[0].abs().numpy()
+    except USABLE as error:
+        raise ValueError(readable(error, request.case.path, request.case.name)) from error
+    return scan, zero_filled, None if scan.target is None else scan.target[0].abs().numpy()

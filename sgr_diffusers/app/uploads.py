@@ -1,0 +1,134 @@
+"""A file from somebody unknown enters; what can be chosen of it, or an error that can be shown, leaves."""
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..mri.io import read_raw, stored_choices
+from ..mri.raw_slices import open_hdf5
+from ..reconstruct_file import stored_voxel_size
+from .limits import AppLimits
+
+__all__ = ["FILE_TYPES", "CaseInfo", "describe_case", "readable", "safe_name"]
+
+FILE_TYPES = (".h5", ".hdf5", ".npy", ".npz")  # a .cfl is half of a pair and comes as an .npy instead
+USABLE = (ValueError, TypeError, LookupError, OSError, MemoryError)  # errors whose text is meant for people
+
+
+@dataclass(frozen=True)
+class CaseInfo:
+    """What a file of raw k-space offers.
+
+    Attributes:
+        path: the file.
+        name: its name, safe to show and to use in other file names.
+        n_slices: number of slices.
+        size: rows and columns of a slice.
+        n_coils: receive coils.
+        masks: names of the stored masks; without any, k-space is taken as it is.
+        n_echoes: echoes to choose from.
+        voxel_size_mm: (slice, y, x), if the file says so.
+        is_fully_sampled: whether it holds the fully sampled image to compare with.
+    """
+
+    path: Path
+    name: str
+    n_slices: int
+    size: tuple[int, int]
+    n_coils: int
+    masks: tuple[str, ...]
+    n_echoes: int
+    voxel_size_mm: tuple[float, float, float] | None
+    is_fully_sampled: bool
+
+
+def safe_name(name: str) -> str:
+    """Last part of a path, with nothing in it but letters, digits, dot, dash and underscore; at most 60 characters."""
+    last = re.split(r"[/\\]", name)[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", last).lstrip(".")[-60:] or "file"
+
+
+def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) -> CaseInfo:
+    """Look into a file before anything of it is reconstructed.
+
+    Args:
+        path: the file.
+        limits: of its size, packed and unpacked, and of its slices.
+        name: to show instead of the file's own.
+
+    Raises:
+        ValueError: it is of no kind that can be read, damaged, or beyond a limit. The text names no folder of this
+            machine.
+    """
+    path = Path(path)
+    name = safe_name(name or path.name)
+    try:
+        if path.suffix.lower() not in FILE_TYPES:
+            raise ValueError(f"{name} must end in {', '.join(FILE_TYPES)}.")
+        n_mb = path.stat().st_size / 1e6
+        if n_mb > limits.max_upload_mb:
+            raise ValueError(f"{name} has {n_mb:.0f} MB, but at most {limits.max_upload_mb:.0f} MB can be used here.")
+        content_mb = _content_bytes(path) / 1e6
+        if content_mb > limits.max_content_mb:
+            raise ValueError(
+                f"{name} unpacks to {content_mb:.0f} MB, but at most {limits.max_content_mb:.0f} MB can be used here. "
+                "Cut out the slices of interest."
+            )
+        masks, n_echoes = stored_choices(path)
+        raw = read_raw(path, [0])
+        n_coils, *size = raw.kspace.shape[1:]
+        if raw.kspace[0].numel() > limits.max_pixels:
+            raise ValueError(
+                f"a slice of {name} has {size[0]} x {size[1]} pixels and {n_coils} coils, which is more than can be "
+                f"reconstructed here ({limits.max_pixels} values)."
+            )
+        voxel_size_mm = stored_voxel_size(path) or raw.voxel_size_mm
+    except USABLE as error:
+        raise ValueError(readable(error, path, name)) from error
+    return CaseInfo(
+        path=path,
+        name=name,
+        n_slices=raw.n_slices,
+        size=(size[0], size[1]),
+        n_coils=n_coils,
+        masks=masks,
+        n_echoes=n_echoes,
+        voxel_size_mm=voxel_size_mm,
+        is_fully_sampled=raw.target is not None,
+    )
+
+
+def readable(error: BaseException, path: Path, name: str) -> str:
+    """Text of an error, in one line, with the name of the file in the place of its path."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = " ".join(str(text).split()) or type(error).__name__
+    return text.replace(str(path), name).replace(str(path.parent), "")
+
+
+def _content_bytes(path: Path) -> int:
+    """Bytes of all arrays of a file, as its headers state them: nothing is unpacked."""
+    if path.suffix.lower() == ".npz":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return sum(entry.file_size for entry in archive.infolist())
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} cannot be read: damaged, or not numpy's ({error}). Write it again.") from error
+    if path.suffix.lower() == ".npy":
+        return path.stat().st_size
+    import h5py
+
+    total = 0
+
+    def add(_: str, item: object) -> None:
+        nonlocal total
+        if isinstance(item, h5py.Dataset):
+            # chunks are unpacked one at a time, and may be larger than what is in them
+            chunk = int(np.prod(item.chunks, dtype=object)) * item.dtype.itemsize if item.chunks else 0
+            total += max(int(item.size or 0) * item.dtype.itemsize, chunk)
+
+    with open_hdf5(path) as file:
+        file.visititems(add)
+    return total

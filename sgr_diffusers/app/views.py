@@ -1,0 +1,308 @@
+"""Results enter as arrays; HTML with pictures in it leaves, which needs no script and nothing from elsewhere."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from ..evaluation.report import (
+    AGREES,
+    COLOURS,
+    DEVIATES,
+    UNCERTAIN,
+    VIOLATES,
+    Window,
+    compare_bound,
+    joint_window,
+    pixel_edges,
+)
+from .runs import CaseResult
+from .uploads import CaseInfo
+
+__all__ = [
+    "case_summary",
+    "headline_view",
+    "interval_plot",
+    "message",
+    "preview_view",
+    "progress_view",
+    "result_views",
+    "tissue_label",
+]
+
+_TEXTS = {
+    AGREES: "Agreement: in the bound and in the fully sampled image",
+    DEVIATES: "Room: left open by the measurement",
+    VIOLATES: "Violation: the bound is wrong here",
+    UNCERTAIN: "Uncertainty boundary: in the upper bound, not in the lower",
+}
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What all pictures of a slice share: the part shown, the grey scale, the shape of a pixel, the directions."""
+
+    window: Window
+    peak: float
+    pixel_mm: tuple[float, float]
+    directions: tuple[str, str] | None  # in which rows and columns run, such as ("AP", "LR")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.window
+        return rows.stop - rows.start, columns.stop - columns.start
+
+    @property
+    def style(self) -> str:
+        n_y, n_x = self.shape
+        return f"aspect-ratio:{n_x * self.pixel_mm[1]:.4f}/{n_y * self.pixel_mm[0]:.4f}"
+
+
+def tissue_label(name: str) -> str:
+    """Class name for people: "patellar_cartilage" -> "patellar cartilage"."""
+    return name.replace("_", " ")
+
+
+def message(text: str, kind: str = "note") -> str:
+    """A line of text; `kind` is "note", "done" or "error"."""
+    return f'<p class="sgr-message sgr-{kind}" role="{"alert" if kind == "error" else "status"}">{escape(text)}</p>'
+
+
+def case_summary(case: CaseInfo) -> str:
+    """What was found in a file, in a sentence."""
+    voxels = "its voxel size is not stated"
+    if case.voxel_size_mm is not None:
+        voxels = "voxels of " + " x ".join(f"{edge:.3g}" for edge in case.voxel_size_mm) + " mm"
+    slices = f"{case.n_slices} slice{'s' if case.n_slices > 1 else ''}"
+    coils = f"{case.n_coils} coil{'s' if case.n_coils > 1 else ''}"
+    sampled = "with the fully sampled image" if case.is_fully_sampled else "without a fully sampled image"
+    text = f"{case.name}: {slices} of {case.size[0]} x {case.size[1]} pixels, {coils}, {voxels}, {sampled}."
+    return message(text)
+
+
+def progress_view(done: int, total: int, seconds_left: float) -> str:
+    """A line for the progress bar."""
+    left = f"{seconds_left:.0f} s" if seconds_left < 100 else f"{seconds_left / 60:.0f} min"
+    return f"Step {done} of {total}, about {left} left"
+
+
+def preview_view(
+    zero_filled: Float[np.ndarray, "y x"],
+    fully_sampled: Float[np.ndarray, "y x"] | None,
+    voxel_size_mm: Sequence[float],
+    orientation: Sequence[str] | None,
+    sampling: str,
+) -> str:
+    """The slice before the run: what the scanner measured at this acceleration, and the full measurement if known."""
+    whole = (slice(0, zero_filled.shape[0]), slice(0, zero_filled.shape[1]))
+    best = zero_filled if fully_sampled is None else fully_sampled
+    frame = _frame(whole, best, voxel_size_mm, orientation)
+    panels = [_panel(f"Zero-filled, {sampling}", zero_filled, frame, caption="what goes in")]
+    if fully_sampled is not None:
+        panels.insert(0, _panel("Fully sampled", fully_sampled, frame, caption="only to compare with"))
+    return f'<div class="sgr-panels sgr-preview">{"".join(panels)}</div>'
+
+
+def headline_view(result: CaseResult) -> str:
+    """What the result is of, and how well it fits."""
+    request = result.request
+    where = f"{request.measurement.case.name}, slice {request.measurement.slice_number}, {result.scan.label}"
+    how = f"{request.n_steps} steps, strength {request.strength:g}, seed {request.seed}, {result.seconds:.0f} s"
+    residual = 100 * result.bounds.data_residual.max()
+    text = f"{how}. The bounds differ from the measurement by at most {residual:.2g} % of its norm."
+    return f"<h2>Bounds of {escape(where)}</h2>{message(text)}"
+
+
+def result_views(result: CaseResult, class_name: str, zoom: bool = True) -> tuple[str, str]:
+    """Panels of one tissue with their legend: fully sampled (or plain), lower, upper, boundary; and the cross-fade.
+
+    Args:
+        result: of a run.
+        class_name: one of its tissues.
+        zoom: show the surroundings of the tissue rather than the whole slice.
+    """
+    bounds, scan = result.bounds, result.scan
+    place = bounds.classes.index(class_name)
+    lower, upper = bounds.mask(place, "lower")[0], bounds.mask(place, "upper")[0]
+    lower_image, upper_image = bounds.magnitudes[0, place]
+    if result.plain is None:
+        base, base_title = bounds.fully_sampled[0], "Fully sampled"
+        reference = base_mask = bounds.reference[0] == bounds.labels[place]
+    else:
+        base, base_title, reference = result.plain.magnitudes[0, 0, 0], "Plain reconstruction", None
+        base_mask = result.plain.mask(place, "none")[0]
+    whole = (slice(0, base.shape[0]), slice(0, base.shape[1]))
+    window = joint_window([lower, upper, base_mask], min_size=40, margin=6) if zoom else whole
+    frame = _frame(window, base, scan.voxel_size_mm, scan.orientation)
+    overlays = {
+        "lower": compare_bound(lower, reference, is_upper=False),
+        "upper": compare_bound(upper, reference, is_upper=True),
+        "boundary": np.where(upper & ~lower, UNCERTAIN, 0).astype(np.uint8),
+    }
+    volumes = {key: bounds.volume_mm3(mask[None]) for key, mask in (("lower", lower), ("upper", upper))}
+    share = f"{1 - lower.sum() / upper.sum():.0%} of the upper bound" if upper.any() else "the upper bound is empty"
+    tissue = tissue_label(class_name)
+    panels = [
+        _panel(base_title, base, frame, outline=base_mask, caption=_mm3(bounds.volume_mm3(base_mask[None]))),
+        _panel("Lower bound", lower_image, frame, overlays["lower"], caption=_mm3(volumes["lower"])),
+        _panel("Upper bound", upper_image, frame, overlays["upper"], caption=_mm3(volumes["upper"])),
+        _panel("Uncertainty boundary", base, frame, overlays["boundary"], base_mask, share),
+    ]
+    keys = [AGREES, DEVIATES, VIOLATES, UNCERTAIN] if reference is not None else [AGREES, UNCERTAIN]
+    outline = "fully sampled" if reference is not None else "plain"
+    panels_view = (
+        '<label class="sgr-toggle"><input type="checkbox" class="sgr-colours" checked> '
+        "Show the segmentations in colour</label>"
+        f'<div class="sgr-panels">{"".join(panels)}</div>{_legend(keys, outline, reference is not None)}'
+    )
+    fade = _crossfade({"lower": lower_image, "upper": upper_image}, overlays, volumes, frame, tissue)
+    return panels_view, f"<h3>From lower to upper bound: {escape(tissue)}</h3>{fade}"
+
+
+def interval_plot(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The intervals of all tissues on one axis of mm^3, each with its numbers beside it.
+
+    Args:
+        rows: as `CaseResult.rows` gives them.
+    """
+    known = "plain_mm3" if "plain_mm3" in rows[0] else "fully_sampled_mm3"
+    name = "plain reconstruction" if known == "plain_mm3" else "fully sampled"
+    top = _round_up(max(max(row["upper_mm3"], row["lower_mm3"], row[known]) for row in rows) or 1.0)
+    lines = []
+    for row in rows:
+        low, high = sorted((row["lower_mm3"], row["upper_mm3"]))
+        is_inside = low <= row[known] <= high
+        interval = f"{_mm3(row['lower_mm3'])} to {_mm3(row['upper_mm3'])}" if high or row[known] else "not found"
+        bar = f"left:{100 * low / top:.2f}%;width:{100 * (high - low) / top:.2f}%"
+        tick = "sgr-tick" if is_inside else "sgr-tick sgr-outside"
+        lines.append(
+            f'<div class="sgr-row"><span class="sgr-name">{escape(tissue_label(row["class"]))}</span>'
+            f'<span class="sgr-track" aria-hidden="true"><span class="sgr-bar" style="{bar}"></span>'
+            f'<span class="{tick}" style="left:{100 * row[known] / top:.2f}%"></span></span>'
+            f'<span class="sgr-numbers"><b>{interval}</b> <span class="sgr-known">'
+            f"{name}: {_mm3(row[known])}{'' if is_inside else ', outside'}</span></span></div>"
+        )
+    scale = "".join(f"<span>{value:.0f}</span>" for value in (0, top / 2, top))
+    return (
+        f'<h3>Volumes in this slice</h3><div class="sgr-plot">{"".join(lines)}'
+        '<div class="sgr-row sgr-scale" aria-hidden="true"><span class="sgr-name">mm³</span>'
+        f'<span class="sgr-track sgr-ticks">{scale}</span><span class="sgr-numbers"></span></div>'
+        '<p class="sgr-legend"><span><i class="sgr-swatch sgr-bar-swatch"></i>lower to upper bound</span>'
+        f'<span><i class="sgr-swatch sgr-tick-swatch"></i>{name}</span>'
+        f'<span><i class="sgr-swatch sgr-tick-swatch sgr-outside"></i>{name}, outside the bounds</span></p></div>'
+    )
+
+
+def _mm3(volume: float) -> str:
+    return f"{volume:.0f} mm³"
+
+
+def _round_up(value: float) -> float:
+    """The next number of the series 1, 2, 4, 5, 10, 20, ..."""
+    magnitude = 10 ** np.floor(np.log10(value))
+    return float(next(step * magnitude for step in (1, 2, 4, 5, 10) if step * magnitude >= value))
+
+
+def _frame(
+    window: Window, image: Float[np.ndarray, "y x"], voxel_size_mm: Sequence[float], orientation: Sequence[str] | None
+) -> _Frame:
+    peak = float(np.quantile(image[window], 0.995)) or 1.0
+    directions = None if orientation is None else (orientation[1], orientation[2])
+    return _Frame(window, peak, (voxel_size_mm[1], voxel_size_mm[2]), directions)
+
+
+def _panel(
+    title: str,
+    image: Float[np.ndarray, "y x"],
+    frame: _Frame,
+    overlay: UInt8[np.ndarray, "y x"] | None = None,
+    outline: Bool[np.ndarray, "y x"] | None = None,
+    caption: str = "",
+) -> str:
+    layers = [_grey(image, frame, f"{title}: {caption}" if caption else title)]
+    layers += [] if overlay is None else [_coloured(overlay, frame)]
+    layers += [] if outline is None else [_outlined(outline, frame)]
+    return (
+        f'<figure><figcaption class="sgr-title">{escape(title)}</figcaption>'
+        f'<div class="sgr-picture" style="{frame.style}">{"".join(layers)}{_edges(frame)}</div>'
+        f'<figcaption class="sgr-caption">{escape(caption)}</figcaption></figure>'
+    )
+
+
+def _crossfade(
+    images: Mapping[str, Float[np.ndarray, "y x"]],
+    overlays: Mapping[str, UInt8[np.ndarray, "y x"]],
+    volumes_mm3: Mapping[str, float],
+    frame: _Frame,
+    tissue: str,
+) -> str:
+    """Both reconstructions on top of each other; the slider sets how much of the upper one is seen, in the browser."""
+    layers = [_grey(images[name], frame, f"{name} reconstruction", f"sgr-{name}") for name in ("lower", "upper")]
+    layers += [_coloured(overlays[name], frame, f"sgr-{name}-colours") for name in ("lower", "upper")]
+    ends = {name: f"<span>{name}<br>{_mm3(volumes_mm3[name])}</span>" for name in ("lower", "upper")}
+    return (
+        '<div class="sgr-fade" style="--mix:0">'
+        f'<div class="sgr-picture" style="{frame.style}">{"".join(layers)}{_edges(frame)}</div>'
+        f'<div class="sgr-slider">{ends["lower"]}<input type="range" min="0" max="100" value="0" aria-label="From the '
+        f'lower to the upper reconstruction of {escape(tissue)}" oninput="this.closest(&quot;.sgr-fade&quot;)'
+        f'.style.setProperty(&quot;--mix&quot;, this.value / 100)">{ends["upper"]}</div></div>'
+    )
+
+
+def _legend(keys: Sequence[int], outline: str, is_compared: bool) -> str:
+    items = []
+    for key in keys:
+        colour = ",".join(str(round(255 * part)) for part in COLOURS[key][0])
+        text = _TEXTS[key] if is_compared or key != AGREES else "In the bound"
+        items.append(f'<span><i class="sgr-swatch" style="background:rgb({colour})"></i>{text}</span>')
+    items.append(
+        f'<span><i class="sgr-swatch sgr-line-swatch"></i>Outline: segmentation of the {outline} image</span>'
+    )
+    return f'<p class="sgr-legend">{"".join(items)}</p>'
+
+
+def _grey(image: Float[np.ndarray, "y x"], frame: _Frame, text: str, kind: str = "") -> str:
+    pixels = (np.clip(image[frame.window] / frame.peak, 0, 1) * 255).round().astype(np.uint8)
+    return f'<img class="{kind}" alt="{escape(text)}" src="{_png(pixels)}">'
+
+
+def _coloured(overlay: UInt8[np.ndarray, "y x"], frame: _Frame, kind: str = "") -> str:
+    labels = overlay[frame.window]
+    pixels = np.zeros((*labels.shape, 4), np.uint8)
+    for key, (colour, _) in COLOURS.items():
+        pixels[labels == key] = (*(round(255 * part) for part in colour), 140)
+    return f'<img class="sgr-overlay {kind}" alt="" src="{_png(pixels)}">'
+
+
+def _outlined(mask: Bool[np.ndarray, "y x"], frame: _Frame) -> str:
+    n_y, n_x = frame.shape
+    x, y = (edges.reshape(-1, 3)[:, :2] + 0.5 for edges in pixel_edges(mask[frame.window]))
+    lines = "".join(f"M{a:g} {b:g}L{c:g} {d:g}" for (a, c), (b, d) in zip(x, y, strict=True))
+    return (
+        f'<svg class="sgr-overlay" viewBox="0 0 {n_x} {n_y}" preserveAspectRatio="none" aria-hidden="true">'
+        f'<path d="{lines}"/></svg>'
+    )
+
+
+def _edges(frame: _Frame) -> str:
+    """Letters of the sides of the body, where the file says how the slice lies."""
+    if frame.directions is None:
+        return ""
+    rows, columns = frame.directions
+    letters = {"top": rows[0], "bottom": rows[-1], "left": columns[0], "right": columns[-1]}
+    return "".join(
+        f'<b class="sgr-edge sgr-{side}" aria-hidden="true">{letter}</b>' for side, letter in letters.items()
+    )
+
+
+def _png(pixels: UInt8[np.ndarray, "y x *colour"]) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

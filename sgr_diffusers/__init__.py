@@ -9,6 +9,7 @@ from diffusers.pipelines import pipeline_loading_utils as _loading
 
 from .bounds import SegmentationBounds, bounds_from_samples, bounds_from_segmentations
 from .callbacks import Guidance, SegmentationGuidance
+from .hub_reading import use_package_classes as _use_package_classes
 from .models.adapters import SegmentationAdapter
 from .models.prior import create_prior, create_scheduler
 from .models.segmentation import SegmentationUNet
@@ -37,3 +38,4 @@ _METHODS = {SegmentationUNet.__name__: ["save_pretrained", "from_pretrained"]}
 _loading.LOADABLE_CLASSES["sgr_diffusers"] = _METHODS
 _loading.ALL_IMPORTABLE_CLASSES.update(_METHODS)
 diffusers.SGRMRIPipeline = SGRMRIPipeline
+_use_package_classes(SGRMRIPipeline)

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from .callbacks import Guidance, SegmentationGuidance, check_guidance, images_to_push
 from .guidance import default_strength, guidance_weight, loss_gradient, tissue_volumes_mm3
+from .hub_layout import RepositoryMixin
 from .inputs import (
     TARGETS,
     Measurement,
@@ -56,7 +57,7 @@ class SGRMRIPipelineOutput(BaseOutput):
     targets: tuple[str, ...]
 
 
-class SGRMRIPipeline(DiffusionPipeline):
+class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
     """Segmentation-guided reconstruction (SGR) of undersampled multi-coil MRI, slice by slice.
 
     A diffusion prior proposes an image, conjugate gradients pull it to the measured data, and in each step the

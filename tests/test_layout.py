@@ -21,7 +21,11 @@ ALLOWED = {
     "inputs": ["mri"],
     "callbacks": ["guidance", "inputs"],
     "bounds": ["guidance"],
-    "pipeline_sgr_mri": ["mri", "guidance", "schedules", "networks", "inputs", "callbacks"],
+    "model_index": [],
+    "hub_bundle": ["model_index"],
+    "hub_layout": ["hub_bundle", "model_index"],
+    "hub_reading": ["hub_bundle", "hub_layout", "model_index"],
+    "pipeline_sgr_mri": ["mri", "guidance", "schedules", "networks", "inputs", "callbacks", "hub_layout"],
     "data": ["mri"],
     "evaluation": ["bounds", "guidance", "data"],
 }

@@ -251,8 +251,8 @@ def test_save_and_load(tmp_path, loader):
     pipe = build("unet", scale_quantile=0.95, scale_correction=1.1, cg_iterations=2)
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == "SGRMRIPipeline"
-    assert index["segmentation_model"] == ["sgr_diffusers", "SegmentationUNet"]
+    assert index["_class_name"] == ["pipeline", "SGRMRIPipeline"]
+    assert index["segmentation_model"] == ["segmentation_unet", "SegmentationUNet"]
     assert index["unet"] == ["diffusers", "UNet2DModel"]
     assert (tmp_path / "segmentation_model" / "diffusion_pytorch_model.safetensors").exists()
     loaded = loader.from_pretrained(tmp_path)

@@ -39,6 +39,7 @@ def estimate_coil_maps(
         TypeError: `kspace` is not complex.
         ValueError: the shapes do not fit, the mask has no fully sampled centre of at least 8 x 8 (or smaller than
             `calibration_width`), k-space is zero or not finite there, or no pixel passes the threshold.
+        ImportError: sigpy is not there.
     """
     kspace, mask = torch.as_tensor(kspace), torch.as_tensor(mask)
     if not kspace.is_complex():
@@ -69,7 +70,10 @@ def estimate_coil_maps(
     if not bool(energy.any()):
         raise ValueError("`kspace` is zero in its calibration region: there is nothing to estimate coil maps from.")
 
-    from sigpy.mri.app import EspiritCalib
+    try:
+        from sigpy.mri.app import EspiritCalib
+    except ImportError as error:  # where a Hub repository is used without this package
+        raise ImportError("estimating `coil_maps` needs sigpy: pip install sigpy, or pass the maps.") from error
 
     calibration = EspiritCalib(
         (kspace.detach() / energy.sum().sqrt()).to(torch.complex64).cpu().numpy(),

@@ -1,0 +1,411 @@
+# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# To change it, change the package.
+"""Undersampled k-space enters, upper and lower bound reconstructions with their segmentations leave."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+# Not used here, but diffusers copies only the files that this one names.
+from .sgr_coils import __name__ as _sgr_coils
+from .sgr_hub_bundle import __name__ as _sgr_hub_bundle
+from .sgr_masks import __name__ as _sgr_masks
+from .sgr_model_index import __name__ as _sgr_model_index
+from .sgr_scheduler_table import __name__ as _sgr_scheduler_table
+
+from .sgr_shapes import Complex, Float, UInt8
+from torch import Generator, Tensor, nn
+
+from .sgr_callbacks import Guidance, SegmentationGuidance, check_guidance, images_to_push
+from .sgr_guidance import default_strength, guidance_weight, loss_gradient, tissue_volumes_mm3
+from .sgr_hub_layout import RepositoryMixin
+from .sgr_inputs import (
+    TARGETS,
+    Measurement,
+    check_measurement,
+    check_settings,
+    image_generators,
+    resolve_classes,
+    slice_scale,
+)
+from .sgr_consistency import data_residual, fully_consistent
+from .sgr_operators import SenseOperator, channels_to_complex, complex_to_channels
+from .sgr_solvers import conjugate_gradient
+from .sgr_networks import check_networks, class_names_of, predict, segment, size_multiple
+from .sgr_schedules import ScheduledSampler, check_scheduler, noise_fingerprint
+
+__all__ = ["SGRMRIPipeline", "SGRMRIPipelineOutput"]
+
+
+@dataclass
+class SGRMRIPipelineOutput(BaseOutput):
+    """Reconstructions of a batch of slices, one for each class and target. Torch tensors, or numpy arrays on request.
+
+    Attributes:
+        images: `(batch, class, target, y, x)`, complex64, in the unit of the k-space given.
+        segmentations: `(batch, class, target, y, x)`, uint8, labels of all classes in each image, 0 the background;
+            `None` without a segmentation model.
+        volumes_mm3: `(batch, class, target)`, float32, mm^3 of that class in its own reconstruction (for target
+            "none": of all classes asked for, together); `None` without a segmentation model.
+        data_residual: `(batch, class, target)`, float32, ||A x - y|| / ||y|| of the image returned; 0 fits exactly.
+        classes: names along the class axis; for target "none" a single one, "all" or the names asked for.
+        targets: names along the target axis: "lower" before "upper", or "none", or "sample_0", "sample_1", ...
+    """
+
+    images: Complex[Tensor, "batch class target y x"] | Complex[np.ndarray, "batch class target y x"]
+    segmentations: UInt8[Tensor, "batch class target y x"] | UInt8[np.ndarray, "batch class target y x"] | None
+    volumes_mm3: Float[Tensor, "batch class target"] | Float[np.ndarray, "batch class target"] | None
+    data_residual: Float[Tensor, "batch class target"] | Float[np.ndarray, "batch class target"]
+    classes: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
+    """Segmentation-guided reconstruction (SGR) of undersampled multi-coil MRI, slice by slice.
+
+    A diffusion prior proposes an image, conjugate gradients pull it to the measured data, and in each step the
+    gradient of a segmentation loss pushes one tissue to be as large (upper) or as small (lower) as the data allows.
+
+    The noise of a slice comes from a stream of its own, seeded by one draw from `generator`, and is shared by all of
+    its branches (class and target). Their difference is guidance alone, and no result depends on `batch_size`.
+
+    Args:
+        unet: the prior; 2 channels in (real, imaginary), 2 out, or 4 with learned sigma.
+        scheduler: of diffusers, see `scheduler_table`; one that does not clip. DDIM is the reference.
+        segmentation_model: any module from magnitude `(batch, 1, y, x)` to logits `(batch, n_classes + 1, y, x)`,
+            channel 0 the background. It may name its classes by `config.class_names` or an attribute `class_names`,
+            and the multiple that its input's sides must have by an attribute `size_multiple` (default: that of the
+            prior). `None` serves target "none" only.
+        scale_quantile: each slice is divided by this quantile of abs(A^H y) (paper Sec. 3.3), ...
+        scale_correction: ... times this factor.
+        cg_iterations: default of the call's. Few iterations fit less noise: to be chosen on validation scans.
+        trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
+    """
+
+    # The segmentation model stays on the device: it runs between the forward and the backward pass of the prior, whose
+    # weights must not leave in between.
+    model_cpu_offload_seq = "unet"
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["segmentation_model"]
+    _optional_components: ClassVar[list[str]] = ["segmentation_model"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "model_output", "x0", "x0_consistent", "push"]
+    # Of a `Guidance`, for the images of one batch: the noisy image at the model's input, the noise and the clean image
+    # that the prior predicts, the data-consistent one, all (image, 2, y, x); logits of the latter; label and direction
+    # of the image's branch (0 and false for target "none") and number of its slice, (image,).
+    _guidance_tensor_inputs: ClassVar[list[str]] = [
+        "noisy", "eps", "x0", "x0_consistent", "logits", "class_number", "is_upper", "slice_number"
+    ]  # fmt: skip
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        segmentation_model: nn.Module | None = None,
+        scale_quantile: float = 0.99,
+        scale_correction: float = 1.0,
+        cg_iterations: int = 5,
+        trained_with: dict[str, Any] | None = None,
+    ):
+        """Register the components."""
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, segmentation_model=segmentation_model)
+        trained_with = trained_with or noise_fingerprint(scheduler)
+        self.register_to_config(
+            scale_quantile=scale_quantile,
+            scale_correction=scale_correction,
+            cg_iterations=cg_iterations,
+            trained_with=trained_with,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the prior; the base class would ask the segmentation model, which need not know its own."""
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the prior; physics and losses are in single precision whatever it is."""
+        return self.unet.dtype
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names that the segmentation model gives to its classes, label 1 first; `None` if it gives none."""
+        return class_names_of(self.segmentation_model)
+
+    def to(self, *args: Any, **kwargs: Any) -> "SGRMRIPipeline":
+        """Move the networks as `DiffusionPipeline.to` does, including a segmentation model that is a plain module."""
+        model = self.segmentation_model
+        if model is None or (hasattr(model, "dtype") and hasattr(model, "device")):
+            return super().to(*args, **kwargs)
+        previous_dtype = self.dtype
+        self.register_modules(segmentation_model=None)
+        try:
+            super().to(*args, **kwargs)
+            model.to(self.device, None if self.dtype == previous_dtype else self.dtype)
+        finally:
+            self.register_modules(segmentation_model=model)
+        return self
+
+    def segment(self, images: Complex[Tensor, "batch y x"]) -> Float[Tensor, "batch out_class y x"]:
+        """Logits `(batch, n_classes + 1, y, x)`, float32, of complex images `(batch, y, x)` of any size.
+
+        The images must be scaled as for training: each slice divided by the 0.99 quantile of its magnitude.
+        """
+        return segment(self.segmentation_model, images, size_multiple(self.unet))
+
+    def check_inputs(
+        self,
+        kspace: Tensor | np.ndarray,
+        mask: Tensor | np.ndarray,
+        coil_maps: Tensor | np.ndarray | None,
+        target: str,
+        classes: Sequence[str | int] | str | int | None,
+        guidance: Sequence[Guidance],
+        callback_on_step_end_tensor_inputs: Sequence[str],
+        **settings: Any,
+    ) -> tuple[Measurement, tuple[str, ...], tuple[int, ...]]:
+        """Refuse a call that cannot work, before the prior is called; arguments as in `__call__`.
+
+        Returns:
+            The measurement, on the device of the networks; the names of all classes, and the label numbers of those
+            asked for (both empty without a segmentation model).
+
+        Raises:
+            TypeError, ValueError: naming the argument or component, what was expected, what came, and the way out.
+        """
+        check_scheduler(self.scheduler, self.config.trained_with)
+        device = self._execution_device
+        measurement = check_measurement(kspace, mask, coil_maps, device)
+        n_train_timesteps = self.scheduler.config.num_train_timesteps
+        check_settings(slices=measurement.kspace.shape, n_train_timesteps=n_train_timesteps, target=target, **settings)
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                "`callback_on_step_end_tensor_inputs` must be among "
+                f"{self._callback_tensor_inputs}, got {sorted(unknown)}."
+            )
+        if self.segmentation_model is None and (target != "none" or classes is not None):
+            raise ValueError(
+                f"`segmentation_model` is needed for target={target!r} and classes={classes!r}, but it is None. Add "
+                "one by `pipe.register_modules(segmentation_model=...)`, or reconstruct with target='none'."
+            )
+        class_names = check_networks(self.unet, self.segmentation_model, tuple(measurement.kspace.shape[-2:]), device)
+        check_guidance(guidance, self._guidance_tensor_inputs, class_names)
+        return measurement, class_names, resolve_classes(classes, class_names) if class_names else ()
+
+    # Not in inference mode even if the caller is: guided steps differentiate with respect to tensors made here.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __call__(
+        self,
+        kspace: Tensor | np.ndarray,
+        mask: Tensor | np.ndarray,
+        target: str = "both",
+        classes: Sequence[str | int] | str | int | None = None,
+        coil_maps: Tensor | np.ndarray | None = None,
+        num_inference_steps: int = 100,
+        eta: float = 1.0,
+        guidance_strength: float | None = None,
+        cg_iterations: int | None = None,
+        final_consistency: str = "replace",
+        num_samples: int = 1,
+        voxel_size_mm: Sequence[float] | None = None,
+        generator: Generator | list[Generator] | None = None,
+        latents: Tensor | None = None,
+        batch_size: int | None = None,
+        guidance: Guidance | Sequence[Guidance] | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        output_type: str = "pt",
+        return_dict: bool = True,
+    ) -> SGRMRIPipelineOutput | tuple:
+        """Reconstruct slices, each once for every class and target.
+
+        Args:
+            kspace: complex `(batch, coil, y, x)`, `(coil, y, x)` or `(y, x)`, any unit; zero where not measured.
+            mask: `(y, x)` or `(batch, y, x)`, bool or 0/1, true where measured.
+            target: "upper", "lower", "both" (in the order lower, upper), or "none" for plain reconstruction.
+            classes: names or label numbers (from 1) of the classes to bound; `None` for all. For target "none": those
+                whose volume is reported.
+            coil_maps: complex `(batch, coil, y, x)`, or `(coil, y, x)` for all slices. `None`: ones for a single coil,
+                else estimated from the calibration region.
+            num_inference_steps: reverse steps, 100 in the paper. Some schedulers evaluate the prior twice a step.
+            eta: share of fresh noise in each step, from 0 (deterministic) to 1 (the authors' runs); for DDIM only.
+            guidance_strength: b of paper Eq. 14, per step; `None` for 0.005 * 100 / `num_inference_steps`.
+            cg_iterations: conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
+                checkpoint's `pipe.config.cg_iterations`.
+            final_consistency: last step: "replace" measured entries of coil k-space (as in the paper's experiments),
+                "regularized", or "least_squares".
+            num_samples: for target "none": independent reconstructions of each slice, along the target axis.
+            voxel_size_mm: edge lengths (x, y, z) of a voxel in mm; `None` counts voxels.
+            generator: of all noise; one, or a list of one for each slice. One draw is taken from it for each slice,
+                the seed of that slice. `None`: a fresh seed.
+            latents: x_T `(batch, 2, y, x)`, shared by the branches of a slice. With `eta=0` nothing else is random.
+            batch_size: most images in one network call, to bound memory; does not change the result. `None`: no bound.
+            guidance: what pushes the images, one or several; `None` for `SegmentationGuidance()`, which pushes each
+                branch's class in its target's direction, and for nothing with target "none".
+            callback_on_step_end: `callback(pipe, step, timestep, tensors)` after each step; may return new `latents`.
+            callback_on_step_end_tensor_inputs: names of the tensors `(batch * class * target, 2, y, x)` it is given,
+                out of `pipe._callback_tensor_inputs`.
+            output_type: "pt" for torch tensors or "np" for numpy arrays.
+            return_dict: return an `SGRMRIPipelineOutput` rather than a tuple of its fields.
+
+        Returns:
+            Images, segmentations, volumes, residuals, names of classes and of targets, as `SGRMRIPipelineOutput` says.
+
+        Raises:
+            TypeError, ValueError: an argument or a component does not fit; before the prior is called.
+        """
+        # 1. Check the networks and all arguments
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if guidance is None:
+            guidance = [SegmentationGuidance()] if target != "none" else []
+        guidance = list(guidance) if isinstance(guidance, Sequence) else [guidance]
+        cg_iterations = self.config.cg_iterations if cg_iterations is None else cg_iterations
+        measurement, class_names, class_numbers = self.check_inputs(
+            kspace,
+            mask,
+            coil_maps,
+            target,
+            classes,
+            guidance,
+            callback_on_step_end_tensor_inputs,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            guidance_strength=guidance_strength,
+            cg_iterations=cg_iterations,
+            final_consistency=final_consistency,
+            num_samples=num_samples,
+            voxel_size_mm=voxel_size_mm,
+            generator=generator,
+            latents=latents,
+            batch_size=batch_size,
+            output_type=output_type,
+        )
+
+        # 2. The forward operator, and the problem in the scale of the prior
+        device, kspace = self._execution_device, measurement.kspace
+        n_slices, _, *size = kspace.shape
+        operator = SenseOperator(measurement.known_or_estimated_maps(), measurement.mask)
+        zero_filled = operator.adjoint(kspace)
+        scale = slice_scale(zero_filled, self.config.scale_quantile, self.config.scale_correction)
+        kspace, zero_filled = kspace / scale[:, None, None, None], zero_filled / scale[:, None, None]
+
+        # 3. Branches: one image for each (slice, class, target), in this order along the batch axis
+        targets = TARGETS[target] if num_samples == 1 else tuple(f"sample_{k}" for k in range(num_samples))
+        guided_classes = (0,) if target == "none" else class_numbers
+        branches = [(number, name == "upper") for number in guided_classes for name in targets]
+        n_branches, n_images = len(branches), n_slices * len(branches)
+        class_of = torch.tensor([number for number, _ in branches] * n_slices, device=device)
+        is_upper = torch.tensor([is_upper for _, is_upper in branches] * n_slices, device=device)
+
+        def slices_of(images: list[int]) -> list[int]:
+            slices = [k // n_branches for k in images]
+            return slices[:1] if slices[0] == slices[-1] else slices  # one slice: its maps are broadcast, not copied
+
+        def guidance_inputs(active: list[Guidance], images: list[int], *tensors: Tensor) -> dict[str, Tensor]:
+            named = dict(zip(self._guidance_tensor_inputs, tensors, strict=False))
+            if any("logits" in g.tensor_inputs for g in active):
+                named["logits"] = self.segment(channels_to_complex(named["x0_consistent"]))
+            named["slice_number"] = torch.tensor([k // n_branches for k in images], device=device)
+            return named | {"class_number": class_of[images], "is_upper": is_upper[images]}
+
+        def make_consistent(x0: Tensor, images: list[int], iterations: int) -> Tensor:
+            normal, rhs = operator[slices_of(images)].normal, zero_filled[slices_of(images)]
+            result = conjugate_gradient(normal, rhs, channels_to_complex(x0), max_iterations=iterations)
+            return complex_to_channels(result.solution)
+
+        # 4. Timesteps and noise
+        generators = image_generators(generator, n_slices, n_branches, num_samples, device)
+        sampler = ScheduledSampler(self.scheduler, num_inference_steps, eta, generators, device)
+        if latents is None:
+            latents = randn_tensor((n_images, 2, *size), generator=generators, device=device, dtype=torch.float32)
+        else:
+            latents = latents.to(device, torch.float32).repeat_interleave(n_branches, dim=0)
+        latents = latents * sampler.init_noise_sigma
+        default = default_strength(num_inference_steps) if guidance_strength is None else guidance_strength
+        strengths = {g: default if g.config.strength is None else g.config.strength for g in guidance}
+
+        # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward
+        # pass: those of the step before are expected again, and the others looked at without one first.
+        n_steps = len(sampler.timesteps)
+        is_pushed = {k: target == "none" or bool(is_upper[k]) for k in range(n_images)}  # few slices have all classes
+        for i, t in enumerate(self.progress_bar(sampler.timesteps)):
+            noisy, level = sampler.model_input(latents, t), sampler.level(t)
+            is_last = i == n_steps - 1
+            iterations = 0 if is_last else cg_iterations  # the last step ends in full consistency instead
+            active = [g for g in guidance if strengths[g] > 0 and not is_last and g.is_on(i, n_steps)]
+            model_output, x0, eps, x0_consistent = (torch.empty_like(latents) for _ in range(4))
+            push = torch.zeros_like(latents)
+
+            for images in _batches([k for k in range(n_images) if not (active and is_pushed[k])], batch_size):
+                model_output[images] = predict(self.unet, noisy[images], t)
+                x0[images], eps[images] = level.denoise(model_output[images], noisy[images])  # Eq. 4
+                x0_consistent[images] = make_consistent(x0[images], images, iterations)  # Eq. 5
+                if active:
+                    tensors = (noisy[images], eps[images], x0[images], x0_consistent[images])
+                    wants = images_to_push(active, guidance_inputs(active, images, *tensors))
+                    is_pushed |= dict(zip(images, wants, strict=True))
+
+            for images in _batches([k for k in range(n_images) if active and is_pushed[k]], batch_size):
+                with torch.enable_grad():
+                    start = noisy[images].requires_grad_()
+                    output = predict(self.unet, start, t)
+                    # The graph is cut behind the network, so that its backward pass can be entered in another scale.
+                    leaves = [tensor.detach().requires_grad_() for tensor in (start, output)]
+                    denoised, noise = level.denoise(leaves[1], leaves[0])  # Eq. 4
+                    consistent = make_consistent(denoised, images, iterations)  # Eq. 5
+                    tensors = guidance_inputs(active, images, leaves[0], noise, denoised, consistent)
+                    wants = images_to_push(active, tensors)
+                    for g in active if any(wants) else ():
+                        score = g(self, i, t, {name: tensors[name] for name in g.tensor_inputs})["score"]  # Eq. 12
+                        gradient = loss_gradient(score, start, output, *leaves, keep_graph=g is not active[-1])
+                        gamma = guidance_weight(noise.detach(), gradient, strengths[g])  # Eq. 14
+                        push[images] += gamma[:, None, None, None] * gradient
+                parts = (output, denoised, noise, consistent)
+                for whole, part in zip((model_output, x0, eps, x0_consistent), parts, strict=True):
+                    whole[images] = part.detach()
+                is_pushed |= dict(zip(images, wants, strict=True))
+
+            # Eq. 13. The last step ends in the clean image: no noise is left behind, whatever the scheduler ends with.
+            latents = x0 if is_last else sampler.step(level, t, x0_consistent, eps + push)
+            if callback_on_step_end is not None:
+                values = (latents, model_output, x0, x0_consistent, push)
+                tensors = dict(zip(self._callback_tensor_inputs, values, strict=True))
+                given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                latents = (callback_on_step_end(self, i, t, given) or {}).get("latents", latents)
+
+        # 6. Full data consistency, segmentation and scores, in the unit of the k-space again
+        parts, residuals, labels = [], [], []
+        for images in _batches(list(range(n_images)), batch_size):
+            problem, measured = operator[slices_of(images)], kspace[slices_of(images)]
+            image = fully_consistent(problem, channels_to_complex(latents[images]), measured, final_consistency)
+            parts.append(image)
+            residuals.append(data_residual(problem, image, measured))
+            if self.segmentation_model is not None:
+                labels.append(self.segment(image).argmax(dim=1).to(torch.uint8))
+        shape = (n_slices, len(guided_classes), len(targets))
+        image = torch.cat(parts).reshape(*shape, *size) * scale[:, None, None, None, None]
+        segmentation = torch.cat(labels).reshape(*shape, *size) if labels else None
+        tissues = [class_numbers] if target == "none" else [(number,) for number in class_numbers]
+        volume = tissue_volumes_mm3(segmentation, tissues, voxel_size_mm) if labels else None
+        names = tuple(class_names[number - 1] for number in class_numbers)
+        if target == "none":
+            names = ("all" if len(names) == len(class_names) else "+".join(names),)
+        self.maybe_free_model_hooks()
+        fields = [image, segmentation, volume, torch.cat(residuals).reshape(shape)]
+        if output_type == "np":
+            fields = [None if field is None else field.cpu().numpy() for field in fields]
+        return SGRMRIPipelineOutput(*fields, names, targets) if return_dict else (*fields, names, targets)
+
+
+def _batches(images: list[int], batch_size: int | None) -> Iterator[list[int]]:
+    """Split the numbers of images into runs of at most `batch_size`."""
+    batch_size = batch_size or max(len(images), 1)
+    return (images[start : start + batch_size] for start in range(0, len(images), batch_size))

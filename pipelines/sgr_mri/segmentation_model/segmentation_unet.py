@@ -1,0 +1,133 @@
+# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# To change it, change the package.
+"""The segmentation model: magnitude images enter, per-pixel class logits leave (channel 0 is the background).
+
+This file is self-contained (no import from the package), so that a Hub repository can carry it along.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Float:
+    """`Float[Tensor, "y x"]` is a `Tensor`; data type and shape are for the reader."""
+
+    def __class_getitem__(cls, item):
+        """The type of array alone."""
+        return item[0]
+
+
+__all__ = ["SegmentationUNet"]
+
+
+class SegmentationUNet(ModelMixin, ConfigMixin):
+    """A `monai.networks.nets.UNet` that loads and saves like any diffusers model (safetensors only).
+
+    The defaults are the paper's network for SKM-TEA: four tissue classes and the background.
+
+    Args:
+        class_names: the names of the classes; class ``i`` of the segmentation (from 1) is ``class_names[i - 1]``.
+        in_channels: input channels; 1, the magnitude.
+        channels: feature channels, one entry a resolution level.
+        strides: downsampling factors between levels, one fewer than `channels`.
+        num_res_units: residual units a level.
+        dropout: dropout probability inside the residual units, in [0, 1).
+        flip_average: average the class probabilities over the four flips of the image (none, y, x, both), as the
+            paper's authors do. Costs four forward passes. Only in evaluation mode: when training, mirror the data.
+
+    Raises:
+        ValueError: if there is no class, a name appears twice, or `strides` does not fit `channels`.
+    """
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        class_names: Sequence[str] = ("patellar_cartilage", "femoral_cartilage", "tibial_cartilage", "meniscus"),
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32, 64, 128, 256),
+        strides: Sequence[int] = (2, 2, 2, 2),
+        num_res_units: int = 2,
+        dropout: float = 0.0,
+        flip_average: bool = False,
+    ):
+        """Build the network with untrained weights."""
+        super().__init__()
+        if len(class_names) == 0 or len(set(class_names)) != len(class_names):
+            raise ValueError(f"`class_names` must be one or more different names, got {tuple(class_names)}.")
+        if len(strides) != len(channels) - 1:
+            raise ValueError(
+                f"`strides` must have one entry fewer than `channels`, got {tuple(strides)} for {tuple(channels)}."
+            )
+        from monai.networks.nets import UNet
+
+        self.network = UNet(
+            spatial_dims=2,
+            in_channels=in_channels,
+            out_channels=len(class_names) + 1,
+            channels=tuple(channels),
+            strides=tuple(strides),
+            num_res_units=num_res_units,
+            dropout=dropout,
+        )
+
+    @property
+    def n_classes(self) -> int:
+        """Number of tissue classes, without the background."""
+        return len(self.config.class_names)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width are padded internally to a multiple of this many pixels."""
+        return math.prod(self.config.strides)
+
+    def forward(self, magnitude: Float[Tensor, "batch channel y x"]) -> Float[Tensor, "batch out_class y x"]:
+        """Segment a batch of slices.
+
+        Args:
+            magnitude: ``(batch, 1, y, x)`` real, non-negative, scaled like the training images (each slice divided by
+                the 0.99 quantile of its magnitude). Any size: the edges are replicated up to what the strides need.
+
+        Returns:
+            Logits ``(batch, n_classes + 1, y, x)``, channel 0 the background. With `flip_average` they are the
+            logarithm of the averaged probabilities, so that softmax returns exactly that average.
+
+        Raises:
+            ValueError: if the channel count is not `in_channels`.
+        """
+        if magnitude.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"`magnitude` must be (batch, {self.config.in_channels}, y, x), got {tuple(magnitude.shape)}. "
+                "Pass the magnitude of the complex image with a channel axis: image.abs()[:, None]."
+            )
+        height, width = magnitude.shape[-2:]
+        top, bottom = self._padding(height)
+        left, right = self._padding(width)
+        if top or bottom or left or right:
+            magnitude = F.pad(magnitude, (left, right, top, bottom), mode="replicate")
+        if self.config.flip_average and not self.training:
+            logits = self._flip_averaged(magnitude)
+        else:
+            logits = self.network(magnitude)
+        return logits[..., top : top + height, left : left + width]
+
+    def _padding(self, size: int) -> tuple[int, int]:
+        # Two pixels must remain at the coarsest level: the instance norm there has no variance for a single one.
+        multiple = self.size_multiple
+        missing = max(math.ceil(size / multiple), 2) * multiple - size
+        return missing // 2, missing - missing // 2
+
+    def _flip_averaged(self, magnitude: Tensor) -> Tensor:
+        all_axes = ((), (-2,), (-1,), (-2, -1))
+        logits = self.network(torch.cat([magnitude.flip(axes) for axes in all_axes]))
+        log_probabilities = torch.stack(
+            [part.flip(axes).log_softmax(dim=1) for part, axes in zip(logits.chunk(4), all_axes, strict=True)]
+        )
+        return log_probabilities.logsumexp(dim=0) - math.log(4)

@@ -1,0 +1,196 @@
+# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# To change it, change the package.
+"""Tensors of one reverse step enter; a score to raise, by moving the predicted noise, leaves.
+
+A guidance is a diffusers `PipelineCallback` that the pipeline calls before each step rather than after it. It names
+the tensors that it wants by `tensor_inputs` and returns one score for each image; the pipeline adds the score's
+gradient to the noise, limited to `strength` times its norm (paper Eqs. 13 and 14). Several compose: each adds its own
+push. All are serialisable: `guidance.save_config(folder)`, `SegmentationGuidance.from_config(config)`. A recorder of
+the trajectory, for after the step, stands beside them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers.callbacks import PipelineCallback
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+from torch.nn import functional as F
+
+from .sgr_guidance import class_log_odds, guidance_loss, has_pixels_to_push
+from .sgr_inputs import resolve_classes
+
+__all__ = ["Guidance", "SegmentationGuidance", "TrajectoryRecorder", "check_guidance", "images_to_push"]
+
+OBJECTIVES = ("likelihood", "volume")
+
+
+class Guidance(PipelineCallback):
+    """Base class: derive, set `tensor_inputs`, write `score`; `register_to_config` on `__init__` to serialise.
+
+    Args:
+        strength: b of paper Eq. 14, per step; `None` for what the pipeline is called with, or its default.
+        start: share of the trajectory at which the guidance sets in, 0 the first step.
+        stop: share at which it ends, 1 after the last. Outside of the window nothing is differentiated.
+
+    Raises:
+        ValueError: strength or window are out of range.
+    """
+
+    config_name = "guidance_config.json"
+    # Names out of `SGRMRIPipeline._guidance_tensor_inputs`, whose docstring explains them.
+    tensor_inputs: ClassVar[list[str]] = ["x0_consistent"]
+
+    @register_to_config
+    def __init__(self, strength: float | None = None, start: float = 0.0, stop: float = 1.0):
+        """Check strength and window."""
+        if strength is not None and not 0 <= strength < float("inf"):
+            raise ValueError(f"`strength` must be 0 or larger, got {strength}; None gives the pipeline's.")
+        if not 0 <= start < stop <= 1:
+            raise ValueError(
+                f"`start` and `stop` must be shares of the trajectory, 0 <= start < stop <= 1, got {start} and {stop}."
+            )
+
+    def score(self, **tensors: Tensor) -> Tensor:
+        """What shall grow, `(image,)`, differentiable with respect to the images among `tensors`; any unit.
+
+        Each image's score must depend on that image only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `score`.")
+
+    def wants_push(self, **tensors: Tensor) -> Tensor:
+        """Which images have a score worth a backward pass, bool `(image,)`; called without gradients. All of them."""
+        return torch.ones(len(next(iter(tensors.values()))), dtype=torch.bool)
+
+    def bind(self, class_names: tuple[str, ...]) -> None:
+        """Learn the names of the segmentation model's classes; called once for each call of the pipeline.
+
+        Raises:
+            ValueError: the guidance needs a class that the model does not have.
+        """
+
+    def is_on(self, step: int, n_steps: int) -> bool:
+        """Whether `step` of `n_steps` network evaluations, counted from 0, lies in the window."""
+        return self.config.start <= step / n_steps < self.config.stop
+
+    def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Tensor]) -> dict:
+        """The protocol of diffusers: the score of the tensors asked for, as `{"score": (image,)}`."""
+        return {"score": self.score(**callback_kwargs)}
+
+
+class SegmentationGuidance(Guidance):
+    """Makes a tissue grow or shrink: the guidance of the paper, and what the pipeline uses by itself.
+
+    Args:
+        target: "upper" (grow) or "lower" (shrink); `None` for the target of each branch of the pipeline's call.
+        classes: names or label numbers of the classes to push, several as one tissue; `None` for the class of each
+            branch.
+        strength, start, stop: as in `Guidance`.
+        objective: "likelihood" (paper Eq. 12: pixels that are not yet or still are of the class), or "volume" (the
+            sum of the class's probability over all pixels).
+
+    Raises:
+        ValueError: an unknown target or objective, or as in `Guidance`.
+    """
+
+    tensor_inputs: ClassVar[list[str]] = ["logits", "class_number", "is_upper"]
+
+    @register_to_config
+    def __init__(
+        self,
+        target: str | None = None,
+        classes: list[str | int] | str | int | None = None,
+        strength: float | None = None,
+        start: float = 0.0,
+        stop: float = 1.0,
+        objective: str = "likelihood",
+    ):
+        """Check the arguments."""
+        super().__init__(strength, start, stop)
+        if target not in (None, "upper", "lower"):
+            raise ValueError(f"`target` must be 'upper', 'lower' or None (that of the branch), got {target!r}.")
+        if objective not in OBJECTIVES:
+            raise ValueError(f"`objective` must be one of {OBJECTIVES}, got {objective!r}.")
+        self._numbers: tuple[int, ...] | None = None
+
+    def bind(self, class_names: tuple[str, ...]) -> None:
+        """Look up the classes."""
+        self._numbers = None if self.config.classes is None else resolve_classes(self.config.classes, class_names)
+
+    def score(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> Tensor:
+        """Loss L_m of paper Eq. 12, or the soft volume in pixels, with the sign that makes it grow."""
+        classes, is_upper = self._tissue(logits, class_number, is_upper)
+        if self.config.objective == "likelihood":
+            return guidance_loss(logits, classes, is_upper)
+        volume = F.sigmoid(class_log_odds(logits, classes)).sum(dim=(-2, -1))
+        return torch.where(is_upper, volume, -volume)
+
+    def wants_push(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> Tensor:
+        """False where no pixel is left to push."""
+        return has_pixels_to_push(logits, *self._tissue(logits, class_number, is_upper))
+
+    def _tissue(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Classes and direction of each image: our own where they are set, else those of its branch."""
+        if self._numbers is not None:
+            class_number = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
+            class_number[:, list(self._numbers)] = True
+        if self.config.target is not None:
+            is_upper = torch.full_like(is_upper, self.config.target == "upper")
+        return class_number, is_upper
+
+
+class TrajectoryRecorder(PipelineCallback):
+    """For `callback_on_step_end`: keeps tensors of each step, on the CPU, in `recorder.steps`.
+
+    Args:
+        tensor_inputs: names out of `SGRMRIPipeline._callback_tensor_inputs`.
+    """
+
+    tensor_inputs: ClassVar[list[str]] = ["x0_consistent"]
+
+    @register_to_config
+    def __init__(self, tensor_inputs: list[str] | None = None):
+        """Start with an empty record."""
+        self.tensor_inputs = list(tensor_inputs or type(self).tensor_inputs)
+        self.steps: list[dict[str, Any]] = []
+
+    def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Tensor]) -> dict:
+        """Append `{"step", "timestep", <name>: tensor (image, 2, y, x), ...}`."""
+        tensors = {name: value.detach().cpu().clone() for name, value in callback_kwargs.items()}
+        self.steps.append({"step": step_index, "timestep": float(timestep), **tensors})
+        return {}
+
+
+def check_guidance(guidance: Sequence[Any], available: Sequence[str], class_names: tuple[str, ...]) -> None:
+    """Refuse what the pipeline cannot call, and tell each guidance the names of the classes.
+
+    Args:
+        guidance: of one call.
+        available: names of tensors that can be asked for.
+        class_names: of the segmentation model; empty without one.
+
+    Raises:
+        TypeError: an entry is not a `Guidance`.
+        ValueError: it asks for a tensor that there is not, or for a class that the model does not have.
+    """
+    for entry in guidance:
+        name = type(entry).__name__
+        if not isinstance(entry, Guidance):
+            raise TypeError(f"`guidance` must be a `sgr_diffusers.callbacks.Guidance`, or a list of them, got {name}.")
+        unknown = sorted(set(entry.tensor_inputs) - set(available))
+        if unknown:
+            raise ValueError(f"`guidance` {name} has unknown `tensor_inputs` {unknown}; there are {list(available)}.")
+        if "logits" in entry.tensor_inputs and not class_names:
+            raise ValueError(
+                f"`guidance` {name} asks for logits, but `segmentation_model` is None. Add one by "
+                "`pipe.register_modules(segmentation_model=...)`."
+            )
+        entry.bind(class_names)
+
+
+@torch.no_grad()
+def images_to_push(guidance: Sequence[Guidance], tensors: dict[str, Tensor]) -> list[bool]:
+    """For each image of a batch, whether any guidance wants to push it."""
+    wanted = [g.wants_push(**{name: tensors[name] for name in g.tensor_inputs}) for g in guidance]
+    return torch.stack([each.cpu() for each in wanted]).any(dim=0).tolist()

@@ -1,0 +1,122 @@
+# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# To change it, change the package.
+"""Data consistency: an image and the measured k-space enter, an image that agrees with the measurement leaves.
+
+Images are complex `(*batch, y, x)`, k-space complex `(*batch, coil, y, x)`; they broadcast as in `SenseOperator`.
+"""
+
+import torch
+from .sgr_shapes import Complex, Float
+from torch import Tensor
+
+from .sgr_operators import SenseOperator
+from .sgr_solvers import CGResult, conjugate_gradient
+
+
+def replace_measured(
+    operator: SenseOperator, image: Complex[Tensor, "*image y x"], kspace: Complex[Tensor, "*data coil y x"]
+) -> Complex[Tensor, "*out y x"]:
+    """Replace the measured coil k-space entries of an image by the measurement and combine the coils.
+
+    x = S^H F^H (M y + (1 - M) F S x0), divided by the sum of squares of the maps where that is positive (paper Sec. 3,
+    last step). One step, not iterated: it leaves a residual for several coils, but does not fit the noise. Zero
+    where all coil maps are zero.
+    """
+    mask = operator.mask.unsqueeze(-3)
+    combined = operator.combine(torch.where(mask, kspace, operator.coil_kspace(image)))
+    weight = operator.sum_of_squares
+    return combined / torch.where(weight > 0, weight, 1.0)
+
+
+def regularized_solution(
+    operator: SenseOperator,
+    image: Complex[Tensor, "*image y x"],
+    kspace: Complex[Tensor, "*data coil y x"],
+    weight: float = 0.05,
+    max_iterations: int = 30,
+    tolerance: float = 1e-5,
+) -> CGResult:
+    """Minimiser of ||A x - y||^2 + weight ||x - x0||^2, from (A^H A + weight I) x = A^H y + weight x0.
+
+    Args:
+        operator: Forward model A.
+        image: x0, also where the iterations start.
+        kspace: y.
+        weight: Weight of staying near x0; dimensionless where the squared maps sum to 1. Larger fits less noise.
+        max_iterations: Cap on the conjugate gradients.
+        tolerance: Relative residual at which a sample stops.
+
+    Raises:
+        ValueError: `weight` is not positive.
+    """
+    if not weight > 0:
+        raise ValueError(f"`weight` must be positive, got {weight}; weight 0 in the limit is `nearest_consistent`.")
+    rhs = operator.adjoint(kspace) + weight * image
+    return conjugate_gradient(
+        lambda x: operator.normal(x) + weight * x, rhs, image, max_iterations=max_iterations, tolerance=tolerance
+    )
+
+
+def nearest_consistent(
+    operator: SenseOperator,
+    image: Complex[Tensor, "*image y x"],
+    kspace: Complex[Tensor, "*data coil y x"],
+    max_iterations: int = 100,
+    tolerance: float = 1e-5,
+) -> CGResult:
+    """Point nearest to x0 among the least-squares solutions of A x = y.
+
+    Conjugate gradients on A^H A x = A^H y from x0 move only in the range of A^H, so what the measurement says nothing
+    about stays as in x0. With noisy data and several coils this fits the noise: prefer `replace_measured` or
+    `regularized_solution` unless the data is (nearly) free of noise.
+
+    Args:
+        operator: Forward model A.
+        image: x0.
+        kspace: y.
+        max_iterations: Cap on the conjugate gradients; `CGResult.status` says whether it was met.
+        tolerance: Relative residual at which a sample stops.
+    """
+    rhs = operator.adjoint(kspace)
+    return conjugate_gradient(operator.normal, rhs, image, max_iterations=max_iterations, tolerance=tolerance)
+
+
+FINAL_CONSISTENCY = ("replace", "regularized", "least_squares")
+
+
+def fully_consistent(
+    operator: SenseOperator,
+    image: Complex[Tensor, "*image y x"],
+    kspace: Complex[Tensor, "*data coil y x"],
+    method: str = "replace",
+) -> Complex[Tensor, "*out y x"]:
+    """An image made to agree with the measurement by one of `FINAL_CONSISTENCY`: the last step of a reconstruction."""
+    if method == "replace":
+        return replace_measured(operator, image, kspace)
+    solve = regularized_solution if method == "regularized" else nearest_consistent
+    return solve(operator, image, kspace).solution
+
+
+def data_residual(
+    operator: SenseOperator, image: Complex[Tensor, "*image y x"], kspace: Complex[Tensor, "*data coil y x"]
+) -> Float[Tensor, "*out"]:
+    """Relative residual ||A x - y|| / ||y|| of each sample, over measured entries; without unit, 0 is an exact fit.
+
+    Infinite (or NaN, for an image of zeros) where the measurement is all zero.
+    """
+    measured = kspace * operator.mask.unsqueeze(-3)
+    return _norm(operator.forward(image) - measured) / _norm(measured)
+
+
+def _norm(kspace: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(kspace, dim=(-3, -2, -1))
+
+
+__all__ = [
+    "FINAL_CONSISTENCY",
+    "data_residual",
+    "fully_consistent",
+    "nearest_consistent",
+    "regularized_solution",
+    "replace_measured",
+]

@@ -1,0 +1,327 @@
+# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# To change it, change the package.
+"""Raw arguments of a pipeline call enter, checked tensors leave; whatever does not fit is refused with the way out.
+
+Nothing is repaired: every check names the argument, what was expected and what came.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from .sgr_shapes import Bool, Complex, Float
+from torch import Tensor
+
+from .sgr_coils import estimate_coil_maps
+from .sgr_consistency import FINAL_CONSISTENCY
+
+__all__ = [
+    "OUTPUT_TYPES",
+    "TARGETS",
+    "Measurement",
+    "check_measurement",
+    "check_settings",
+    "image_generators",
+    "resolve_classes",
+    "slice_scale",
+]
+
+TARGETS = {"lower": ("lower",), "upper": ("upper",), "both": ("lower", "upper"), "none": ("none",)}
+OUTPUT_TYPES = ("pt", "np")
+
+ArrayLike = Tensor | np.ndarray
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A batch of undersampled slices, in the unit of the scanner.
+
+    Attributes:
+        kspace: `(batch, coil, y, x)`, complex64; zero where `mask` is false.
+        mask: `(batch, y, x)`, bool; true where measured.
+        coil_maps: `(batch, coil, y, x)`, complex64, or `None` if they are to be estimated.
+    """
+
+    kspace: Complex[Tensor, "batch coil y x"]
+    mask: Bool[Tensor, "batch y x"]
+    coil_maps: Complex[Tensor, "batch coil y x"] | None
+
+    def known_or_estimated_maps(self) -> Complex[Tensor, "batch coil y x"]:
+        """The coil maps given, or those that the calibration region of each slice gives."""
+        if self.coil_maps is not None:
+            return self.coil_maps
+        return estimate_coil_maps(self.kspace, self.mask)
+
+
+def check_measurement(
+    kspace: ArrayLike, mask: ArrayLike, coil_maps: ArrayLike | None, device: torch.device
+) -> Measurement:
+    """Check k-space, mask and coil maps, and give all of them their batch and coil axes.
+
+    Args:
+        kspace: complex `(batch, coil, y, x)`, `(coil, y, x)` or `(y, x)`.
+        mask: bool or 0/1, `(y, x)` or `(batch, y, x)`.
+        coil_maps: complex `(batch, coil, y, x)`, or `(coil, y, x)` for all slices, or `None`.
+        device: where the result is put.
+
+    Raises:
+        TypeError: k-space or maps are not complex, or an argument is neither tensor nor array.
+        ValueError: a shape does not fit, a value is not finite, k-space or mask is empty, the mask has other values
+            than 0 and 1, or k-space is not zero where the mask says unmeasured.
+    """
+    kspace = _check_complex(kspace, "kspace", "(batch, coil, y, x), (coil, y, x) or (y, x)", (2, 3, 4)).to(device)
+    kspace = kspace.reshape((1,) * (4 - kspace.ndim) + tuple(kspace.shape))
+    if 0 in kspace.shape:
+        raise ValueError(f"`kspace` must not be empty, got shape {tuple(kspace.shape)}.")
+    empty = [k for k, is_empty in enumerate((kspace == 0).flatten(1).all(dim=1).tolist()) if is_empty]
+    if empty:
+        raise ValueError(
+            f"`kspace` must hold a measurement in every slice, got only zeros in slices {empty} of {len(kspace)}. "
+            "Leave these slices out."
+        )
+    mask = _check_mask(mask, kspace)
+    _check_unmeasured(kspace, mask)
+    n_coils = kspace.shape[1]
+    if coil_maps is not None:
+        coil_maps = _check_coil_maps(coil_maps, kspace)
+    elif n_coils == 1:
+        coil_maps = torch.ones_like(kspace)
+    return Measurement(kspace, mask, coil_maps)
+
+
+def _check_complex(array: ArrayLike, name: str, shapes: str, n_axes: tuple[int, ...]) -> Tensor:
+    if isinstance(array, np.ndarray):
+        array = torch.tensor(np.ascontiguousarray(array))
+    if not isinstance(array, Tensor):
+        raise TypeError(f"`{name}` must be a torch tensor or a numpy array, got {type(array).__name__}.")
+    if not array.is_complex():
+        raise TypeError(
+            f"`{name}` must be complex, got {array.dtype} of shape {tuple(array.shape)}. Real and imaginary parts in "
+            "a last axis of length 2 are joined by `torch.view_as_complex`."
+        )
+    if array.ndim not in n_axes:
+        raise ValueError(f"`{name}` must be {shapes}, got shape {tuple(array.shape)}.")
+    # Data type before finiteness: what overflows in complex64 is infinite to all that follows.
+    array = array.detach().to(torch.complex64)
+    n_bad = int((~torch.isfinite(torch.view_as_real(array.resolve_conj())).all(dim=-1)).sum())
+    if n_bad:
+        raise ValueError(
+            f"`{name}` must be finite, got {n_bad} entries of {array.numel()} with NaN or infinity (in complex64). "
+            "Check the file or the preprocessing they come from."
+        )
+    return array.resolve_conj()
+
+
+def _check_mask(mask: ArrayLike, kspace: Complex[Tensor, "batch coil y x"]) -> Bool[Tensor, "batch y x"]:
+    if isinstance(mask, np.ndarray):
+        mask = torch.tensor(np.ascontiguousarray(mask))
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"`mask` must be a torch tensor or a numpy array, got {type(mask).__name__}.")
+    batch, _, *size = kspace.shape
+    if tuple(mask.shape) not in {tuple(size), (batch, *size)}:
+        raise ValueError(
+            f"`mask` must have the shape (y, x) = {tuple(size)} or (batch, y, x) = {(batch, *size)} of `kspace`, got "
+            f"{tuple(mask.shape)}. A smaller stored mask is centre-padded by `sgr_diffusers.mri.masks.pad_mask`."
+        )
+    mask = mask.detach().to(kspace.device)
+    is_other = ~((mask == 0) | (mask == 1))
+    if is_other.any():
+        raise ValueError(
+            f"`mask` must be bool or hold only 0 and 1, got {int(is_other.sum())} other values, such as "
+            f"{mask[is_other][0].item()}. Pass `mask != 0` if every other value means measured."
+        )
+    mask = mask.bool().expand(batch, *size)
+    empty = [k for k, is_used in enumerate(mask.flatten(1).any(dim=1).tolist()) if not is_used]
+    if empty:
+        raise ValueError(
+            f"`mask` must be true (measured) somewhere in every slice, got only zeros in slices {empty}. Leave them "
+            "out."
+        )
+    return mask
+
+
+def _check_unmeasured(kspace: Complex[Tensor, "batch coil y x"], mask: Bool[Tensor, "batch y x"]) -> None:
+    unmeasured = kspace * ~mask[:, None]
+    n_entries = int(torch.count_nonzero(unmeasured))
+    if n_entries:
+        energy, total = (float(torch.linalg.vector_norm(part)) ** 2 for part in (unmeasured, kspace))
+        share = n_entries / (int((~mask).sum()) * kspace.shape[1])
+        raise ValueError(
+            f"`kspace` must be zero where `mask` says unmeasured, got {n_entries} non-zero entries there "
+            f"({share:.1%} of the unmeasured ones) with {energy / total:.2%} of the energy. Undersample it by "
+            "`kspace * mask`, or pass the mask that belongs to this k-space."
+        )
+
+
+def _check_coil_maps(
+    coil_maps: ArrayLike, kspace: Complex[Tensor, "batch coil y x"]
+) -> Complex[Tensor, "batch coil y x"]:
+    coil_maps = _check_complex(coil_maps, "coil_maps", "(batch, coil, y, x) or (coil, y, x)", (3, 4))
+    if tuple(coil_maps.shape) not in {tuple(kspace.shape), tuple(kspace.shape[1:])}:
+        raise ValueError(
+            "`coil_maps` must have the coils and the size of `kspace`, "
+            f"{tuple(kspace.shape)} or {tuple(kspace.shape[1:])}, got {tuple(coil_maps.shape)}. Leave them out to "
+            "have them estimated from the calibration region."
+        )
+    coil_maps = coil_maps.to(kspace.device).expand(kspace.shape)
+    empty = [k for k, is_used in enumerate((coil_maps != 0).flatten(1).any(dim=1).tolist()) if not is_used]
+    if empty:
+        raise ValueError(f"`coil_maps` must not be zero everywhere, but they are in slices {empty}.")
+    return coil_maps
+
+
+def check_settings(
+    slices: tuple[int, int, int, int],
+    n_train_timesteps: int,
+    *,
+    target: str,
+    num_inference_steps: int,
+    eta: float,
+    guidance_strength: float | None,
+    cg_iterations: int,
+    final_consistency: str,
+    num_samples: int,
+    voxel_size_mm: Sequence[float] | None,
+    generator: torch.Generator | list[torch.Generator] | None,
+    latents: Tensor | None,
+    batch_size: int | None,
+    output_type: str,
+) -> None:
+    """Refuse settings of a pipeline call that are out of range.
+
+    Args:
+        slices: shape of the k-space, `(batch, coil, y, x)`.
+        n_train_timesteps: of the scheduler.
+        target: this and the others as in the pipeline's `__call__`.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    n_slices, _, *size = slices
+    for name, value, choices in (
+        ("target", target, tuple(TARGETS)),
+        ("final_consistency", final_consistency, FINAL_CONSISTENCY),
+        ("output_type", output_type, OUTPUT_TYPES),
+    ):
+        if value not in choices:
+            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+    for name, value, least, most in (
+        ("num_inference_steps", num_inference_steps, 1, n_train_timesteps),
+        ("num_samples", num_samples, 1, None),
+        ("cg_iterations", cg_iterations, 0, None),
+        ("batch_size", batch_size, 1, None),
+    ):
+        if name == "batch_size" and value is None:
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least or (most and value > most):
+            limits = f"from {least} to {most}" if most else f"of at least {least}"
+            raise ValueError(f"`{name}` must be a whole number {limits}, got {value!r}.")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"`eta` must be from 0 (deterministic) to 1 (as much noise as DDPM), got {eta}.")
+    if guidance_strength is not None and not 0 <= guidance_strength < float("inf"):
+        raise ValueError(
+            f"`guidance_strength` must be 0 or larger, got {guidance_strength}. The direction is set by `target`; "
+            "None gives the paper's strength."
+        )
+    if num_samples > 1 and target != "none":
+        raise ValueError(
+            f"`num_samples` must be 1 for target={target!r}, got {num_samples}: branches of a slice share their "
+            "noise. Use target='none' for independent samples, or repeat the call with another generator."
+        )
+    if voxel_size_mm is not None and (len(voxel_size_mm) != 3 or not all(0 < v < float("inf") for v in voxel_size_mm)):
+        raise ValueError(f"`voxel_size_mm` must be three positive edge lengths in mm, got {tuple(voxel_size_mm)}.")
+    if isinstance(generator, list) and len(generator) != n_slices:
+        raise ValueError(
+            f"`generator` must be one generator, or a list of one for each of {n_slices} slices, got {len(generator)}."
+        )
+    if latents is not None:
+        shape = (n_slices, 2, *size)
+        if not latents.is_floating_point() or tuple(latents.shape) != shape or not torch.isfinite(latents).all():
+            raise ValueError(
+                f"`latents` must be real, finite and (batch, 2, y, x) = {shape}, got {latents.dtype} of shape "
+                f"{tuple(latents.shape)}{'' if torch.isfinite(latents).all() else ' with NaN or infinity'}. Draw them "
+                "from a standard normal distribution."
+            )
+        if num_samples > 1 and eta == 0:
+            raise ValueError(
+                f"`latents` with `eta=0` make all of num_samples={num_samples} equal. Leave out `latents` or raise "
+                "`eta`."
+            )
+
+
+def resolve_classes(classes: Sequence[str | int] | str | int | None, class_names: Sequence[str]) -> tuple[int, ...]:
+    """Label numbers, from 1, of classes given by name or number; all of them for `None`.
+
+    Raises:
+        ValueError: a class is unknown, given twice, or none is given.
+    """
+    if classes is None:
+        return tuple(range(1, len(class_names) + 1))
+    if isinstance(classes, (str, Integral)):
+        classes = (classes,)
+    known = ", ".join(f"{number} {name!r}" for number, name in enumerate(class_names, start=1))
+    numbers = []
+    for entry in classes:
+        if isinstance(entry, str) and entry in class_names:
+            numbers.append(list(class_names).index(entry) + 1)
+        elif isinstance(entry, Integral) and not isinstance(entry, bool) and 1 <= entry <= len(class_names):
+            numbers.append(int(entry))
+        else:
+            raise ValueError(f"`classes` must name classes of the segmentation model ({known}), got {entry!r}.")
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise ValueError(
+            f"`classes` must name one class or more, each once, got {tuple(classes)!r}. Of {known}, None means all."
+        )
+    return tuple(numbers)
+
+
+def slice_scale(
+    image: Complex[Tensor, "batch y x"], quantile: float = 0.99, correction: float = 1.0
+) -> Float[Tensor, "batch"]:
+    """Scale of each slice: `correction` times the given quantile of its magnitude, which sampling divides by.
+
+    The prior knows images divided by the 0.99 quantile of their fully sampled magnitude (paper Sec. 3.3). Here `image`
+    is the zero-filled one A^H y; `correction` is the ratio of the two quantiles to assume.
+
+    Raises:
+        ValueError: the quantile of a slice is zero.
+    """
+    scale = torch.quantile(image.abs().flatten(1), quantile, dim=1) * correction
+    empty = [k for k, value in enumerate(scale.tolist()) if not value > 0]
+    if empty:
+        raise ValueError(
+            f"`kspace` must give an image with a positive {quantile} quantile of its magnitude; it is zero in slices "
+            f"{empty}. Check that `coil_maps` and `kspace` belong together."
+        )
+    return scale
+
+
+def image_generators(
+    generator: torch.Generator | list[torch.Generator] | None,
+    n_slices: int,
+    n_branches: int,
+    n_samples: int,
+    device: torch.device,
+) -> list[torch.Generator]:
+    """One generator for each image, in the order (slice, branch or sample).
+
+    A slice takes one draw from the caller's generator, its seed: no slice's noise depends on another's. The branches
+    of a slice start from that same seed and so get equal noise; samples start from seeds drawn from it.
+    """
+    if generator is None:
+        generator = torch.Generator(device)
+        generator.seed()
+    parents = generator if isinstance(generator, list) else [generator] * n_slices
+    generators = []
+    for parent in parents:
+        seed = _draw_seed(parent)
+        stream = torch.Generator(parent.device).manual_seed(seed)
+        seeds = [_draw_seed(stream) for _ in range(n_samples)] if n_samples > 1 else [seed] * n_branches
+        generators += [torch.Generator(parent.device).manual_seed(seed) for seed in seeds]
+    return generators
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device))

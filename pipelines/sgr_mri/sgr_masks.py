@@ -1,0 +1,268 @@
+# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# To change it, change the package.
+"""Sampling masks: a matrix size and an acceleration enter, a bool array `(y, x)`, true where measured, leaves.
+
+Every mask has its k-space centre at `n // 2`, as `fft2c` has. Randomness comes from the `seed` alone: the same
+seed gives the same mask, and no global random state is read or moved.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from .sgr_shapes import Bool, Shaped
+
+_MAX_STARTS = 10
+
+
+@dataclass(frozen=True)
+class SamplingMask:
+    """A sampling mask and what it amounts to.
+
+    Attributes:
+        mask: `(y, x)` bool, true where k-space is measured.
+        acceleration: Number of k-space positions over number of measured ones, as reached (not as asked for).
+    """
+
+    mask: Bool[np.ndarray, "y x"]
+    acceleration: float
+
+
+def poisson_disc_mask(
+    shape: tuple[int, int],
+    acceleration: int | float,
+    calibration_shape: tuple[int, int] = (24, 24),
+    seed: int = 0,
+    crop_corners: bool = True,
+    tolerance: float = 0.05,
+    max_attempts: int = 20,
+) -> SamplingMask:
+    """Variable-density Poisson-disc mask with a fully sampled calibration box, as SKM-TEA's masks (Bridson 2007).
+
+    The sampler is sigpy's. Its own search for the density has no bound on its attempts and does not end where no
+    density comes within its tolerance, so the bisection is done here: besides the densest masks that it starts from,
+    at most `max_attempts` are drawn, and the nearest one is returned.
+
+    Args:
+        shape: Matrix (y, x).
+        acceleration: Wanted acceleration over the whole matrix, calibration box included.
+        calibration_shape: Size (y, x) of the box about the centre that is fully sampled; (0, 0) for none.
+        seed: Non-negative integer.
+        crop_corners: Leave out what is beyond the ellipse that touches the edges of k-space.
+        tolerance: Largest deviation from `acceleration` that is accepted, relative.
+        max_attempts: Most masks to draw. Each costs some 10 ms for a 512 x 160 matrix.
+
+    Raises:
+        ValueError: an argument is out of range, the calibration box alone holds more samples than allowed, or no
+            acceleration within `tolerance` was reached; the message says which was.
+    """
+    from sigpy.mri.samp import _poisson  # the public function is this and the unbounded search
+
+    box = _calibration_box(shape, calibration_shape)
+    _check_acceleration(shape, acceleration, calibration_shape)
+    if max_attempts < 1 or not 0 < tolerance < 1 or seed < 0:
+        raise ValueError(
+            "`max_attempts` must be 1 or more, `tolerance` between 0 and 1 and `seed` not negative, got "
+            f"{max_attempts}, {tolerance} and {seed}."
+        )
+    radius = _radius_beyond(shape, calibration_shape)
+
+    def draw(slope: float) -> SamplingMask:
+        spacing_y, spacing_x = (np.maximum((1 + slope * radius) * n / max(shape), 1.0) for n in shape)
+        mask = _poisson(shape[1], shape[0], 30, spacing_x, spacing_y, tuple(calibration_shape), sampler_seed) > 0
+        if crop_corners:
+            mask &= radius < 1
+        mask[box] = True
+        return SamplingMask(mask, float(mask.size / mask.sum()))
+
+    # sigpy's sampler starts at a random position; inside the calibration box it finds no neighbour and ends at once.
+    for attempt in range(_MAX_STARTS):
+        sampler_seed = seed if attempt == 0 else int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0])
+        best = draw(slope=0.0)  # the densest there is
+        if best.mask.sum() > 1.5 * calibration_shape[0] * calibration_shape[1]:
+            break
+    low, high = 0.0, float("inf")  # of the slope at which spacing grows from the calibration box outwards
+    for _ in range(max_attempts):
+        if abs(best.acceleration - acceleration) <= 0.01 * acceleration:
+            break
+        slope = (low + high) / 2 if np.isfinite(high) else max(2 * low, 1.0)
+        drawn = draw(slope)
+        best = min(best, drawn, key=lambda one: abs(one.acceleration - acceleration))
+        low, high = (slope, high) if drawn.acceleration < acceleration else (low, slope)
+    if abs(best.acceleration - acceleration) > tolerance * acceleration:
+        raise ValueError(
+            f"`acceleration` {acceleration} was not reached within {tolerance:.0%} for a {shape} matrix with a "
+            f"{tuple(calibration_shape)} calibration box: the nearest of {max_attempts} attempts "
+            f"has {best.acceleration:.2f}. Change `acceleration`, `calibration_shape` or `crop_corners`, or raise "
+            "`tolerance`."
+        )
+    return best
+
+
+def random_mask(
+    shape: tuple[int, int],
+    acceleration: int | float,
+    calibration_shape: tuple[int, int] = (24, 24),
+    seed: int | np.random.Generator = 0,
+    density_power: int | float = 0.0,
+) -> SamplingMask:
+    """Mask of independently drawn positions, exactly as many as the acceleration allows, with a calibration box.
+
+    Args:
+        shape: Matrix (y, x).
+        acceleration: Acceleration over the whole matrix, calibration box included.
+        calibration_shape: Size (y, x) of the box about the centre that is fully sampled; (0, 0) for none.
+        seed: Integer or numpy generator.
+        density_power: 0 for uniform density; p > 0 for a density falling as (1 - r)^p from the centre (r = 0) to
+            the corners (r = 1).
+
+    Raises:
+        ValueError: an argument is out of range, or the calibration box alone holds more samples than allowed.
+    """
+    box = _calibration_box(shape, calibration_shape)
+    n_samples = round(_check_acceleration(shape, acceleration, calibration_shape))
+    if density_power < 0:
+        raise ValueError(f"`density_power` must not be negative, got {density_power}.")
+    mask = np.zeros(shape, dtype=bool)
+    mask[box] = True
+    distance = _radius_beyond(shape, (0, 0)) / np.sqrt(2)
+    # The n largest of log(density) + Gumbel noise are n draws without replacement with these densities.
+    score = density_power * np.log1p(-np.minimum(distance, 1 - 1e-6))
+    score = np.where(mask, -np.inf, score + np.random.default_rng(seed).gumbel(size=shape))
+    n_more = n_samples - int(mask.sum())
+    if n_more > 0:
+        mask.flat[np.argpartition(score, -n_more, axis=None)[-n_more:]] = True
+    return SamplingMask(mask, float(mask.size / mask.sum()))
+
+
+def equispaced_mask(
+    shape: tuple[int, int], spacing: int, n_calibration_lines: int = 24, axis: int = 0
+) -> SamplingMask:
+    """Every `spacing`-th line of k-space, the central one among them, and a block of central calibration lines.
+
+    Args:
+        shape: Matrix (y, x).
+        spacing: Distance of the lines. The acceleration is lower, because of the calibration lines.
+        n_calibration_lines: Number of central lines that are all measured; 0 for none.
+        axis: Axis along which lines are left out: 0 for y, 1 for x. The other one is fully sampled.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if axis not in (0, 1):
+        raise ValueError(f"`axis` must be 0 (y) or 1 (x), got {axis}.")
+    n_lines = shape[axis]
+    if not 1 <= spacing <= n_lines:
+        raise ValueError(f"`spacing` must be from 1 to the {n_lines} lines of axis {axis}, got {spacing}.")
+    lines = (np.arange(n_lines) - n_lines // 2) % spacing == 0
+    box = [0, 0]
+    box[axis] = n_calibration_lines
+    lines[_calibration_box(shape, tuple(box))[axis]] = True
+    mask = np.broadcast_to(lines[:, None] if axis == 0 else lines[None, :], shape).copy()
+    return SamplingMask(mask, float(mask.size / mask.sum()))
+
+
+def pad_mask(mask: Shaped[np.ndarray, "y x"], shape: tuple[int, int]) -> Bool[np.ndarray, "padded_y padded_x"]:
+    """Zero-pad a stored mask about the centre to the matrix of the k-space, as SKM-TEA's are to be.
+
+    Before the mask goes the floor of half the difference, after it the rest: (416, 80) to (512, 160) puts 48 rows
+    before and after and 40 columns.
+
+    Args:
+        mask: Bool or 0/1.
+        shape: Matrix (y, x) to reach.
+
+    Raises:
+        ValueError: the mask is larger than `shape`, is not 2-D or holds other values than 0 and 1.
+    """
+    if mask.ndim != 2 or any(have > want for have, want in zip(mask.shape, shape, strict=True)):
+        raise ValueError(
+            f"`mask` must be 2-D and at most {tuple(shape)}, the matrix of the k-space, got {mask.shape}."
+        )
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError("`mask` must hold only 0 and 1 (or false and true), got other values. Pass `mask != 0`.")
+    before = [(want - have) // 2 for have, want in zip(mask.shape, shape, strict=True)]
+    padded = np.zeros(shape, dtype=bool)
+    padded[before[0] : before[0] + mask.shape[0], before[1] : before[1] + mask.shape[1]] = mask
+    return padded
+
+
+def calibration_region(mask: Shaped[np.ndarray, "y x"]) -> tuple[int, int]:
+    """Size (y, x) of the largest fully sampled box about the k-space centre; (0, 0) if the centre is not measured.
+
+    Of all such boxes the one with the longest shorter side, and among these the one with the largest area. A box
+    of length n starts at `centre - n // 2`.
+    """
+    n_y, n_x = mask.shape
+    best = (0, 0)
+    columns = np.ones(n_x, dtype=bool)
+    rows: list[int] = []
+    for height in range(1, n_y + 1):
+        start = n_y // 2 - height // 2
+        new = [row for row in (start, start + height - 1) if row not in rows]
+        if start < 0 or start + height > n_y:
+            break
+        rows = list(range(start, start + height))
+        columns &= np.asarray(mask)[new].astype(bool).all(axis=0)
+        width = _centred_run(columns)
+        if width == 0:
+            break
+        best = max(best, (height, width), key=lambda box: (min(box), box[0] * box[1]))
+    return best
+
+
+def _centred_run(line: Bool[np.ndarray, "n"]) -> int:
+    """Longest n such that all of `line[centre - n // 2 : centre - n // 2 + n]` is true."""
+    centre = len(line) // 2
+    missing = np.flatnonzero(~line)
+    before = centre - (missing[missing < centre].max(initial=-1) + 1)  # how many are true before the centre
+    after = missing[missing >= centre].min(initial=len(line)) - centre  # and from it on
+    return int(min(2 * before + 1, 2 * after)) if after > 0 else 0
+
+
+def _calibration_box(shape: tuple[int, int], calibration_shape: tuple[int, int]) -> tuple[slice, slice]:
+    if len(shape) != 2 or min(shape) < 1 or len(calibration_shape) != 2:
+        raise ValueError(
+            f"`shape` and calibration shape must be two sizes (y, x), got {shape} and {calibration_shape}."
+        )
+    if any(not 0 <= box <= n for box, n in zip(calibration_shape, shape, strict=True)):
+        raise ValueError(f"the calibration region must be from 0 to the matrix {shape}, got {calibration_shape}.")
+    y, x = (slice(n // 2 - box // 2, n // 2 - box // 2 + box) for box, n in zip(calibration_shape, shape, strict=True))
+    return y, x
+
+
+def _check_acceleration(
+    shape: tuple[int, int], acceleration: int | float, calibration_shape: tuple[int, int]
+) -> float:
+    """Number of samples that an acceleration allows."""
+    n_positions = shape[0] * shape[1]
+    if not 1 < acceleration <= n_positions:
+        raise ValueError(
+            f"`acceleration` must be above 1 and at most {n_positions} for a {shape} matrix, got {acceleration}."
+        )
+    budget = n_positions / acceleration
+    n_calibration = calibration_shape[0] * calibration_shape[1]
+    if n_calibration > budget:
+        raise ValueError(
+            f"`acceleration` {acceleration} allows {budget:.0f} samples of a {shape} matrix, but the "
+            f"{tuple(calibration_shape)} calibration box alone has {n_calibration}. Lower one of them."
+        )
+    return budget
+
+
+def _radius_beyond(shape: tuple[int, int], calibration_shape: tuple[int, int]) -> np.ndarray:
+    """Distance from the calibration box `(y, x)`, 1 at the middle of each edge of k-space."""
+    squares = []
+    for n, box in zip(shape, calibration_shape, strict=True):
+        distance = np.maximum(np.abs(np.arange(n) - n / 2) - box / 2, 0)
+        squares.append((distance / max(distance.max(), 1e-9)) ** 2)
+    return np.sqrt(squares[0][:, None] + squares[1][None, :])
+
+
+__all__ = [
+    "SamplingMask",
+    "calibration_region",
+    "equispaced_mask",
+    "pad_mask",
+    "poisson_disc_mask",
+    "random_mask",
+]

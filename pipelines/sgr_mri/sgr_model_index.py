@@ -1,0 +1,220 @@
+# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# To change it, change the package.
+"""The `model_index.json` of a stranger enters; a checked dict leaves, or an error before anything is loaded.
+
+A model index names modules and classes to load. Only names that stand for a known class go through: nothing is
+imported because a repository says so. Configurations of components are checked for size, so that they cannot ask for
+networks without end.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import ModelMixin, SchedulerMixin
+
+__all__ = [
+    "OWN_CLASS",
+    "OWN_SEGMENTATION",
+    "PIPELINE_FILE",
+    "SEGMENTATION_FILE",
+    "UnsafeCheckpointError",
+    "check_folder",
+    "read_json",
+    "read_model_index",
+]
+
+OWN_CLASS, OWN_SEGMENTATION = "SGRMRIPipeline", "SegmentationUNet"
+PIPELINE_FILE = "pipeline"  # pipeline.py, at the root of a repository
+SEGMENTATION_FILE = "segmentation_unet"  # segmentation_model/segmentation_unet.py
+COMPONENTS = ("unet", "scheduler", "segmentation_model")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib")
+
+_LARGEST_FILE = 1_000_000  # bytes
+_DEEPEST = 8
+_MOST_ENTRIES = 20_000
+_LONGEST_TEXT = 20_000
+_LARGEST_COUNT = 100_000  # of channels, layers, timesteps
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_MODULE = re.compile(rf"{_NAME.pattern}(\.{_NAME.pattern})*")
+
+
+class UnsafeCheckpointError(ValueError):
+    """A repository asks for something that must not be done on its word."""
+
+
+def read_model_index(file: str | Path) -> dict[str, Any]:
+    """Read a model index and check all that it says.
+
+    Args:
+        file: a `model_index.json`.
+
+    Raises:
+        UnsafeCheckpointError: it is too large or too deeply nested, a component does not stand for a class that can be
+            loaded safely, or a setting has the wrong type or is out of range.
+    """
+    index = read_json(file)
+    if not isinstance(index, dict):
+        raise UnsafeCheckpointError(f"{_short(file)} must hold a JSON object, got {type(index).__name__}.")
+    class_name = index.get("_class_name")
+    parts = class_name if isinstance(class_name, list) else [PIPELINE_FILE, class_name]
+    if len(parts) != 2 or parts[0] != PIPELINE_FILE or not _is_name(parts[1]):
+        raise UnsafeCheckpointError(
+            f'`_class_name` of {_short(file)} must be a class or ["{PIPELINE_FILE}", a class], got '
+            f"{_shown(class_name)}. Code of the repository itself runs only by `DiffusionPipeline.from_pretrained(..., "
+            "trust_remote_code=True)`: read it first."
+        )
+    for name, value in index.items():
+        if name in COMPONENTS:
+            _check_component(name, value, file)
+        elif isinstance(value, list) and name != "_class_name":
+            raise UnsafeCheckpointError(
+                f"{_short(file)} has the component {_shown(name)}: {_shown(value)}, but the pipeline has only "
+                f"{COMPONENTS}."
+            )
+    _check_settings(index, file)
+    return index
+
+
+def read_json(file: str | Path) -> Any:
+    """Content of a JSON file of bounded size.
+
+    Raises:
+        UnsafeCheckpointError: it is no JSON, too large, too deeply nested, or has numbers that are not finite.
+    """
+    size = Path(file).stat().st_size
+    if size > _LARGEST_FILE:
+        raise UnsafeCheckpointError(f"{_short(file)} must have at most {_LARGEST_FILE} bytes, got {size}.")
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # of numbers with too many digits, and of nesting without end, too
+        raise UnsafeCheckpointError(f"{_short(file)} cannot be read as JSON: {str(error)[:200]}") from None
+    _check_extent(content, file)
+    return content
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse the folder of a pipeline that has weights only as pickles, or components without end.
+
+    Raises:
+        UnsafeCheckpointError: naming the file.
+    """
+    for name in COMPONENTS:
+        component = Path(folder) / name
+        files = [path for path in component.glob("*") if path.is_file()] if component.is_dir() else []
+        pickles = sorted(path.name for path in files if path.suffix in PICKLES)
+        if pickles and not any(path.suffix == ".safetensors" for path in files):
+            raise UnsafeCheckpointError(
+                f"`{name}` has its weights only as {pickles[0]}, and files that are unpickled can run any code. Ask "
+                "for weights as .safetensors, or convert them where nothing can be harmed."
+            )
+        for path in files:
+            if path.suffix == ".json" and not path.name.endswith(".index.json"):
+                _check_counts(read_json(path), path)
+
+
+def _check_component(name: str, value: Any, file: str | Path) -> None:
+    """A component is [library, class] of a class that is known here, or of a file of the repository."""
+    optional = name == "segmentation_model"
+    if optional and value in ([None, None], None):
+        return
+    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+    if not is_pair or not _MODULE.fullmatch(value[0]) or not _is_name(value[1]):
+        raise UnsafeCheckpointError(
+            f"`{name}` of {_short(file)} must be [library, class], two names, got {_shown(value)}."
+        )
+    library, class_name = value
+    base = SchedulerMixin if name == "scheduler" else ModelMixin
+    if library == "diffusers":
+        found = getattr(diffusers, class_name, None)
+    elif optional and library == SEGMENTATION_FILE and class_name == OWN_SEGMENTATION:
+        return
+    elif library in sys.modules:  # looked up, never imported: the caller has done that
+        found = getattr(sys.modules[library], class_name, None)
+    elif "." not in library and not hasattr(diffusers.pipelines, library) and library not in sys.stdlib_module_names:
+        return  # a file of the component's folder, which diffusers loads only behind `trust_remote_code`
+    else:
+        found = None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UnsafeCheckpointError(
+            f"`{name}` of {_short(file)} must name a {base.__name__} of diffusers, or of a module that has been "
+            f"imported before, got {_shown(value)}. If it is a class of your own, import its module first."
+        )
+
+
+def _check_settings(index: dict[str, Any], file: str | Path) -> None:
+    """Settings of the pipeline, as `SGRMRIPipeline.__init__` takes them."""
+    for name, least, most in (("scale_quantile", 0, 1), ("scale_correction", 0, 1e6), ("cg_iterations", -1, 1000)):
+        value = index.get(name)
+        is_number = isinstance(value, int if name == "cg_iterations" else int | float) and not isinstance(value, bool)
+        if value is not None and not (is_number and least < value <= most):
+            raise UnsafeCheckpointError(
+                f"`{name}` of {_short(file)} must be a number above {least} and up to {most}, got {_shown(value)}."
+            )
+    trained_with = index.get("trained_with")
+    if trained_with is None:
+        return
+    levels = trained_with.get("alphas_cumprod") if isinstance(trained_with, dict) else None
+    is_list = isinstance(levels, list) and len(levels) <= 100
+    if (
+        not isinstance(trained_with, dict)
+        or not isinstance(trained_with.get("prediction_type"), str)
+        or not (levels is None or (is_list and all(isinstance(one, int | float) for one in levels)))
+    ):
+        raise UnsafeCheckpointError(
+            f"`trained_with` of {_short(file)} must hold `prediction_type` and a few `alphas_cumprod`, got "
+            f"{_shown(trained_with)}."
+        )
+
+
+def _check_extent(content: Any, file: str | Path) -> None:
+    """Depth, number of entries and length of texts; without recursion, which is what an attack would go for."""
+    level, depth, n_entries = [content], 0, 0
+    while level:
+        depth, n_entries = depth + 1, n_entries + len(level)
+        texts = [one for one in level if isinstance(one, str)]
+        too_long = any(len(text) > _LONGEST_TEXT for text in texts)
+        if depth > _DEEPEST or n_entries > _MOST_ENTRIES or too_long:
+            raise UnsafeCheckpointError(
+                f"{_short(file)} must be nested at most {_DEEPEST} deep, with at most {_MOST_ENTRIES} entries and "
+                f"texts of up to {_LONGEST_TEXT} characters. This is not the configuration of a pipeline."
+            )
+        below = []
+        for one in level:
+            if isinstance(one, dict):
+                below += [*one, *one.values()]
+            elif isinstance(one, list):
+                below += one
+        level = below
+
+
+def _check_counts(content: Any, file: str | Path) -> None:
+    level = [content]
+    while level:
+        for one in level:
+            if isinstance(one, int) and abs(one) > _LARGEST_COUNT:
+                raise UnsafeCheckpointError(
+                    f"{_short(file)} must have no count above {_LARGEST_COUNT}, got {_shown(one)}."
+                )
+        values = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for group in values for one in group]
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value))
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of a configuration")
+
+
+def _short(file: str | Path) -> str:
+    return "/".join(Path(file).parts[-2:]) if Path(file).name != "model_index.json" else "model_index.json"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

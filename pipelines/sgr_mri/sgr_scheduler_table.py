@@ -1,0 +1,108 @@
+# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# To change it, change the package.
+"""A scheduler enters; whether the guided loop can drive it, and if not why, leaves. One line for each class.
+
+A class is supported if it can sample an unconditional model that predicts eps, v, the image or the flow, with
+`set_timesteps(n)` and `step(output, timestep, sample)` alone. A new class of diffusers belongs into one of the tables;
+a test fails until it is.
+"""
+
+from diffusers import SchedulerMixin
+
+__all__ = ["NATIVE_TYPES", "NOISE_LEVEL", "REFUSED", "refuse_reason", "supported_name"]
+
+# Where alpha and sigma of a step are found.
+NOISE_LEVEL = {
+    # sqrt(abar_t) and sqrt(1 - abar_t)
+    "CogVideoXDDIMScheduler": "alphas_cumprod",
+    "DDIMParallelScheduler": "alphas_cumprod",
+    "DDIMScheduler": "alphas_cumprod",
+    "DDPMParallelScheduler": "alphas_cumprod",
+    "DDPMScheduler": "alphas_cumprod",
+    "LCMScheduler": "alphas_cumprod",
+    "PNDMScheduler": "alphas_cumprod",
+    "TCDScheduler": "alphas_cumprod",
+    # sigma / alpha in `sigmas`, latents in the model's space
+    "DEISMultistepScheduler": "preserving",
+    "DPMSolverMultistepScheduler": "preserving",
+    "DPMSolverSinglestepScheduler": "preserving",
+    "SASolverScheduler": "preserving",
+    "UniPCMultistepScheduler": "preserving",
+    # sigma / alpha in `sigmas`, latents divided by alpha
+    "DPMSolverSDEScheduler": "exploding",
+    "EulerAncestralDiscreteScheduler": "exploding",
+    "EulerDiscreteScheduler": "exploding",
+    "HeunDiscreteScheduler": "exploding",
+    "KDPM2AncestralDiscreteScheduler": "exploding",
+    "KDPM2DiscreteScheduler": "exploding",
+    "LMSDiscreteScheduler": "exploding",
+    # sigma in `sigmas`, alpha = 1 - sigma
+    "FlowMatchEulerDiscreteScheduler": "flow",
+    "FlowMatchHeunDiscreteScheduler": "flow",
+    "FlowMatchLCMScheduler": "flow",
+    "LTXEulerAncestralRFScheduler": "flow",
+}
+
+_EPS_SAMPLE_V = ("epsilon", "sample", "v_prediction")
+
+# Prediction types that the class's own `step` takes. A prior of another type drives it through eps.
+NATIVE_TYPES = {
+    **{name: _EPS_SAMPLE_V for name, kind in NOISE_LEVEL.items() if kind == "alphas_cumprod"},
+    # It averages outputs of several timesteps, which is right for eps only.
+    "PNDMScheduler": ("epsilon",),
+    **{name: (*_EPS_SAMPLE_V, "flow_prediction") for name, kind in NOISE_LEVEL.items() if kind == "preserving"},
+    **{name: ("epsilon", "v_prediction") for name, kind in NOISE_LEVEL.items() if kind == "exploding"},
+    **{name: ("flow_prediction",) for name, kind in NOISE_LEVEL.items() if kind == "flow"},
+}
+
+_DISCRETE = "it samples tokens, not images with Gaussian noise."
+_OTHER_MODEL = "it steps a model of another kind (trained for {}), whose output has no exact x0 and eps here."
+_INVERSE = "it goes from an image to noise."
+
+REFUSED = {
+    "AmusedScheduler": _DISCRETE,
+    "BlockRefinementScheduler": _DISCRETE,
+    "DiscreteDDIMScheduler": _DISCRETE,
+    "EntropyBoundScheduler": _DISCRETE,
+    "VQDiffusionScheduler": _DISCRETE,
+    "DDIMInverseScheduler": _INVERSE,
+    "DPMSolverMultistepInverseScheduler": _INVERSE,
+    "CMStochasticIterativeScheduler": _OTHER_MODEL.format("consistency, with its own preconditioning"),
+    "ConsistencyDecoderScheduler": _OTHER_MODEL.format("decoding a latent"),
+    "CosineDPMSolverMultistepScheduler": _OTHER_MODEL.format("EDM preconditioning"),
+    "EDMDPMSolverMultistepScheduler": _OTHER_MODEL.format("EDM preconditioning"),
+    "EDMEulerScheduler": _OTHER_MODEL.format("EDM preconditioning"),
+    "FlowMapEulerDiscreteScheduler": _OTHER_MODEL.format("a distilled flow map between two times"),
+    "HeliosDMDScheduler": _OTHER_MODEL.format("a distilled video pyramid"),
+    "HeliosScheduler": _OTHER_MODEL.format("a video pyramid, whose stages change the image size"),
+    "IPNDMScheduler": _OTHER_MODEL.format("a continuous time that is not in its config"),
+    "MiniMaxH3Scheduler": _OTHER_MODEL.format("one video model, with a time that is not in its config"),
+    "PiflowScheduler": _OTHER_MODEL.format("a policy rather than a velocity"),
+    "RFD4ProteinaScheduler": _OTHER_MODEL.format("protein coordinates"),
+    "SCMScheduler": _OTHER_MODEL.format("continuous-time consistency"),
+    "DDPMWuerstchenScheduler": _OTHER_MODEL.format("a continuous time from 0 to 1"),
+    "CogVideoXDPMScheduler": "its `step` asks for the clean image of the step before, replaced by consistency.",
+    "KarrasVeScheduler": "its `step` asks for two noise levels, and diffusers has deprecated it.",
+    "RePaintScheduler": "its `step` asks for an image and a mask in place of a measurement.",
+    "UnCLIPScheduler": "its `step` goes back a single training step unless it is told the next timestep.",
+    "ScoreSdeVeScheduler": "it alternates predictor and corrector steps of its own.",
+    "ScoreSdeVpScheduler": "it has no noise levels in discrete time, and diffusers has deprecated it.",
+}
+
+
+def supported_name(scheduler: SchedulerMixin) -> str | None:
+    """Name of the supported class that the scheduler is of or derived from; `None` if there is none."""
+    for base in type(scheduler).__mro__:
+        if base.__name__ in NOISE_LEVEL:
+            return base.__name__
+        if base.__name__ in REFUSED:
+            return None
+    return None
+
+
+def refuse_reason(scheduler: SchedulerMixin) -> str:
+    """Why a scheduler that is not supported is not: a sentence."""
+    for base in type(scheduler).__mro__:
+        if base.__name__ in REFUSED:
+            return REFUSED[base.__name__]
+    return "nothing is known about this class."

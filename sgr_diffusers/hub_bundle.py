@@ -1,0 +1,168 @@
+"""The package's own source enters; the Python files that a Hub repository carries to load without the package leave.
+
+diffusers copies `pipeline.py`, and what it imports from beside it, into a folder of modules; a component's file stands
+alone. So the modules become siblings at the root, named `sgr_...` since other repositories' files may lie in the same
+folder, their imports are rewritten, and the shapes in annotations, which need jaxtyping, are kept for the reader only.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+from .model_index import PIPELINE_FILE, SEGMENTATION_FILE
+
+__all__ = ["SEGMENTATION_PATH", "bundle_files", "code_files", "stale_files", "write_bundle"]
+
+PACKAGE = Path(__file__).parent
+SEGMENTATION_PATH = f"segmentation_model/{SEGMENTATION_FILE}.py"
+SHAPES = "sgr_shapes"
+
+_START = "pipeline_sgr_mri"
+_HEADER = """\
+# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# To change it, change the package.
+"""
+_SHAPE_CLASS = '''\
+class {name}:
+    """`{name}[Tensor, "y x"]` is a `Tensor`; data type and shape are for the reader."""
+
+    def __class_getitem__(cls, item):
+        """The type of array alone."""
+        return item[0]
+'''
+_SHAPES_DOC = '"""Annotations of arrays, for the reader: jaxtyping, which would check them, is not needed."""\n'
+# Stands in for this very module.
+_CARRIED = '''\
+"""The files of this repository leave, so that a pipeline that was loaded from it can be saved whole."""
+
+import inspect
+from pathlib import Path
+
+ROOT_FILES = {root_files}
+SEGMENTATION_PATH = "{segmentation_path}"
+
+
+def code_files(segmentation_class=None):
+    """Path in the repository -> text, for a segmentation model of this class."""
+    here = Path(__file__).parent
+    files = {{name: (here / name).read_text(encoding="utf-8") for name in ROOT_FILES}}
+    if segmentation_class is not None:
+        files[SEGMENTATION_PATH] = Path(inspect.getfile(segmentation_class)).read_text(encoding="utf-8")
+    return files
+'''
+
+
+def code_files(segmentation_class: type | None = None) -> dict[str, str]:
+    """Path in the repository -> text, of what a pipeline needs whose segmentation model is of this class.
+
+    Args:
+        segmentation_class: `SegmentationUNet`, or `None` for a pipeline without it.
+    """
+    files = bundle_files()
+    if segmentation_class is None:
+        del files[SEGMENTATION_PATH]
+    return files
+
+
+def bundle_files() -> dict[str, str]:
+    """Path in the repository -> text, of everything that is carried."""
+    modules = _needed_modules()
+    names = {module: _flat_name(module) for module in modules}
+    root = {f"{names[module]}.py": _rewrite(module, names) for module in modules if module != "hub_bundle"}
+    shapes = " = ".join(sorted({name for text in root.values() for name in _shape_names(text)}))
+    root[f"{SHAPES}.py"] = f"{_SHAPES_DOC}\n\n{_SHAPE_CLASS.format(name='AnyArray')}\n\n{shapes} = AnyArray\n"
+    carried = f"{names['hub_bundle']}.py"
+    listed = "".join(f'    "{name}",\n' for name in sorted({*root, carried}))
+    root[carried] = _CARRIED.format(root_files=f"(\n{listed})", segmentation_path=SEGMENTATION_PATH)
+    # diffusers copies what this one file names, not what those files import in turn
+    main = root[f"{PIPELINE_FILE}.py"]
+    missing = sorted(Path(name).stem for name in root if f"from .{Path(name).stem} import" not in main)
+    also = "".join(f"from .{name} import __name__ as _{name}\n" for name in missing if name != PIPELINE_FILE)
+    first = re.search(r"^from \.", main, flags=re.MULTILINE).start()
+    comment = "# Not used here, but diffusers copies only the files that this one names.\n"
+    root[f"{PIPELINE_FILE}.py"] = f"{main[:first]}{comment}{also}\n{main[first:]}"
+    files = {name: _HEADER + text for name, text in sorted(root.items())}
+    return files | {SEGMENTATION_PATH: _HEADER + _alone("models/segmentation.py")}
+
+
+def write_bundle(folder: str | Path) -> list[str]:
+    """Bring a folder to what is carried; other Python files in it are deleted. Returns the names that changed."""
+    folder, files = Path(folder), bundle_files()
+    changed = stale_files(folder)
+    for name in changed:
+        path = folder / name
+        if name in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(files[name], encoding="utf-8")
+        else:
+            path.unlink()
+    return changed
+
+
+def stale_files(folder: str | Path) -> list[str]:
+    """Names of the files of a folder that are not, or not any more, what is carried."""
+    files, paths = bundle_files(), Path(folder).rglob("*.py")
+    found = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+    return sorted(name for name in {*found, *files} if found.get(name) != files.get(name))
+
+
+def _needed_modules() -> list[str]:
+    """The pipeline's module and all that it imports from the package, in turn, by dotted name."""
+    found, waiting = [], [_START]
+    while waiting:
+        module = waiting.pop(0)
+        if module not in found:
+            found.append(module)
+            if module != "hub_bundle":
+                waiting += [target for _, target in _package_imports(module)]
+    return found
+
+
+def _package_imports(module: str) -> list[tuple[ast.ImportFrom, str]]:
+    """Imports of a module from the package, with the module that each names."""
+    parents = module.split(".")[:-1]
+    found = []
+    for node in ast.walk(ast.parse(_source(module))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+            is_relative = isinstance(node, ast.ImportFrom) and node.level > 0
+            if any(name.split(".")[0] == PACKAGE.name for name in names) or (is_relative and not node.module):
+                raise ValueError(
+                    f"sgr_diffusers/{module.replace('.', '/')}.py, line {node.lineno}: what goes to the Hub must "
+                    "import names from modules of the package relatively, `from .module import name`."
+                )
+            if is_relative:
+                found.append((node, ".".join([*parents[: len(parents) - node.level + 1], node.module])))
+    return found
+
+
+def _flat_name(module: str) -> str:
+    return PIPELINE_FILE if module == _START else f"sgr_{module.split('.')[-1]}"
+
+
+def _rewrite(module: str, names: dict[str, str]) -> str:
+    """Source of a module as a sibling of all others."""
+    lines = _source(module).splitlines(keepends=True)
+    for node, target in _package_imports(module):
+        row = node.lineno - 1
+        lines[row] = re.sub(r"from \.+[\w.]+ import", f"from .{names[target]} import", lines[row], count=1)
+    return re.sub(r"^from jaxtyping import", f"from .{SHAPES} import", "".join(lines), flags=re.MULTILINE)
+
+
+def _alone(path: str) -> str:
+    """Source of a module that imports nothing from the package, with what it needs of `sgr_shapes` in it."""
+    text = (PACKAGE / path).read_text(encoding="utf-8")
+    line = re.search(r"^from jaxtyping import (.+)\n", text, flags=re.MULTILINE)
+    classes = "\n\n".join(_SHAPE_CLASS.format(name=name.strip()) for name in line.group(1).split(","))
+    text = text[: line.start()] + text[line.end() :]
+    last = list(re.finditer(r"^(from|import) .+\n", text, flags=re.MULTILINE))[-1].end()
+    return f"{text[:last]}\n\n{classes}\n\n{text[last:].lstrip()}"
+
+
+def _shape_names(text: str) -> list[str]:
+    match = re.search(rf"^from \.{SHAPES} import (.+)$", text, flags=re.MULTILINE)
+    return [name.strip() for name in match.group(1).split(",")] if match else []
+
+
+def _source(module: str) -> str:
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")

@@ -1,0 +1,145 @@
+"""A pipeline enters, a repository that loads with and without this package leaves; and the way back.
+
+In a repository `model_index.json` names files of its own: `["pipeline", "SGRMRIPipeline"]` and
+`["segmentation_unet", "SegmentationUNet"]`. diffusers runs them if told to trust them. Where this package is imported,
+its own classes are used instead (`hub_reading`), and nothing of the repository's code is fetched or run.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from diffusers import ModelMixin
+from torch import nn
+
+from .hub_bundle import code_files
+from .model_index import (
+    OWN_CLASS,
+    OWN_SEGMENTATION,
+    PIPELINE_FILE,
+    SEGMENTATION_FILE,
+    UnsafeCheckpointError,
+    read_json,
+)
+
+__all__ = ["INDEX", "RepositoryMixin", "make_portable", "write_json"]
+
+INDEX = "model_index.json"
+
+
+class RepositoryMixin:
+    """How a pipeline is loaded and saved, beyond what `DiffusionPipeline` does: safetensors only, code included."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Load a pipeline as `DiffusionPipeline.from_pretrained` does, from safetensors only.
+
+        No code of the repository is run. Where the weights come from a Hub, their hashes are checked.
+
+        Args:
+            pretrained_model_name_or_path: folder, or name of a Hub repository.
+            **kwargs: as there: `revision`, `variant`, `dtype`, `token`, `cache_dir`, `local_files_only`, and
+                components. `segmentation_model` may be any module.
+
+        Raises:
+            UnsafeCheckpointError: the repository has no safetensors, or asks for what must not be done on its word.
+            OSError: there is no such repository, revision or variant, or it cannot be reached; or a file was damaged
+                on its way: it is deleted, so that the next call fetches it again.
+        """
+        if kwargs.get("use_safetensors", True) is False:
+            raise ValueError("`use_safetensors` must not be False: weights that are unpickled can run any code.")
+        kwargs["use_safetensors"] = True
+        given = kwargs.get("segmentation_model")
+        if given is None or isinstance(given, ModelMixin) or not isinstance(given, nn.Module):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # diffusers would hold a plain module against the class that the repository names
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "segmentation_model": None})
+        pipe.register_modules(segmentation_model=given)
+        return pipe
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
+        """Download a pipeline as `DiffusionPipeline.download` does, but no weights that would be unpickled."""
+        kwargs["use_safetensors"] = True
+        try:
+            return super().download(pretrained_model_name, **kwargs)
+        except OSError as error:
+            if "Could not find the necessary `safetensors`" not in str(error):
+                raise
+            variant = f" (variant {kwargs['variant']!r})" if kwargs.get("variant") else ""
+            raise UnsafeCheckpointError(
+                f"{pretrained_model_name} has not all of its weights as .safetensors{variant}, and files that are "
+                "unpickled can run any code. Ask its owner to convert them."
+            ) from error
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
+        """Save as `DiffusionPipeline.save_pretrained` does, with the code that the folder needs to load elsewhere.
+
+        Args:
+            save_directory: folder to make or to write to.
+            safe_serialization: true; there is no other way.
+            **kwargs: `variant`, `max_shard_size`, `push_to_hub` and what goes with it, as there.
+
+        Raises:
+            ValueError: not as safetensors, or the segmentation model cannot be saved; before anything is written.
+        """
+        if not safe_serialization:
+            raise ValueError("`safe_serialization` must be True: weights are saved as safetensors only.")
+        model = getattr(self.segmentation_model, "_orig_mod", self.segmentation_model)
+        if model is not None and not isinstance(model, ModelMixin):
+            raise ValueError(
+                f"`segmentation_model` cannot be saved: {type(model).__name__} is a plain module, not a ModelMixin of "
+                "diffusers. Save the rest by `SGRMRIPipeline(pipe.unet, pipe.scheduler).save_pretrained(folder)`, and "
+                "load it by `SGRMRIPipeline.from_pretrained(folder, segmentation_model=...)`."
+            )
+        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the model index, the last step of `save_pretrained` before it uploads anything."""
+        super().save_config(save_directory, **kwargs)
+        make_portable(save_directory, type(getattr(self.segmentation_model, "_orig_mod", self.segmentation_model)))
+
+
+def make_portable(folder: str | os.PathLike, segmentation_class: type | None = None) -> list[str]:
+    """Turn the folder of a saved pipeline into a repository that loads without this package, too.
+
+    Pipelines and segmentation models of other classes stay as they are: their code is not ours to carry. Where the
+    components came from is dropped from their configurations: it may be a path on this machine.
+
+    Args:
+        folder: with `model_index.json`; changed in place.
+        segmentation_class: of the segmentation model; `None` for that of this package.
+
+    Returns:
+        The files of code that were written.
+    """
+    folder = Path(folder)
+    for file in folder.glob("*/*config.json"):
+        config = read_json(file)
+        if config.pop("_name_or_path", None) is not None:
+            write_json(file, config)
+    index = read_json(folder / INDEX)
+    if index.pop("_name_or_path", None) is not None:
+        write_json(folder / INDEX, index)
+    if index["_class_name"] not in (OWN_CLASS, [PIPELINE_FILE, OWN_CLASS]):
+        return []
+    index["_class_name"] = [PIPELINE_FILE, OWN_CLASS]
+    library, class_name = index.get("segmentation_model") or (None, None)
+    is_own = class_name == OWN_SEGMENTATION and library.split(".")[-1] in ("sgr_diffusers", SEGMENTATION_FILE)
+    if is_own:
+        index["segmentation_model"] = [SEGMENTATION_FILE, OWN_SEGMENTATION]
+    files = code_files((segmentation_class or object) if is_own else None)
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    write_json(folder / INDEX, index)
+    return list(files)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a configuration the way diffusers does."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,106 @@
+"""The code that goes to the Hub is the package's, needs little, and does what the package does."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_client import BareEnvironment, run_client
+from pipeline_parts import build, call, draw_problem
+
+import sgr_diffusers
+from sgr_diffusers.hub_bundle import SEGMENTATION_PATH, bundle_files, code_files, stale_files, write_bundle
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {"torch", "numpy", "diffusers", "monai", "sigpy"}  # sigpy inside of a function that says so
+
+
+def test_the_folder_is_the_package():
+    """If this fails: `sgr publish bundle`."""
+    assert stale_files(ROOT / "pipelines" / "sgr_mri") == []
+
+
+def test_the_folder_is_brought_up_to_date(tmp_path):
+    assert set(write_bundle(tmp_path)) == set(bundle_files())
+    assert write_bundle(tmp_path) == []
+    (tmp_path / "sgr_guidance.py").write_text("by hand")
+    (tmp_path / "sgr_old.py").write_text("left over")
+    (tmp_path / SEGMENTATION_PATH).unlink()
+    changed = ["segmentation_model/segmentation_unet.py", "sgr_guidance.py", "sgr_old.py"]
+    assert stale_files(tmp_path) == changed == write_bundle(tmp_path)
+    assert stale_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", bundle_files())
+def test_it_is_the_source_but_for_its_imports(name):
+    text = bundle_files()[name]
+    imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", text, flags=re.MULTILINE)
+    roots = {module.split(".")[0] for module in imported if not module.startswith(".")}
+    assert {root for root in roots if root not in sys.stdlib_module_names} <= ALLOWED
+    siblings = [module[1:] for module in imported if module.startswith(".")]
+    assert all(f"{one}.py" in bundle_files() for one in siblings)
+    compile(text, name, "exec")
+    originals = {path.stem: path for path in Path(sgr_diffusers.__file__).parent.rglob("*.py")}
+    stem = {"pipeline": "pipeline_sgr_mri", "segmentation_unet": "segmentation"}.get(Path(name).stem)
+    original = originals.get(stem or Path(name).stem.removeprefix("sgr_"))
+    if original is not None and "hub_bundle" not in name:
+        assert shape_of(text) == shape_of(original.read_text())
+
+
+def shape_of(text):
+    """All that is defined, without imports and without what stands in for jaxtyping."""
+    body = [node for node in ast.parse(text).body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    return [ast.dump(node) for node in body if getattr(node, "name", "") != "Float"]
+
+
+def test_a_pipeline_without_segmentation_model_carries_no_code_for_one():
+    assert set(code_files(sgr_diffusers.SegmentationUNet)) - set(code_files()) == {SEGMENTATION_PATH}
+
+
+def test_it_loads_and_gives_the_same_where_the_package_is_not(tmp_path):
+    """Only torch, diffusers, monai, numpy and what they require can be imported there."""
+    build("unet").save_pretrained(tmp_path / "pipeline")
+    problem = draw_problem()
+    torch.save(problem, tmp_path / "problem.pt")
+    code = """
+import torch
+torch.set_num_threads(THREADS)
+from diffusers import DiffusionPipeline
+try:
+    DiffusionPipeline.from_pretrained("PIPELINE")
+except ValueError as error:
+    assert "trust_remote_code" in str(error), error
+else:
+    raise AssertionError("code of a repository ran without the flag")
+assert not [name for name in sys.modules if name.startswith("diffusers_modules")]
+pipe = DiffusionPipeline.from_pretrained("PIPELINE", trust_remote_code=True)
+assert type(pipe).__module__.startswith("diffusers_modules")
+problem = torch.load("PROBLEM", weights_only=True)
+out = pipe(**problem, num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+torch.save({"images": out.images, "segmentations": out.segmentations, "volumes": out.volumes_mm3}, "result.pt")
+pipe.save_pretrained("again")
+again = DiffusionPipeline.from_pretrained("again", trust_remote_code=True)
+other = again(**problem, num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+assert torch.equal(other.images, out.images)
+try:
+    pipe(problem["kspace"], torch.ones(16, 12), num_inference_steps=1)
+except ImportError as error:
+    assert "pip install sigpy" in str(error), error
+else:
+    raise AssertionError("coil maps without sigpy")
+missing = ["sgr_diffusers", "jaxtyping", "sigpy", "h5py", "transformers", "accelerate", "matplotlib"]
+assert not [name for name in missing if name in sys.modules]
+"""
+    code = code.replace("PIPELINE", str(tmp_path / "pipeline")).replace("PROBLEM", str(tmp_path / "problem.pt"))
+    code = code.replace("THREADS", str(torch.get_num_threads()))  # sums come out the same only then
+    run_client(code, tmp_path / "home", path=BareEnvironment(tmp_path / "site-packages"))
+    result = torch.load(tmp_path / "home" / "result.pt", weights_only=True)
+    expected = call(build("unet"), problem)
+    assert torch.equal(result["images"], expected.images)
+    assert torch.equal(result["segmentations"], expected.segmentations)
+    assert torch.equal(result["volumes"], expected.volumes_mm3)
+    again = tmp_path / "home" / "again"
+    saved = [path.relative_to(again) for path in again.rglob("*.*")]
+    assert saved and all((again / name).read_bytes() == (tmp_path / "pipeline" / name).read_bytes() for name in saved)

@@ -6,6 +6,7 @@ folder, their imports are rewritten, and the shapes in annotations, which need j
 """
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -66,6 +67,11 @@ def code_files(segmentation_class: type | None = None) -> dict[str, str]:
 
 def bundle_files() -> dict[str, str]:
     """Path in the repository -> text, of everything that is carried."""
+    return dict(_bundle())
+
+
+@functools.cache
+def _bundle() -> dict[str, str]:
     modules = _needed_modules()
     names = {module: _flat_name(module) for module in modules}
     root = {f"{names[module]}.py": _rewrite(module, names) for module in modules if module != "hub_bundle"}

@@ -2,7 +2,7 @@
 
 In a repository `model_index.json` names files of its own: `["pipeline", "SGRMRIPipeline"]` and
 `["segmentation_unet", "SegmentationUNet"]`. diffusers runs them if told to trust them. Where this package is imported,
-its own classes are used instead (`hub_reading`), and nothing of the repository's code is fetched or run.
+its own classes are used instead (`hub_reading`), and nothing of the repository's code is run.
 """
 
 import json
@@ -27,6 +27,33 @@ __all__ = ["INDEX", "RepositoryMixin", "make_portable", "write_json"]
 
 INDEX = "model_index.json"
 
+# Of a pipeline that is pushed without records of how it was made; `sgr publish model` writes one that has them.
+SHORT_CARD = """---
+library_name: diffusers
+pipeline_tag: image-to-image
+tags:
+- mri
+- image-reconstruction
+- uncertainty
+---
+
+# Segmentation-guided reconstruction of undersampled MRI
+
+Upper and lower bounds of tissues in accelerated MRI, by a diffusion prior and a segmentation model. For research:
+**not for clinical use**. Nothing is recorded here of how the networks were trained, or of how well they do.
+
+```python
+from sgr_diffusers import SGRMRIPipeline
+
+pipe = SGRMRIPipeline.from_pretrained("{repo_id}")
+```
+
+Without [sgr_diffusers](https://github.com/sgr-diffusers/sgr_diffusers), and once you have read the code in this
+repository: `DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)`.
+
+A bound is what this prior can imagine and this segmentation model can see within what was measured. It is not a
+confidence interval and carries no probability.
+"""
 
 class RepositoryMixin:
     """How a pipeline is loaded and saved, beyond what `DiffusionPipeline` does: safetensors only, code included."""
@@ -101,6 +128,13 @@ class RepositoryMixin:
         """Save the model index, the last step of `save_pretrained` before it uploads anything."""
         super().save_config(save_directory, **kwargs)
         make_portable(save_directory, type(getattr(self.segmentation_model, "_orig_mod", self.segmentation_model)))
+
+    def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """The last step of `push_to_hub`: diffusers has put a form to fill in where there was no card."""
+        card = Path(working_dir) / "README.md"
+        if card.is_file() and "[More Information Needed]" in card.read_text(encoding="utf-8"):
+            card.write_text(SHORT_CARD.format(repo_id=repo_id), encoding="utf-8")
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
 
 
 def make_portable(folder: str | os.PathLike, segmentation_class: type | None = None) -> list[str]:

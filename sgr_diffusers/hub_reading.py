@@ -45,9 +45,9 @@ def use_package_classes(pipeline_class: type) -> None:
     def _dict_from_json_file(cls: type, json_file: str | os.PathLike) -> dict[str, Any]:
         is_index = Path(json_file).name == INDEX
         if is_index and (issubclass(cls, pipeline_class) or _last(_class_name(json_file)) == OWN_CLASS):
+            check_cached_files(Path(json_file).parent)
             index = read_model_index(json_file)
             check_folder(Path(json_file).parent)
-            check_cached_files(Path(json_file).parent)
             return _package_index(index)
         return original(cls, json_file)
 

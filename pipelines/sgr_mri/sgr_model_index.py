@@ -64,8 +64,8 @@ def read_model_index(file: str | Path) -> dict[str, Any]:
     if len(parts) != 2 or parts[0] != PIPELINE_FILE or not _is_name(parts[1]):
         raise UnsafeCheckpointError(
             f'`_class_name` of {_short(file)} must be a class or ["{PIPELINE_FILE}", a class], got '
-            f"{_shown(class_name)}. Code of the repository itself runs only by `DiffusionPipeline.from_pretrained(..., "
-            "trust_remote_code=True)`: read it first."
+            f"{_shown(class_name)}. Code of the repository itself runs only by "
+            "`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`: read it first."
         )
     for name, value in index.items():
         if name in COMPONENTS:

@@ -114,7 +114,11 @@ for line in sys.stdin:
             error = None
         except BaseException as raised:
             traceback.print_exc()
-            error = [[one.__name__ for one in type(raised).__mro__], str(raised)]
+            error = [[], ""]
+            while raised is not None:
+                error[0] += [one.__name__ for one in type(raised).__mro__]
+                error[1] += str(raised) + "\\n"
+                raised = raised.__cause__
     print(json.dumps({"error": error, "printed": out.getvalue(), "result": names.get("result")}), flush=True)
 """
 
@@ -139,7 +143,7 @@ for line in sys.stdin:
         return answer["result"]
 
     def fail(self, code):
-        """Names of the classes of the error that the code ends in, and its text."""
+        """Names of the classes of the error that the code ends in, and of its causes, and their texts."""
         answer = self._send(code)
         assert answer["error"] is not None, f"no error:\n{answer['printed']}"
         return answer["error"]

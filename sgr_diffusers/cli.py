@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .publishing.command import add_publish
+
 __all__ = ["create_parser", "main"]
 
 BAD_INPUT = 2  # what argparse itself exits with
@@ -55,6 +57,7 @@ def create_parser() -> argparse.ArgumentParser:
     _add_reconstruct(commands)
     _add_synthesize(commands)
     _add_data(commands)
+    add_publish(commands, _add_command)
     return parser
 
 

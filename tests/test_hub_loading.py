@@ -217,7 +217,8 @@ def test_private_repositories(hub, client, files):
     hub.add("org/private", files, private=True)
     client.run('SGRMRIPipeline.from_pretrained("org/private", cache_dir=CACHE, token=OWNER)')
     for token in ("False", "READER"):
-        names, message = client.fail(f'SGRMRIPipeline.from_pretrained("org/private", cache_dir=CACHE+"2", token={token})')
+        load = f'SGRMRIPipeline.from_pretrained("org/private", cache_dir=CACHE + "2", token={token})'
+        names, message = client.fail(load)
         assert "OSError" in names and "org/private" in message
     names, message = client.fail('DiffusionPipeline.from_pretrained("org/never", cache_dir=CACHE, token=OWNER)')
     assert "OSError" in names and "org/never" in message
@@ -311,7 +312,8 @@ def test_a_hostile_index_is_refused_before_anything_else_is_fetched(hub, client,
     hub.add("org/hostile", {**files, "model_index.json": hostile.replace(b'"SegmentationUNet"', b'"Popen"')})
     for loader in ("SGRMRIPipeline", "DiffusionPipeline"):
         hub.requests.clear()
-        names, message = client.fail(f'{loader}.from_pretrained("org/hostile", cache_dir=CACHE, trust_remote_code=True)')
+        load = f'{loader}.from_pretrained("org/hostile", cache_dir=CACHE, trust_remote_code=True)'
+        names, message = client.fail(load)
         assert "UnsafeCheckpointError" in names and "subprocess" in message
         assert set(resolved(hub)) <= {"model_index.json"}
 

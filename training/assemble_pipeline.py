@@ -1,12 +1,12 @@
 """Put trained networks, one test case and a card together into a pipeline folder in Hub layout.
 
     python training/assemble_pipeline.py --data_dir runs/knee --prior runs/prior --segmentation runs/segmentation \
-        --output_dir sgr_diffusers/pretrained/synthetic_knee
+        --output_dir sgr_diffusers/pretrained/synthetic_knee --without_code
 
 A prior trained in several runs, each started from the one before (``--init_from``), is given as ``--prior RUN RUN
 ...``; the last holds the weights, all are recorded. With ``--quality FILE``, the json written by
-``tests/benchmarks/benchmark_quality.py``, the card shows what was measured. Every number in the card is read from a
-record.
+``tests/benchmarks/benchmark_quality.py``, the card shows what was measured. All records are kept in the folder, and
+every number of the card is read from them: ``sgr publish model`` makes the same card again.
 """
 
 import argparse
@@ -15,15 +15,15 @@ import shutil
 from pathlib import Path
 
 import h5py
-import jinja2
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.data.skm_tea import SkmTeaScan, list_scans
-
-TEMPLATE = Path(__file__).parents[1] / "hub_cards" / "model_card.md.jinja"
+from sgr_diffusers.hub_layout import make_portable
+from sgr_diffusers.hub_reading import drop_code
+from sgr_diffusers.publishing.model_card import model_card
 
 
 def choose_slices(labels: np.ndarray) -> list[int]:
@@ -43,22 +43,6 @@ def write_case(path: Path, scan: SkmTeaScan, slices: list[int]) -> None:
         case.attrs.update(scan_id=scan.scan_id, slices=slices, voxel_size_mm=scan.voxel_size_mm)
 
 
-def read_run(folder: str) -> dict:
-    """The record of a training run."""
-    return json.loads((Path(folder) / "training_record.json").read_text())
-
-
-def quality_tables(path: str | None) -> dict | None:
-    """Measured numbers as the card's template wants them."""
-    if path is None:
-        return None
-    measured = json.loads(Path(path).read_text())
-    for kind in ("psnr", "bounds"):
-        rows = {key.removeprefix(f"{kind}_"): row for key, row in measured.items() if key.startswith(f"{kind}_")}
-        measured[kind] = [{"acceleration": name.rstrip("x"), **row} for name, row in rows.items()]
-    return measured
-
-
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,6 +56,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--note", help="what the records do not say of the training, for the card")
     parser.add_argument("--case_scan", type=int, default=0, help="number of the test scan that gives the case")
+    parser.add_argument(
+        "--without_code", action="store_true", help="for a checkpoint inside of the package, whose code is there"
+    )
     parser.add_argument("--output_dir", required=True)
     return parser.parse_args(arguments)
 
@@ -92,42 +79,31 @@ def main(arguments: list[str] | None = None) -> None:
     pipe.save_pretrained(output)
     # Half precision on disk keeps the package small; `from_pretrained` loads it as float32 unless told otherwise.
     UNet2DModel.from_pretrained(prior / "unet", dtype=torch.float16).save_pretrained(output / "unet")
+    make_portable(output)  # drops from the new configuration where the prior was
+    if args.without_code:
+        drop_code(output)
     scan = list_scans(args.data_dir, "test")[args.case_scan]
-    slices = choose_slices(scan.labels())
-    write_case(output / "case.h5", scan, slices)
+    with h5py.File(scan.kspace_file) as file:
+        config = json.loads(file.attrs["config"]) if "config" in file.attrs else None
+        accelerations = sorted(float(name.split("_")[-1].rstrip("x")) for name in file["masks"])
+    case = None
+    if config is not None:  # of a person's scan nothing comes along
+        slices = choose_slices(scan.labels())
+        write_case(output / "case.h5", scan, slices)
+        case = {"slices": slices, "scan_id": scan.scan_id, "voxel_size_mm": scan.voxel_size_mm}
+        case["acceleration"] = min(accelerations, key=lambda acceleration: abs(acceleration - 8))
 
     (output / "training").mkdir()
-    runs = []
-    for name, folder in [*(("Prior", run) for run in args.prior), ("Segmentation model", args.segmentation)]:
-        record = read_run(folder)
-        file_name = f"{len(runs) + 1}_{name.split()[0].lower()}.json"
-        (output / "training" / file_name).write_text(json.dumps(record, indent=1))
-        last = next(row for row in reversed(record["history"]) if any(key.startswith("val_") for key in row))
-        result = {key: value for key, value in last.items() if key.startswith("val_") and key != "val_errors"}
-        runs.append({**record, "name": name, "result": f"Validation: {json.dumps(result)}."})
-    record = runs[len(args.prior) - 1]
-    with h5py.File(scan.kspace_file) as file:
-        config = json.loads(file.attrs["config"])
-    card = (
-        jinja2.Environment(undefined=jinja2.StrictUndefined)
-        .from_string(TEMPLATE.read_text())
-        .render(
-            folder=output.as_posix(),
-            size=pipe.unet.config.sample_size,
-            prior=record,
-            segmentation=runs[-1],
-            classes=pipe.class_names,
-            case={"slices": slices, "scan_id": scan.scan_id, "voxel_size_mm": scan.voxel_size_mm},
-            data={"command": args.data_command, "config": config, **record["data"]},
-            machine="{cores} cores, {platform}, {device}".format(**record["machine"]),
-            versions=", ".join(f"{key} {value}" for key, value in record["versions"].items()),
-            runs=runs,
-            quality=quality_tables(args.quality),
-            cg_iterations=args.cg_iterations,
-            note=args.note,
-        )
-    )
-    (output / "README.md").write_text(card.rstrip() + "\n")
+    runs = [*(("prior", run) for run in args.prior), ("segmentation", args.segmentation)]
+    for number, (name, folder) in enumerate(runs, start=1):
+        record = json.loads((Path(folder) / "training_record.json").read_text())
+        (output / "training" / f"{number}_{name}.json").write_text(json.dumps(record, indent=1))
+    assembly = {"data": {"command": args.data_command, "config": config}, "case": case, "note": args.note}
+    (output / "training" / "assembly.json").write_text(json.dumps(assembly, indent=1))
+    if args.quality:
+        (output / "evaluation").mkdir()
+        shutil.copyfile(args.quality, output / "evaluation" / "quality.json")
+    (output / "README.md").write_text(model_card(output, output.as_posix()))
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     print(f"{output}: {size / 2**20:.1f} MiB")
 

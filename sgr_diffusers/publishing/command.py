@@ -1,0 +1,134 @@
+"""Arguments of `sgr publish` enter; what changed on the Hub, or would, is printed."""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_publish"]
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+
+
+def add_publish(commands: Any, add_command: AddCommand) -> None:
+    """Add the command to a parser.
+
+    Args:
+        commands: subparsers of `sgr`.
+        add_command: makes one subcommand: (subparsers, name, function to run, summary, example).
+    """
+    group = commands.add_parser(
+        "publish",
+        help="publish a pipeline, a data set or the Space on the Hub",
+        description="Publish a pipeline, a data set or the Space on the Hub. The token is that of `hf auth login` or "
+        "of HF_TOKEN.",
+        epilog="example: sgr publish model runs/pipeline --repo org/knee-sgr --dry-run",
+    )
+    parts = group.add_subparsers(dest="publish_command", required=True, metavar="COMMAND")
+    command = add_command(
+        parts,
+        "model",
+        _publish_model,
+        "Publish a pipeline with its code, a card filled from its records, and its evaluation results",
+        "sgr publish model runs/pipeline --repo org/knee-sgr",
+    )
+    command.add_argument("folder", type=Path, metavar="DIR", help="of the pipeline, with the records of its training")
+    _add_target(command)
+    command.add_argument("--dataset", metavar="NAME", help="repository of the data it was trained and tested on")
+    command.add_argument("--skip-snippet", action="store_true", help="do not run the card's example first")
+    command = add_command(
+        parts,
+        "dataset",
+        _publish_dataset,
+        "Publish a synthetic data set; of people's data nothing but an index (--index)",
+        "sgr publish dataset runs/knee --repo org/synthetic-knee",
+    )
+    command.add_argument("folder", type=Path, metavar="DATA_DIR", help="in the SKM-TEA layout")
+    _add_target(command)
+    command.add_argument("--index", action="store_true", help="only which slices there are, from the annotations")
+    command = add_command(
+        parts, "space", _publish_space, "Publish the Space, the app in a browser", "sgr publish space --repo org/sgr"
+    )
+    _add_target(command)
+    command.add_argument("--model", metavar="NAME", help="repository of the pipeline it shows, for its card")
+    command = add_command(
+        parts,
+        "bundle",
+        _publish_bundle,
+        "Bring pipelines/sgr_mri, the code that repositories carry, to the state of the package",
+        "sgr publish bundle --check",
+    )
+    command.add_argument("--output", type=Path, default=Path("pipelines/sgr_mri"), help="(default: %(default)s)")
+    command.add_argument("--check", action="store_true", help="change nothing; an error if it is not up to date")
+
+
+def _add_target(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--repo", required=True, metavar="NAME", help="repository, like org/name")
+    command.add_argument("--private", action="store_true", default=None, help="if it is made now")
+    command.add_argument("--message", help="of the commit")
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--yes", action="store_true", help="push without asking")
+    how.add_argument("--dry-run", action="store_true", help="show what would change and push nothing")
+
+
+def _push(args: argparse.Namespace, kind: str, fill: Callable[[Path], None], space_sdk: str | None = None) -> None:
+    from .push import ask_on_terminal, publish
+
+    if args.repo.count("/") != 1:
+        raise ValueError(f"--repo must be like org/name, got {args.repo!r}.")
+    is_sure = ask_on_terminal
+    if args.yes or args.dry_run:
+        is_sure = lambda question: args.yes  # noqa: E731 - one of two answers
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder))
+        address = publish(
+            Path(folder),
+            args.repo,
+            kind,
+            message=args.message or f"Publish the {kind} by sgr",
+            private=args.private,
+            is_sure=is_sure,
+            space_sdk=space_sdk,
+        )
+    if address:
+        print(address)
+
+
+def _publish_model(args: argparse.Namespace) -> None:
+    from .stages import run_snippet, stage_model
+
+    def fill(stage: Path) -> None:
+        stage_model(args.folder, stage, args.repo, args.dataset)
+        if (stage / "case.h5").is_file() and not args.skip_snippet:
+            run_snippet(stage)
+
+    _push(args, "model", fill)
+
+
+def _publish_dataset(args: argparse.Namespace) -> None:
+    from .dataset_card import stage_index, stage_synthetic
+
+    stage_data = stage_index if args.index else stage_synthetic
+    _push(args, "dataset", lambda stage: stage_data(args.folder, stage, args.repo))
+
+
+def _publish_space(args: argparse.Namespace) -> None:
+    from .stages import stage_space
+
+    _push(args, "space", lambda stage: stage_space(stage, args.model), space_sdk="gradio")
+
+
+def _publish_bundle(args: argparse.Namespace) -> None:
+    from ..hub_bundle import stale_files, write_bundle
+
+    if not args.output.is_dir() and args.output == Path("pipelines/sgr_mri") and not Path("pyproject.toml").is_file():
+        raise ValueError("pipelines/sgr_mri is in clones of the repository; elsewhere name a folder: --output.")
+    if args.check:
+        stale = stale_files(args.output)
+        if stale:
+            raise ValueError(f"{args.output} is not up to date: {', '.join(stale)}. Run sgr publish bundle.")
+        print(f"{args.output} is up to date")
+        return
+    changed = write_bundle(args.output)
+    print("\n".join(changed) if changed else f"{args.output} was up to date")

@@ -1,0 +1,247 @@
+"""The folder of a pipeline and the records in it enter; its card and its evaluation results leave.
+
+Records, by name in the folder: `training/*_prior.json` and `training/*_segmentation.json` of the training scripts,
+`training/assembly.json` of `assemble_pipeline.py`, `evaluation/table1.csv` of the evaluation,
+`evaluation/quality.json` of `tests/benchmarks/benchmark_quality.py`; figures are `evaluation/*.png`.
+Every number of a card is from one of them.
+"""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ..model_index import read_json, read_model_index
+from .cards import render_card
+
+__all__ = ["WATTS_PER_CORE", "model_card", "model_facts", "write_eval_results"]
+
+# For the estimate of energy only, and stated beside it: what a core of a server draws under load, with its share of
+# the machine. Nothing is assumed for GPUs, which differ by a factor of ten.
+WATTS_PER_CORE = 15
+TABLE1_SCORES = ("precision_lower", "recall_upper", "uncertain_share", "ssim", "psnr")
+_TABLE1_COLUMNS = ("acceleration", "method", "reference", *TABLE1_SCORES, "n_scans")
+_SCORE_NAMES = {
+    "precision_lower": "Precision of the lower bound",
+    "recall_upper": "Recall of the upper bound",
+    "uncertain_share": "V_unc / V_up",
+    "ssim": "SSIM",
+    "psnr": "PSNR in dB",
+}
+
+
+def model_card(folder: str | Path, source: str, dataset: str | None = None) -> str:
+    """Render the card of a pipeline.
+
+    Args:
+        folder: of the pipeline, with its records.
+        source: what `from_pretrained` is to be given in it: a repository, or a folder.
+        dataset: repository of the data set on the Hub, if it is there.
+
+    Raises:
+        ValueError: a record is missing or damaged, or the template asks for what was not recorded.
+    """
+    folder = Path(folder)
+    facts = model_facts(folder)
+    is_folder = Path(source).is_dir() or source.count("/") != 1
+    values = facts | {"source": source, "source_is_folder": is_folder}
+    return render_card("model_card.md.jinja", values | {"metadata": _metadata(facts, source, dataset)})
+
+
+def model_facts(folder: str | Path) -> dict[str, Any]:
+    """What was recorded about a pipeline, by the names that the template has for it.
+
+    Raises:
+        ValueError: a record is missing or damaged.
+    """
+    folder = Path(folder)
+    index = read_model_index(folder / "model_index.json")
+    assembly = _record(folder / "training" / "assembly.json")
+    priors, segmentations = (
+        sorted((folder / "training").glob(f"*_{name}.json")) for name in ("prior", "segmentation")
+    )
+    if not priors or not segmentations:
+        raise ValueError(
+            f"{folder} must hold the records of both trainings, training/*_prior.json and "
+            "training/*_segmentation.json. `training/assemble_pipeline.py` writes them."
+        )
+    runs = [_run("Prior", path) for path in priors] + [_run("Segmentation model", path) for path in segmentations]
+    last = runs[len(priors) - 1]
+    machine = last["machine"]
+    is_synthetic = assembly["data"]["config"] is not None
+    return {
+        "title": "SGR on synthetic knees" if is_synthetic else "SGR on SKM-TEA",
+        "size": read_json(folder / "unet" / "config.json")["sample_size"],
+        "classes": read_json(folder / "segmentation_model" / "config.json")["class_names"],
+        "cg_iterations": index["cg_iterations"],
+        "prior": last,
+        "segmentation": runs[-1],
+        "runs": runs,
+        "machine": "{cores} cores, {platform}, {device}".format(**machine),
+        "versions": ", ".join(f"{key} {value}" for key, value in last["versions"].items()),
+        "data": {**assembly["data"], **last["data"], "is_synthetic": is_synthetic},
+        "case": assembly["case"],
+        "note": assembly["note"],
+        "quality": _quality(folder / "evaluation" / "quality.json"),
+        "table1": _table1_texts(read_table1(folder / "evaluation" / "table1.csv")),
+        "scores": _scores(folder),
+        "figures": _figures(folder),
+        "cost": _cost(runs),
+    }
+
+
+def _record(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. `training/assemble_pipeline.py` writes it.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+
+
+def _run(name: str, path: Path) -> dict[str, Any]:
+    record = _record(path)
+    last = next((row for row in reversed(record["history"]) if any(key.startswith("val_") for key in row)), {})
+    result = {key: value for key, value in last.items() if key.startswith("val_") and key != "val_errors"}
+    return {**record, "name": name, "result": f"Validation: {json.dumps(result)}." if result else "Not validated."}
+
+
+def _cost(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    machines = {(run["machine"]["device"], run["machine"]["cores"]) for run in runs}
+    minutes = sum(run["minutes"] for run in runs)
+    if len(machines) > 1 or next(iter(machines))[0] != "cpu":
+        return {"minutes": f"{minutes:.0f}", "kwh": None, "watts": None}
+    watts = WATTS_PER_CORE * next(iter(machines))[1]
+    return {"minutes": f"{minutes:.0f}", "kwh": f"{watts * minutes / 60 / 1000:.2g}", "watts": watts}
+
+
+def _figures(folder: Path) -> list[dict[str, str]]:
+    paths = sorted((folder / "evaluation").glob("*.png"))
+    return [{"path": f"evaluation/{path.name}", "title": path.stem.replace("_", " ")} for path in paths]
+
+
+def _quality(path: Path) -> dict[str, Any] | None:
+    """Measured numbers of the quality benchmark, as the template wants them; `None` if it was not run."""
+    if not path.is_file():
+        return None
+    measured = _record(path)
+    for kind in ("psnr", "bounds"):
+        rows = {key.removeprefix(f"{kind}_"): row for key, row in measured.items() if key.startswith(f"{kind}_")}
+        measured[kind] = [{"acceleration": name.rstrip("x"), **row} for name, row in rows.items()]
+    return measured
+
+
+def read_table1(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `table1.csv`, numbers as floats, `nan` where nothing could be measured; none without the file.
+
+    Raises:
+        ValueError: it has other columns, or a cell is no number.
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in _TABLE1_COLUMNS if name not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"{path} must have the columns {missing}, got {reader.fieldnames}.")
+        texts = ("method", "reference")
+        try:
+            return [{n: row[n] if n in texts else float(row[n] or "nan") for n in _TABLE1_COLUMNS} for row in reader]
+        except ValueError as error:
+            raise ValueError(f"{path} has a cell that is no number: {error}.") from error
+
+
+def _table1_texts(rows: list[dict[str, Any]]) -> list[list[str]]:
+    forms = {"acceleration": "{:g}x", "psnr": "{:.2f}", "n_scans": "{:.0f}"}
+
+    def text(name: str, value: Any) -> str:
+        if isinstance(value, str):
+            return value.replace("_", " ")
+        return "" if math.isnan(value) else forms.get(name, "{:.3f}").format(value)
+
+    return [[text(name, row[name]) for name in _TABLE1_COLUMNS] for row in rows]
+
+
+def _scores(folder: Path) -> list[dict[str, Any]]:
+    """Scores of the guided bounds, one at a time: acceleration, metric, value, and of what they are."""
+    rows = [row for row in read_table1(folder / "evaluation" / "table1.csv") if row["method"] == "SGR"]
+    found = [
+        {"acceleration": row["acceleration"], "metric": name, "value": row[name], "reference": row["reference"]}
+        for row in rows
+        for name in TABLE1_SCORES
+        if not math.isnan(row[name])
+    ]
+    quality = _quality(folder / "evaluation" / "quality.json")
+    if found or quality is None:
+        return found
+    return [
+        {"acceleration": float(row["acceleration"]), "metric": name, "value": row[name], "reference": "fully_sampled"}
+        for row in quality["bounds"]
+        for name in TABLE1_SCORES
+        if name in row
+    ]
+
+
+def _metadata(facts: dict[str, Any], source: str, dataset: str | None) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    is_synthetic = facts["data"]["is_synthetic"]
+    results = [
+        EvalResult(
+            task_type="image-to-image",
+            task_name="Bounds of tissues in undersampled MRI",
+            dataset_type=dataset or ("synthetic-knee" if is_synthetic else "skm-tea"),
+            dataset_name="Synthetic knees" if is_synthetic else "SKM-TEA",
+            dataset_config=f"{one['acceleration']:g}x, reference {one['reference'].replace('_', ' ')}",
+            dataset_split="test",
+            metric_type=one["metric"],
+            metric_name=_SCORE_NAMES[one["metric"]],
+            metric_value=round(one["value"], 4),
+        )
+        for one in facts["scores"]
+    ]
+    licence = {"license": "apache-2.0"}
+    if not is_synthetic:
+        link = "https://github.com/StanfordMIMI/skm-tea"
+        licence = {"license": "other", "license_name": "skm-tea-research-use", "license_link": link}
+    return ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        **licence,
+        tags=["mri", "image-reconstruction", "uncertainty", "segmentation", "diffusion", "medical"],
+        datasets=[dataset] if dataset else None,
+        model_name=source.rsplit("/", maxsplit=1)[-1] if results else None,
+        eval_results=results or None,
+    ).to_yaml()
+
+
+def write_eval_results(folder: str | Path, dataset: str) -> list[str]:
+    """Write the scores of a pipeline as `.eval_results/*.yaml`, the form that the Hub shows beside the data set.
+
+    Args:
+        folder: of the pipeline, with its records.
+        dataset: repository of the data set on the Hub.
+
+    Returns:
+        The files written, none if nothing was measured.
+    """
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    entries = [
+        EvalResultEntry(
+            dataset_id=dataset,
+            task_id=f"{one['metric']}_{one['acceleration']:g}x_{one['reference']}",
+            value=round(one["value"], 4),
+            notes=f"{_SCORE_NAMES[one['metric']]} at {one['acceleration']:g}x, guided bounds, test split",
+        )
+        for one in _scores(Path(folder))
+    ]
+    if not entries:
+        return []
+    name = f".eval_results/{dataset.replace('/', '--')}.yaml"
+    path = Path(folder) / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+    return [name]

@@ -1,0 +1,193 @@
+"""A folder ready to be published enters; what would change on the Hub, and after a yes the commit, leave."""
+
+import difflib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..model_index import PICKLES
+from .cards import card_faults, token_like
+
+__all__ = ["Changes", "ask_on_terminal", "check_stage", "compare", "publish", "redact"]
+
+_TEXTS = {".md", ".json", ".yaml", ".yml", ".py", ".txt", ".csv", ".cfg", ".toml"}
+_LONGEST_DIFF = 200  # lines
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a push would do.
+
+    Attributes:
+        new: files that are not on the Hub yet.
+        changed: files with another content there.
+        only_there: files on the Hub alone; they stay.
+        card: unified diff of the card, empty if it is the same.
+        head: commit that was compared with; `None` for a repository that is not there yet.
+    """
+
+    new: list[str]
+    changed: list[str]
+    only_there: list[str]
+    card: str
+    head: str | None
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        listed = [f"  {sign} {name}" for sign, names in (("+", self.new), ("~", self.changed)) for name in names]
+        listed += [f"  = {name} (only on the Hub, stays)" for name in self.only_there]
+        diff = self.card.splitlines()
+        cut = [f"... {len(diff) - _LONGEST_DIFF} more lines"] if len(diff) > _LONGEST_DIFF else []
+        return [*listed, *diff[:_LONGEST_DIFF], *cut]
+
+
+def publish(
+    stage: Path,
+    repo_id: str,
+    kind: str,
+    *,
+    message: str,
+    private: bool | None = None,
+    is_sure: Callable[[str], bool],
+    report: Callable[[str], None] = print,
+    space_sdk: str | None = None,
+) -> str | None:
+    """Check a folder, show what would change, ask, push in one commit.
+
+    The token is that of `HF_TOKEN` or of `hf auth login`; it is never an argument.
+
+    Args:
+        stage: all that the repository shall hold; with `README.md`.
+        repo_id: "name/of-repository".
+        kind: "model", "dataset" or "space".
+        message: of the commit.
+        private: for a new repository; `None` for the owner's default.
+        is_sure: asked with a question before anything is changed.
+        report: is called with lines of text.
+        space_sdk: of a new Space.
+
+    Returns:
+        Address of the commit; `None` if there was nothing to change, or the answer was no.
+
+    Raises:
+        ValueError: the folder is not fit to be published.
+        OSError: the Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    check_stage(stage, kind)
+    api = HfApi()
+    try:
+        changes = compare(api, stage, repo_id, kind)
+        if not changes.new and not changes.changed:
+            report(f"{repo_id} is up to date.")
+            return None
+        report(f"{repo_id} on {api.endpoint}{'' if changes.head else ', a new repository'}:")
+        for line in changes.lines():
+            report(line)
+        if not is_sure(f"Push to {repo_id}?"):
+            report("Nothing was pushed.")
+            return None
+        if changes.head is None:
+            api.create_repo(repo_id, repo_type=kind, private=private, space_sdk=space_sdk, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=stage,
+            repo_type=kind,
+            commit_message=message,
+            parent_commit=changes.head,  # what was shown is what is changed, or nothing is
+        )
+    except HfHubHTTPError as error:
+        text = redact(" ".join(str(error).split()))
+        raise OSError(f"the Hub refuses {repo_id}: {text}") from None
+    return str(commit.commit_url)
+
+
+def check_stage(stage: Path, kind: str) -> None:
+    """Refuse what must not be published.
+
+    Raises:
+        ValueError: naming all that is wrong.
+    """
+    faults = []
+    card = stage / "README.md"
+    if card.is_file():
+        faults += [f"README.md: {fault}" for fault in card_faults(card.read_text(encoding="utf-8"), kind, stage)]
+    else:
+        faults.append("README.md is missing")
+    own = os.environ.get("HF_TOKEN") or _login_token()
+    for path in sorted(path for path in stage.rglob("*") if path.is_file()):
+        name = path.relative_to(stage).as_posix()
+        if path.suffix in PICKLES and kind != "dataset":
+            faults.append(f"{name} would have to be unpickled; only safetensors are published")
+        content = path.read_bytes() if path.stat().st_size < 10_000_000 else b""
+        is_text_with_token = path.suffix in _TEXTS and token_like(content.decode(errors="replace"))
+        if is_text_with_token or (own and own.encode() in content):
+            faults.append(f"{name} holds what looks like a token of the Hub")
+    if faults:
+        raise ValueError("this cannot be published: " + "; ".join(faults) + ".")
+
+
+def compare(api: Any, stage: Path, repo_id: str, kind: str) -> Changes:
+    """What a push of a folder would change in a repository."""
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    here = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
+    try:
+        head = api.repo_info(repo_id, repo_type=kind).sha
+    except RepositoryNotFoundError:
+        return Changes(list(here), [], [], "", None)
+    there = {}
+    for entry in api.list_repo_tree(repo_id, repo_type=kind, revision=head, recursive=True):
+        if hasattr(entry, "blob_id"):
+            there[entry.path] = (entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+    changed = [name for name, path in here.items() if name in there and not _is_same(path, *there[name])]
+    card = ""
+    if "README.md" in changed:
+        try:
+            old = Path(api.hf_hub_download(repo_id, "README.md", repo_type=kind, revision=head)).read_text("utf-8")
+        except EntryNotFoundError:
+            old = ""
+        new = here["README.md"].read_text("utf-8")
+        names = ("README.md on the Hub", "README.md")
+        card = "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), *names, n=2, lineterm=""))
+    only_there = [name for name in there if name not in here and name != ".gitattributes"]
+    return Changes([name for name in here if name not in there], changed, only_there, card, head)
+
+
+def _is_same(path: Path, size: int, digest: str) -> bool:
+    if path.stat().st_size != size:
+        return False
+    content = path.read_bytes()
+    header = b"blob %d\0" % len(content)
+    return digest in (hashlib.sha256(content).hexdigest(), hashlib.sha1(header + content).hexdigest())
+
+
+def _login_token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def redact(text: str) -> str:
+    """A text without tokens."""
+    own = os.environ.get("HF_TOKEN") or _login_token()
+    text = text.replace(own, "hf_***") if own else text
+    return re.sub(r"(hf_|api_org_)[A-Za-z0-9]{8,}", r"\1***", text)
+
+
+def ask_on_terminal(question: str) -> bool:
+    """Ask, with no as the default.
+
+    Raises:
+        ValueError: nobody is there to answer.
+    """
+    if not sys.stdin.isatty():
+        raise ValueError(f"{question} Nobody can be asked here: say so by --yes, or look only by --dry-run.")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

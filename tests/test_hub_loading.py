@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from hub_client import BareEnvironment, Worker, run_client
-from local_hub import local_hub
+from hub_client import OWNER, READER, WRONG, BareEnvironment, run_client
 from pipeline_parts import build, call, draw_problem
 
 from sgr_diffusers.hub_bundle import bundle_files
 
-OWNER, READER, WRONG = "hf_owner" + "O" * 28, "hf_reader" + "R" * 27, "hf_wrong" + "W" * 28
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "segmentation_model/diffusion_pytorch_model.safetensors")
 
 SETUP = f"""
@@ -21,21 +19,6 @@ from sgr_diffusers import SGRMRIPipeline, SegmentationUNet
 OWNER, READER, WRONG = {OWNER!r}, {READER!r}, {WRONG!r}
 """
 TOTAL = "result = [out.images.abs().double().sum().item(), out.volumes_mm3.double().sum().item()]\n"
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with local_hub() as server:
-        server.tokens.update({OWNER: "org", READER: "reader"})
-        server.read_only.add(READER)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def worker(hub, tmp_path_factory):
-    one = Worker(tmp_path_factory.mktemp("worker"), hub.url)
-    yield one
-    one.close()
 
 
 @pytest.fixture
@@ -327,9 +310,10 @@ def test_a_repository_of_pickles_is_refused_before_they_are_fetched(hub, client,
     assert set(resolved(hub)) == {"model_index.json"}
 
 
-def test_no_token_is_printed_or_pushed(hub, worker, files):
+def test_no_token_is_printed_or_pushed(hub, worker):
     """After all of the above."""
     pushed = b"".join(content for one in hub.repositories.values() for content in one.files.values())
     messages = "".join(commit.message for one in hub.repositories.values() for commit in one.commits.values())
+    assert OWNER in hub.tokens and "org" in hub.users_seen  # it was used
     for token in (OWNER, READER, WRONG):
         assert token.encode() not in pushed and token not in messages and token not in worker.printed

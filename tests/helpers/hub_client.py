@@ -9,6 +9,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+# Of the owner of all repositories, of somebody who may read, and of nobody.
+OWNER, READER, WRONG = "hf_owner" + "O" * 28, "hf_reader" + "R" * 27, "hf_wrong" + "W" * 28
+
 ROOT = Path(__file__).parents[2]
 PROLOGUE = """
 import json, socket, sys, warnings

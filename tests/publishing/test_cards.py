@@ -1,0 +1,187 @@
+"""Cards: filled from records alone, and nothing is published with one that is wrong."""
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from sgr_diffusers.publishing.cards import card_faults, render_card, template_folder
+from sgr_diffusers.publishing.model_card import model_card, model_facts, write_eval_results
+from sgr_diffusers.publishing.stages import run_snippet, stage_model, stage_space
+from sgr_diffusers.reconstruct import PRETRAINED
+
+ROOT = Path(__file__).parents[2]
+TABLE1 = """acceleration,method,reference,precision_lower,recall_upper,uncertain_share,ssim,psnr,n_scans
+8.0,SGR,fully_sampled,0.98765,0.9911,0.3219,0.8571,30.84,8
+8.0,RR,fully_sampled,0.9712,0.9763,0.0754,,30.92,8
+8.0,SGR,manual,0.9012,0.9113,0.3219,0.8571,30.84,8
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(PRETRAINED, tmp_path / "pipeline")
+
+
+def write_table1(folder, text=TABLE1):
+    (folder / "evaluation").mkdir(exist_ok=True)
+    (folder / "evaluation" / "table1.csv").write_text(text)
+
+
+def test_card_of_the_bundled_checkpoint_is_what_its_records_say():
+    source = PRETRAINED.relative_to(ROOT).as_posix()
+    card = (PRETRAINED / "README.md").read_text()
+    assert card == model_card(PRETRAINED, source)
+    assert card_faults(card, "model", PRETRAINED) == []
+
+
+def test_numbers_come_from_the_records(folder):
+    record = json.loads((folder / "training/1_prior.json").read_text())
+    other = json.loads((folder / "training/2_segmentation.json").read_text())
+    (folder / "training/1_prior.json").write_text(json.dumps({**record, "steps": 4711, "minutes": 1000.25}))
+    card = model_card(folder, "org/knee")
+    assert "4711 steps" in card and f"{other['parameters']} parameters" in card
+    minutes = 1000.25 + other["minutes"]
+    assert f"{minutes:.0f} minutes of training" in card
+    assert f"An estimate, not a measurement: at 30 W for the machine that is {30 * minutes / 6e4:.2g} kWh" in card
+
+
+def test_energy_of_a_gpu_is_not_guessed(folder):
+    path = folder / "training/1_prior.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "machine": {**record["machine"], "device": "cuda"}}))
+    assert "Energy was not measured." in model_card(folder, "org/knee")
+
+
+def test_nothing_is_said_of_what_was_not_measured(folder):
+    shutil.rmtree(folder / "evaluation")
+    card = model_card(folder, "org/knee")
+    assert "## Evaluation\n\nNot measured." in card
+    assert "dB" not in card and "model-index" not in card
+    assert card_faults(card, "model", folder) == []
+    assert write_eval_results(folder, "org/data") == []
+
+
+def test_table1_becomes_table_and_results(folder):
+    write_table1(folder)
+    card = model_card(folder, "org/knee", dataset="org/data")
+    assert "| 8x | SGR | fully sampled | 0.988 | 0.991 | 0.322 | 0.857 | 30.84 | 8 |" in card
+    assert "| 8x | RR | fully sampled | 0.971 | 0.976 | 0.075 |  | 30.92 | 8 |" in card
+    assert card_faults(card, "model", folder) == []
+    data = ModelCard(card).data
+    assert data.datasets == ["org/data"] and data.model_name == "knee"
+    found = {(one.metric_type, one.dataset_config): one.metric_value for one in data.eval_results}
+    assert found["recall_upper", "8x, reference fully sampled"] == 0.9911
+    assert found["precision_lower", "8x, reference manual"] == 0.9012 and len(found) == 10
+
+    assert write_eval_results(folder, "org/data") == [".eval_results/org--data.yaml"]
+    entries = yaml.safe_load((folder / ".eval_results/org--data.yaml").read_text())
+    assert len(entries) == 10
+    assert entries[0]["dataset"] == {"id": "org/data", "task_id": "precision_lower_8x_fully_sampled"}
+    assert entries[0]["value"] == 0.9877
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("acceleration,method\n8,SGR\n", "must have the columns"), (TABLE1.replace("30.84", "thirty"), "no number")],
+)
+def test_damaged_tables(folder, text, message):
+    write_table1(folder, text)
+    with pytest.raises(ValueError, match=message):
+        model_card(folder, "org/knee")
+
+
+@pytest.mark.parametrize("name", ["1_prior.json", "2_segmentation.json", "assembly.json"])
+def test_missing_records(folder, name):
+    (folder / "training" / name).unlink()
+    with pytest.raises(ValueError, match="assemble_pipeline"):
+        model_card(folder, "org/knee")
+
+
+def test_a_value_that_was_not_recorded_is_an_error(folder):
+    record = json.loads((folder / "training/1_prior.json").read_text())
+    del record["images"]
+    (folder / "training/1_prior.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"model_card.md.jinja asks for what was not recorded: .*images"):
+        model_card(folder, "org/knee")
+    with pytest.raises(ValueError, match="asks for what was not recorded"):
+        render_card("model_card.md.jinja", {"metadata": ""})
+
+
+def test_weights_from_people_have_their_licence(folder):
+    assembly = json.loads((folder / "training/assembly.json").read_text())
+    assembly |= {"data": {"command": None, "config": None}, "case": None}
+    (folder / "training/assembly.json").write_text(json.dumps(assembly))
+    (folder / "case.h5").unlink()
+    card = model_card(folder, "org/knee")
+    data = ModelCard(card).data
+    assert data.license == "other" and data.license_name and data.license_link.startswith("https://")
+    assert "SKM-TEA" in card and "synthetic" not in card.lower().replace("on synthetic", "")
+    assert card_faults(card, "model", folder) == []
+    assert model_facts(folder)["title"] == "SGR on SKM-TEA"
+
+
+GOOD = (PRETRAINED / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("library_name: diffusers", "library_name: [", "metadata cannot be read"),
+        ("license: apache-2.0\n", "", "no license"),
+        ("license: apache-2.0\n", "license: other\n", "license_name"),
+        ("## Evaluation", "## Results", "'Evaluation' is missing"),
+        ("Not for clinical use", "Use it", "not for clinical use"),
+        ("https://arxiv.org/abs/2407.18026", "http://arxiv", "leads nowhere"),
+        ("https://arxiv.org/abs/2407.18026", "evaluation/none.png", "leads nowhere"),
+        ("from sgr_diffusers import", "from sgr_diffusers improt", "no Python"),
+        ("## Citation", "## Citation\n\nTODO", "left open"),
+        ("## Citation", "## Citation\n\nhf_" + "a" * 34, "token"),
+    ],
+)
+def test_faults_of_cards_are_found(old, new, fault):
+    assert old in GOOD
+    assert fault in " ".join(card_faults(GOOD.replace(old, new), "model", PRETRAINED))
+
+
+def test_the_snippet_of_the_card_runs(folder):
+    assert "femoral_cartilage" in run_snippet(folder)
+    (folder / "case.h5").unlink()
+    with pytest.raises(ValueError, match=r"the snippet of the card does not run: \w+Error"):
+        run_snippet(folder)
+
+
+def test_raw_data_of_people_does_not_come_along(folder, tmp_path):
+    import h5py
+
+    with h5py.File(folder / "case.h5", "r+") as file:
+        file.attrs["scan_id"] = "MTR_005"
+    with pytest.raises(ValueError, match="may hold data of a person"):
+        stage_model(folder, tmp_path / "stage", "org/knee")
+
+
+def test_installed_packages_have_the_templates():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    covered = {path for patterns in listed.values() for pattern in patterns for path in ROOT.glob(pattern)}
+    assert {path for path in template_folder().rglob("*") if path.is_file()} <= covered
+
+
+def test_the_space_is_complete_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sgr_diffusers.publishing.stages.template_folder", lambda: tmp_path)
+    (tmp_path / "space").mkdir()
+    for name, text in (("app.py", "print()\n"), ("requirements.txt", "sgr-diffusers\n")):
+        (tmp_path / "space" / name).write_text(text)
+    with pytest.raises(ValueError, match=r"\['README.md'\] are missing"):
+        stage_space(tmp_path / "stage")
+    card = "---\ntitle: SGR\nsdk: gradio\nsdk_version: 6.0.0\napp_file: app.py\n---\n\nNot for clinical use.\n"
+    (tmp_path / "space" / "README.md").write_text(card)
+    stage_space(tmp_path / "stage", "org/knee")
+    text = (tmp_path / "stage" / "README.md").read_text()
+    assert "org/knee" in text and card_faults(text, "space", tmp_path / "stage") == []
+    assert "app_file other.py is not there" in card_faults(
+        text.replace("app.py", "other.py"), "space", tmp_path / "stage"
+    )

@@ -64,7 +64,8 @@ def check_cached_files(folder: str | os.PathLike) -> None:
         DamagedFileError: a file is not what it should be. It is deleted.
     """
     for path in sorted(Path(folder).rglob("*")):
-        expected = path.resolve().name if path.is_symlink() else ""
+        blob = path.resolve()
+        expected = blob.name if path.is_symlink() and blob.parent.name == "blobs" else ""
         if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", expected) or not path.is_file():
             continue
         status = path.stat()

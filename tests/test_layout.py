@@ -28,6 +28,7 @@ ALLOWED = {
     "pipeline_sgr_mri": ["mri", "guidance", "schedules", "networks", "inputs", "callbacks", "hub_layout"],
     "data": ["mri"],
     "evaluation": ["bounds", "guidance", "data"],
+    "publishing": ["hub_bundle", "hub_layout", "model_index"],
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from pipeline_parts import build
 
-from sgr_diffusers import SGRMRIPipeline
+from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.model_index import UnsafeCheckpointError, read_model_index
 
 
@@ -166,6 +166,16 @@ def test_pickles_are_refused_and_not_opened(folder, tmp_path, component, name, l
 def test_a_pickle_beside_safetensors_is_not_opened(folder, tmp_path):
     torch.save(Bomb(tmp_path / "exploded"), folder / "unet" / "diffusion_pytorch_model.bin")
     assert SGRMRIPipeline.from_pretrained(folder).unet is not None
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_the_segmentation_model_alone_is_not_unpickled_either(folder, tmp_path):
+    component = folder / "segmentation_model"
+    (component / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(Bomb(tmp_path / "exploded"), component / "diffusion_pytorch_model.bin")
+    for more in ({}, {"use_safetensors": False}):
+        with pytest.raises(OSError, match="safetensors"):
+            SegmentationUNet.from_pretrained(component, **more)
     assert not (tmp_path / "exploded").exists()
 
 

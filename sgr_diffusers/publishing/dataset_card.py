@@ -11,7 +11,7 @@ from typing import Any
 
 from .cards import render_card, template_folder
 
-__all__ = ["check_synthetic", "stage_index", "stage_synthetic"]
+__all__ = ["INDEX_COLUMNS", "check_synthetic", "stage_index", "stage_synthetic"]
 
 SPLITS = ("train", "val", "test")
 INDEX_COLUMNS = ("split", "scan_id", "slice", "n_slices", "matrix_shape", "voxel_size_mm", "orientation")

@@ -2,7 +2,7 @@
 # To change it, change the package.
 """Undersampled k-space enters, upper and lower bound reconstructions with their segmentations leave."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -37,7 +37,7 @@ from .sgr_inputs import (
 from .sgr_consistency import data_residual, fully_consistent
 from .sgr_operators import SenseOperator, channels_to_complex, complex_to_channels
 from .sgr_solvers import conjugate_gradient
-from .sgr_networks import check_networks, class_names_of, predict, segment, size_multiple
+from .sgr_networks import batches, check_networks, class_names_of, predict, segment, size_multiple
 from .sgr_schedules import ScheduledSampler, check_scheduler, noise_fingerprint
 
 __all__ = ["SGRMRIPipeline", "SGRMRIPipelineOutput"]
@@ -166,6 +166,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         target: str,
         classes: Sequence[str | int] | str | int | None,
         guidance: Sequence[Guidance],
+        timesteps: Sequence[int] | None,
         callback_on_step_end_tensor_inputs: Sequence[str],
         **settings: Any,
     ) -> tuple[Measurement, tuple[str, ...], tuple[int, ...]]:
@@ -178,7 +179,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         Raises:
             TypeError, ValueError: naming the argument or component, what was expected, what came, and the way out.
         """
-        check_scheduler(self.scheduler, self.config.trained_with)
+        check_scheduler(self.scheduler, self.config.trained_with, bool(guidance), timesteps)
         device = self._execution_device
         measurement = check_measurement(kspace, mask, coil_maps, device)
         n_train_timesteps = self.scheduler.config.num_train_timesteps
@@ -219,6 +220,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         latents: Tensor | None = None,
         batch_size: int | None = None,
         guidance: Guidance | Sequence[Guidance] | None = None,
+        timesteps: Sequence[int] | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         output_type: str = "pt",
@@ -236,7 +238,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
                 else estimated from the calibration region.
             num_inference_steps: reverse steps, 100 in the paper. Some schedulers evaluate the prior twice a step.
             eta: share of fresh noise in each step, from 0 (deterministic) to 1 (the authors' runs); for DDIM only.
-            guidance_strength: b of paper Eq. 14, per step; `None` for 0.005 * 100 / `num_inference_steps`.
+            guidance_strength: b of paper Eq. 14, per step; `None` for `default_strength`, which leaves the bounds
+                as wide as in the paper (b = 0.005 in each of 100 steps) whatever the scheduler and its steps.
             cg_iterations: conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
                 checkpoint's `pipe.config.cg_iterations`.
             final_consistency: last step: "replace" measured entries of coil k-space (as in the paper's experiments),
@@ -249,6 +252,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             batch_size: most images in one network call, to bound memory; does not change the result. `None`: no bound.
             guidance: what pushes the images, one or several; `None` for `SegmentationGuidance()`, which pushes each
                 branch's class in its target's direction, and for nothing with target "none".
+            timesteps: falling, in place of `num_inference_steps` of the scheduler's choice; for schedulers whose
+                `set_timesteps` takes them.
             callback_on_step_end: `callback(pipe, step, timestep, tensors)` after each step; may return new `latents`.
             callback_on_step_end_tensor_inputs: names of the tensors `(batch * class * target, 2, y, x)` it is given,
                 out of `pipe._callback_tensor_inputs`.
@@ -275,6 +280,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             target,
             classes,
             guidance,
+            timesteps,
             callback_on_step_end_tensor_inputs,
             num_inference_steps=num_inference_steps,
             eta=eta,
@@ -323,14 +329,13 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
 
         # 4. Timesteps and noise
         generators = image_generators(generator, n_slices, n_branches, num_samples, device)
-        sampler = ScheduledSampler(self.scheduler, num_inference_steps, eta, generators, device)
+        sampler = ScheduledSampler(self.scheduler, num_inference_steps, eta, generators, device, timesteps)
         if latents is None:
             latents = randn_tensor((n_images, 2, *size), generator=generators, device=device, dtype=torch.float32)
         else:
             latents = latents.to(device, torch.float32).repeat_interleave(n_branches, dim=0)
         latents = latents * sampler.init_noise_sigma
-        default = default_strength(num_inference_steps) if guidance_strength is None else guidance_strength
-        strengths = {g: default if g.config.strength is None else g.config.strength for g in guidance}
+        defaults = [default_strength(share, sampler.fresh_noise, sampler.push_exponent) for share in sampler.shares]
 
         # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward
         # pass: those of the step before are expected again, and the others looked at without one first.
@@ -340,11 +345,13 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             noisy, level = sampler.model_input(latents, t), sampler.level(t)
             is_last = i == n_steps - 1
             iterations = 0 if is_last else cg_iterations  # the last step ends in full consistency instead
+            default = defaults[i] if guidance_strength is None else guidance_strength
+            strengths = {g: default if g.config.strength is None else g.config.strength for g in guidance}
             active = [g for g in guidance if strengths[g] > 0 and not is_last and g.is_on(i, n_steps)]
             model_output, x0, eps, x0_consistent = (torch.empty_like(latents) for _ in range(4))
             push = torch.zeros_like(latents)
 
-            for images in _batches([k for k in range(n_images) if not (active and is_pushed[k])], batch_size):
+            for images in batches([k for k in range(n_images) if not (active and is_pushed[k])], batch_size):
                 model_output[images] = predict(self.unet, noisy[images], t)
                 x0[images], eps[images] = level.denoise(model_output[images], noisy[images])  # Eq. 4
                 x0_consistent[images] = make_consistent(x0[images], images, iterations)  # Eq. 5
@@ -353,7 +360,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
                     wants = images_to_push(active, guidance_inputs(active, images, *tensors))
                     is_pushed |= dict(zip(images, wants, strict=True))
 
-            for images in _batches([k for k in range(n_images) if active and is_pushed[k]], batch_size):
+            for images in batches([k for k in range(n_images) if active and is_pushed[k]], batch_size):
                 with torch.enable_grad():
                     start = noisy[images].requires_grad_()
                     output = predict(self.unet, start, t)
@@ -383,7 +390,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
 
         # 6. Full data consistency, segmentation and scores, in the unit of the k-space again
         parts, residuals, labels = [], [], []
-        for images in _batches(list(range(n_images)), batch_size):
+        for images in batches(list(range(n_images)), batch_size):
             problem, measured = operator[slices_of(images)], kspace[slices_of(images)]
             image = fully_consistent(problem, channels_to_complex(latents[images]), measured, final_consistency)
             parts.append(image)
@@ -403,9 +410,3 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         if output_type == "np":
             fields = [None if field is None else field.cpu().numpy() for field in fields]
         return SGRMRIPipelineOutput(*fields, names, targets) if return_dict else (*fields, names, targets)
-
-
-def _batches(images: list[int], batch_size: int | None) -> Iterator[list[int]]:
-    """Split the numbers of images into runs of at most `batch_size`."""
-    batch_size = batch_size or max(len(images), 1)
-    return (images[start : start + batch_size] for start in range(0, len(images), batch_size))

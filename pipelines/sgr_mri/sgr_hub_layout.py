@@ -57,6 +57,7 @@ A bound is what this prior can imagine and this segmentation model can see withi
 confidence interval and carries no probability.
 """
 
+
 class RepositoryMixin:
     """How a pipeline is loaded and saved, beyond what `DiffusionPipeline` does: safetensors only, code included."""
 

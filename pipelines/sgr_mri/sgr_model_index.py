@@ -19,6 +19,7 @@ from diffusers import ModelMixin, SchedulerMixin
 __all__ = [
     "OWN_CLASS",
     "OWN_SEGMENTATION",
+    "PICKLES",
     "PIPELINE_FILE",
     "SEGMENTATION_FILE",
     "UnsafeCheckpointError",

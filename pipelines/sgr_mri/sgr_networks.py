@@ -6,12 +6,14 @@ The one place that calls the two networks. Sizes are padded to what a network ne
 cast on the way in and out; everything else sees float32 images of the size that the user gave.
 """
 
+from collections.abc import Iterator
+
 import torch
 from diffusers import UNet2DModel
 from .sgr_shapes import Complex, Float
 from torch import Tensor, nn
 
-__all__ = ["check_networks", "class_names_of", "predict", "segment", "size_multiple"]
+__all__ = ["batches", "check_networks", "class_names_of", "predict", "segment", "size_multiple"]
 
 
 def predict(unet: UNet2DModel, noisy: Float[Tensor, "batch 2 y x"], timestep: Tensor) -> Float[Tensor, "batch 2 y x"]:
@@ -56,6 +58,12 @@ def segment(
             f"{tuple(logits.shape)} for an input of {tuple(magnitude.shape)}. Wrap it in a module that resizes them."
         )
     return _crop(logits.float(), images.shape[-2:])
+
+
+def batches(images: list[int], batch_size: int | None) -> Iterator[list[int]]:
+    """Split the numbers of images into runs of at most `batch_size`, one network call each."""
+    batch_size = batch_size or max(len(images), 1)
+    return (images[start : start + batch_size] for start in range(0, len(images), batch_size))
 
 
 def class_names_of(model: nn.Module | None) -> tuple[str, ...] | None:

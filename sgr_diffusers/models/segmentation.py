@@ -72,7 +72,7 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "SegmentationUNet":
-        """Load as `ModelMixin.from_pretrained` does, from safetensors only: weights that are unpickled can run code."""
+        """Load as `ModelMixin.from_pretrained` does, from safetensors only: unpickling weights can run code."""
         return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
 
     @property

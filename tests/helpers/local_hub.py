@@ -10,69 +10,14 @@ import json
 import re
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from hub_repositories import LFS_SUFFIXES, FolderRepository, Repository, describe, git_blob_id
 
-LFS_SUFFIXES = {".safetensors", ".h5", ".bin", ".png", ".parquet", ".gz"}
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
-
-
-def git_blob_id(content):
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-@dataclass
-class Commit:
-    """A state of a repository: all its files."""
-
-    sha: str
-    message: str
-    files: dict[str, bytes]
-
-
-@dataclass
-class Repository:
-    """Commits and the branches and tags that point to them. `gated` readers must be among `granted`."""
-
-    owner: str
-    private: bool = False
-    gated: bool = False
-    granted: set[str] = field(default_factory=set)
-    commits: dict[str, Commit] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-
-    def commit(self, files, message, branch="main"):
-        sha = hashlib.sha1(f"{branch} {len(self.commits)} {message}".encode()).hexdigest()
-        self.commits[sha] = Commit(sha, message, files)
-        self.branches[branch] = sha
-        return sha
-
-    def at(self, revision):
-        sha = self.branches.get(revision) or self.tags.get(revision) or revision
-        return self.commits.get(sha)
-
-    @property
-    def files(self):
-        return self.at("main").files
-
-
-class FolderRepository(Repository):
-    """Serves what a folder holds at the moment, under one commit."""
-
-    def __init__(self, folder, owner):
-        super().__init__(owner)
-        self.folder = Path(folder)
-
-    def at(self, revision):
-        if revision not in ("main", "c" * 40):
-            return None
-        files = {str(one.relative_to(self.folder)): one for one in sorted(self.folder.rglob("*")) if one.is_file()}
-        return Commit("c" * 40, "folder", {name: path.read_bytes() for name, path in files.items()})
 
 
 class LocalHub(ThreadingHTTPServer):
@@ -259,13 +204,6 @@ class Handler(BaseHTTPRequestHandler):
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def describe(self, name, content):
-        sha = hashlib.sha256(content).hexdigest()
-        entry = {"type": "file", "path": name, "size": len(content), "oid": git_blob_id(content)}
-        if Path(name).suffix in LFS_SUFFIXES:
-            entry["lfs"] = {"oid": sha, "size": len(content), "pointerSize": 130}
-        return entry
-
     def commit_at(self, repository, revision):
         commit = repository.at(revision or "main")
         return commit or self.refuse(404, "RevisionNotFound", "Invalid rev id")
@@ -276,7 +214,7 @@ class Handler(BaseHTTPRequestHandler):
         if commit:
             siblings = []
             for file, content in commit.files.items():
-                entry = self.describe(file, content)
+                entry = describe(file, content)
                 one = {"rfilename": file, "blobId": entry["oid"], "size": entry["size"]}
                 lfs = {"sha256": entry["lfs"]["oid"], **entry["lfs"]} if "lfs" in entry else None
                 siblings.append({**one, "lfs": lfs} if lfs and "blobs" in self.query else one)
@@ -295,7 +233,7 @@ class Handler(BaseHTTPRequestHandler):
                         path = below + first
                         entries[path] = {"type": "directory", "path": path, "oid": "d" * 40, "size": 0}
                     if not rest or "true" in self.query.get("recursive", [""])[0].lower():
-                        entries[file] = self.describe(file, content)
+                        entries[file] = describe(file, content)
             self.send(200, list(entries.values()))
 
     def paths_info(self, kind, name, revision):
@@ -307,7 +245,7 @@ class Handler(BaseHTTPRequestHandler):
             except ValueError:
                 paths = parse_qs(self.body.decode())["paths"]
             paths = [paths] if isinstance(paths, str) else paths
-            found = [self.describe(one, commit.files[one]) for one in paths if one in commit.files]
+            found = [describe(one, commit.files[one]) for one in paths if one in commit.files]
             folders = [one for one in paths if any(file.startswith(one.rstrip("/") + "/") for file in commit.files)]
             self.send(200, found + [{"type": "directory", "path": one, "oid": "d" * 40} for one in folders])
 
@@ -319,7 +257,7 @@ class Handler(BaseHTTPRequestHandler):
         if file not in commit.files:
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit.sha})
         content, short_name = commit.files[file], Path(file).name
-        entry = self.describe(file, content)
+        entry = describe(file, content)
         is_lfs = "lfs" in entry
         etag = hashlib.sha256(content).hexdigest() if is_lfs else entry["oid"]
         headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}

@@ -6,7 +6,9 @@ This file is self-contained (no import from the package), so that a Hub reposito
 """
 
 import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -77,6 +79,11 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
             num_res_units=num_res_units,
             dropout=dropout,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "SegmentationUNet":
+        """Load as `ModelMixin.from_pretrained` does, from safetensors only: unpickling weights can run code."""
+        return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
 
     @property
     def n_classes(self) -> int:

@@ -98,7 +98,7 @@ def test_bundled_checkpoint_is_small_and_safe():
     names = {str(path.relative_to(PRETRAINED)) for path in files}
     assert {"model_index.json", "README.md", "case.h5"} <= names
     assert sum(path.stat().st_size for path in files) <= 15e6
-    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py"))]
 
 
 def test_demo_of_the_bundled_case(tmp_path, capsys):

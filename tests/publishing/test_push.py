@@ -90,9 +90,9 @@ def test_publish_a_model(hub, worker, sgr, folder):
     snippet = card.split("```python\n")[1].split("```")[0]
     assert "hf_hub_download" in snippet
     printed = worker.run(
-        "import io, contextlib\nout = io.StringIO()\nwith contextlib.redirect_stdout(out):\n    exec("
+        "import io, contextlib\nprinted = io.StringIO()\nwith contextlib.redirect_stdout(printed):\n    exec("
         + repr(snippet.replace("steps=100", "steps=1"))
-        + ")\nresult = out.getvalue()"
+        + ")\nresult = printed.getvalue()"
     )
     assert "femoral_cartilage" in printed
 

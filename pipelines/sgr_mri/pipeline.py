@@ -335,7 +335,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         else:
             latents = latents.to(device, torch.float32).repeat_interleave(n_branches, dim=0)
         latents = latents * sampler.init_noise_sigma
-        defaults = [default_strength(share, sampler.fresh_noise, sampler.push_exponent) for share in sampler.shares]
+        kind = sampler.fresh_noise, sampler.push_exponent
+        defaults = [default_strength(share, *kind) / sampler.pushes_per_step for share in sampler.shares]
 
         # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward
         # pass: those of the step before are expected again, and the others looked at without one first.

@@ -296,8 +296,13 @@ class ScheduledSampler:
         return self._scheduler.timesteps
 
     @property
+    def pushes_per_step(self) -> int:
+        """Evaluations of a step whose push has an effect."""
+        return 1 if self._name == "DPMSolverSDEScheduler" else self._scheduler.order
+
+    @property
     def shares(self) -> list[float]:
-        """Part of the training time that the step of each evaluation covers; both evaluations of a step have its own.
+        """Part of the training time that the step of each evaluation covers, the same for both evaluations of a step.
 
         Lengths in t, whatever the spacing, so that a sum over them does not depend on where and how many they are.
         """
@@ -355,6 +360,8 @@ class ScheduledSampler:
             scheduler.last_sample = None
         if self._name == "DPMSolverSinglestepScheduler":
             self._move_block_start(level, latents)
+        elif not getattr(scheduler, "state_in_first_order", True) and self._name != "DPMSolverSDEScheduler":
+            self._restart_step(x0, eps)
         told = NoiseLevel(level.alpha, level.sigma, _prediction_type(scheduler))
         output = told.to_model_output(x0, eps)
         self._latents = scheduler.step(output, timestep, latents, **self._step_arguments).prev_sample
@@ -372,6 +379,21 @@ class ScheduledSampler:
         if self._name == "DPMSolverSDEScheduler":
             return torch.as_tensor(scheduler.mid_point_sigma)
         return scheduler.sigmas[index]  # Heun
+
+    def _restart_step(self, x0: Channels, eps: Channels) -> None:
+        """Before the second evaluation of a step, which takes it again from its start: put the pair there.
+
+        The step then ends in alpha_next x0 + sigma_next eps, the form of Eq. 13. Its own start was made consistent by
+        the first evaluation, and the difference between the two consistent images, which is no derivative, would be
+        extrapolated to the end of the step: up to 9 dB of PSNR were lost, and of a push the opposite was taken.
+        DPMSolverSDE interpolates between them and keeps its start, whose noise the second evaluation does not know.
+        """
+        scheduler = self._scheduler
+        sigma = float(scheduler.sigmas[(scheduler.step_index or 0) - 1])
+        is_flow = NOISE_LEVEL[self._name] == "flow"
+        scheduler.sample = ((1 - sigma) * x0 if is_flow else x0) + sigma * eps
+        if hasattr(scheduler, "prev_derivative"):  # Heun averages the derivatives of both
+            scheduler.prev_derivative = eps - x0 if is_flow else eps
 
     def _move_block_start(self, level: NoiseLevel, latents: Tensor) -> None:
         """Within a block of steps, this solver goes on from the block's start: move that, so that the step moves too.

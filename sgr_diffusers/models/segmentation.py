@@ -76,11 +76,6 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
         """Load as `ModelMixin.from_pretrained` does, from safetensors only: unpickling weights can run code."""
         return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "SegmentationUNet":
-        """Load as `ModelMixin.from_pretrained` does, from safetensors only: unpickling weights can run code."""
-        return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
-
     @property
     def n_classes(self) -> int:
         """Number of tissue classes, without the background."""

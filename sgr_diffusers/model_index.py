@@ -82,13 +82,13 @@ def read_json(file: str | Path) -> Any:
     """Content of a JSON file of bounded size.
 
     Raises:
-        UnsafeCheckpointError: it is no JSON, too large, too deeply nested, or has numbers that are not finite.
+        UnsafeCheckpointError: it is no JSON, too large, too deeply nested, or has NaN for a number.
     """
     size = Path(file).stat().st_size
     if size > _LARGEST_FILE:
         raise UnsafeCheckpointError(f"{_short(file)} must have at most {_LARGEST_FILE} bytes, got {size}.")
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        content = json.loads(Path(file).read_text(encoding="utf-8"), parse_constant=_constant)
     except (ValueError, RecursionError) as error:  # of numbers with too many digits, and of nesting without end, too
         raise UnsafeCheckpointError(f"{_short(file)} cannot be read as JSON: {str(error)[:200]}") from None
     _check_extent(content, file)
@@ -206,8 +206,11 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(_NAME.fullmatch(value))
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of a configuration")
+def _constant(name: str) -> float:
+    """The infinities, which diffusers writes into the configs of some schedulers (`lambda_min_clipped`); never NaN."""
+    if name == "NaN":
+        raise ValueError(f"{name} is no number of a configuration")
+    return float(name)
 
 
 def _short(file: str | Path) -> str:

@@ -64,15 +64,16 @@ NATIVE_TYPES = {
     **{name: ("flow_prediction",) for name, kind in NOISE_LEVEL.items() if kind == "flow"},
 }
 
-# Classes that add fresh noise in each step, as DDIM does with eta = 1; all others but DDIM follow the predicted noise.
+# Eta of DDIM whose bounds are as wide as with the class: 1 where each step draws all of its noise afresh; all others
+# but DDIM follow the predicted noise. SA-Solver adds noise at high noise levels only and is counted with them.
 FRESH_NOISE = {
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DPMSolverSDEScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "LTXEulerAncestralRFScheduler",
-    "SASolverScheduler",
+    "DDPMParallelScheduler": 1.0,
+    "DDPMScheduler": 1.0,
+    "DPMSolverSDEScheduler": 1.0,
+    "EulerAncestralDiscreteScheduler": 1.0,
+    "KDPM2AncestralDiscreteScheduler": 1.0,
+    "LTXEulerAncestralRFScheduler": 1.0,
+    "TCDScheduler": 0.75,
 }
 
 # How the push of a step has to go with the training time that the step covers, so that the bounds are as wide with 25
@@ -80,12 +81,23 @@ FRESH_NOISE = {
 # same push in total. Less for samplers with fresh noise, since with fewer steps data consistency takes back less of a
 # push; more for deterministic ones of first order, whose long steps carry less of it on.
 PUSH_EXPONENT = {
-    **dict.fromkeys(FRESH_NOISE, 0.7),
-    "DDIMScheduler": 1.28,  # with eta = 0; with eta = 1 as the others with fresh noise
-    "CogVideoXDDIMScheduler": 1.28,
-    "DDIMParallelScheduler": 1.28,
-    "EulerDiscreteScheduler": 1.28,
-    "FlowMatchEulerDiscreteScheduler": 1.28,
+    "DDPMParallelScheduler": 0.7,
+    "DDPMScheduler": 0.7,
+    "DPMSolverSDEScheduler": 0.7,
+    "EulerAncestralDiscreteScheduler": 0.7,
+    "LTXEulerAncestralRFScheduler": 0.7,
+    "KDPM2AncestralDiscreteScheduler": 0.85,
+    "sde-dpmsolver++": 0.4,  # an algorithm of the DPM solvers
+    "DDIMScheduler": 1.15,  # with eta = 0; with eta = 1 as DDPM
+    "CogVideoXDDIMScheduler": 1.15,
+    "DDIMParallelScheduler": 1.15,
+    "EulerDiscreteScheduler": 1.15,
+    "FlowMatchEulerDiscreteScheduler": 1.15,
+    "FlowMatchHeunDiscreteScheduler": 1.15,
+    "HeunDiscreteScheduler": 1.15,
+    "KDPM2DiscreteScheduler": 1.15,
+    "LMSDiscreteScheduler": 1.28,
+    "PNDMScheduler": 1.28,
 }
 
 # Classes whose step replaces the predicted noise by fresh noise altogether: a push to it has no effect.

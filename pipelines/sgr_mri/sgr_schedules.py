@@ -316,13 +316,16 @@ class ScheduledSampler:
     def fresh_noise(self) -> float:
         """Eta of the sampler: 1 if each step adds all of its noise afresh, 0 if it follows the predicted noise."""
         is_sde = str(self._scheduler.config.get("algorithm_type", "")).startswith("sde")
-        return float(self._step_arguments.get("eta", self._name in FRESH_NOISE or is_sde))
+        return float(self._step_arguments.get("eta", FRESH_NOISE.get(self._name, is_sde)))
 
     @property
     def push_exponent(self) -> float:
         """How the push of a step has to go with its share of the training time (`default_strength`)."""
-        own, fresh = PUSH_EXPONENT.get(self._name, 1.0), PUSH_EXPONENT["DDPMScheduler"]
-        return own + (fresh - own) * self.fresh_noise**2
+        algorithm = self._scheduler.config.get("algorithm_type")
+        own = PUSH_EXPONENT.get(algorithm, PUSH_EXPONENT.get(self._name, 1.0))
+        if algorithm in PUSH_EXPONENT or FRESH_NOISE.get(self._name) == 1:
+            return own
+        return own + (PUSH_EXPONENT["DDPMScheduler"] - own) * self.fresh_noise**2
 
     @property
     def init_noise_sigma(self) -> float:

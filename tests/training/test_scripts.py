@@ -178,7 +178,7 @@ def test_data_that_is_not_there_is_named(data, tmp_path):
     with pytest.raises(FileNotFoundError, match="MTR_002 has no segmentation"):
         script("train_segmentation", *options, "--no_preload")
     (data / "files_recon_calib-24/MTR_003.h5").unlink()
-    with pytest.raises(FileNotFoundError, match=r"MTR_003\.h5 is missing"):
+    with pytest.raises(ValueError, match=r"MTR_003\.h5: the file is missing"):
         script("train_prior", *options)
     annotations = data / "annotations/v1.0.0/val.json"
     annotations.write_text('{"images": []}')

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -47,7 +47,7 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
         ValueError: if there is no class, a name appears twice, or `strides` does not fit `channels`.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -79,6 +79,7 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
             num_res_units=num_res_units,
             dropout=dropout,
         )
+        self.gradient_checkpointing = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "SegmentationUNet":
@@ -121,6 +122,8 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
             magnitude = F.pad(magnitude, (left, right, top, bottom), mode="replicate")
         if self.config.flip_average and not self.training:
             logits = self._flip_averaged(magnitude)
+        elif self.gradient_checkpointing and self.training:
+            logits = self._checkpointed(self.network.model, magnitude)
         else:
             logits = self.network(magnitude)
         return logits[..., top : top + height, left : left + width]
@@ -130,6 +133,18 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
         multiple = self.size_multiple
         missing = max(math.ceil(size / multiple), 2) * multiple - size
         return missing // 2, missing - missing // 2
+
+    def _checkpointed(self, block: nn.Module, x: Tensor) -> Tensor:
+        """MONAI's nested blocks one by one: what is inside of a block is computed again in the backward pass."""
+        from monai.networks.layers.simplelayers import SkipConnection
+
+        if isinstance(block, SkipConnection):
+            return torch.cat([x, self._checkpointed(block.submodule, x)], dim=1)
+        if type(block) is nn.Sequential:
+            for child in block:
+                x = self._checkpointed(child, x)
+            return x
+        return self._gradient_checkpointing_func(block, x)
 
     def _flip_averaged(self, magnitude: Tensor) -> Tensor:
         all_axes = ((), (-2,), (-1,), (-2, -1))

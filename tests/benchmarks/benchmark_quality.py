@@ -81,10 +81,12 @@ def main():
     parser.add_argument("--bound_accelerations", type=float, nargs="+", help="for the bounds; default: the same")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
+    parser.add_argument("--num_threads", type=int, default=2)
     parser.add_argument("--output", help="also write the numbers to this json file")
     args = parser.parse_args()
-    torch.set_num_threads(2)
-    pipe = SGRMRIPipeline.from_pretrained(args.model)
+    torch.set_num_threads(args.num_threads)
+    pipe = SGRMRIPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
     pipe.set_progress_bar_config(disable=True)
     scans = list_scans(args.data_dir, args.split)[: args.n_scans]
     results = {

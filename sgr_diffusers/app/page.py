@@ -125,7 +125,7 @@ def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blo
                         elem_id="sgr-steps",
                     )
                     strength = gr.Slider(
-                        0, 4, value=1, step=0.25, label="Strength", info="1 as in the paper; more widens the bounds"
+                        0, 4, value=1, step=0.25, label="Strength", info="1 is the default; more widens the bounds"
                     )
                     seed = gr.Number(
                         0,

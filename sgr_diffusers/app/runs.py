@@ -70,7 +70,7 @@ class RunRequest:
         measurement: of which slice.
         classes: names of the tissues to bound.
         n_steps: reverse steps.
-        strength: of the guidance, as a multiple of the paper's (1).
+        strength: of the guidance, as a multiple of the default (1).
         seed: of the noise.
     """
 
@@ -82,10 +82,12 @@ class RunRequest:
 
     def settings(self) -> SamplingSettings:
         """The settings of both bounds."""
+        # 1 leaves the strength to the library, which knows the scheduler; others are multiples of DDIM's in the paper.
+        strength = None if self.strength == 1 else self.strength * default_strength(1 / self.n_steps)
         return SamplingSettings(
             classes=self.classes,
             num_inference_steps=self.n_steps,
-            guidance_strength=self.strength * default_strength(self.n_steps),
+            guidance_strength=strength,
             seed=self.seed,
         )
 

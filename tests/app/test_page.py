@@ -29,6 +29,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[ap
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,  # a minute and more, and on a busy machine far more
     pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium is not installed: apt-get install chromium"),
 ]
 

@@ -14,6 +14,7 @@ from sgr_diffusers.app.limits import AppLimits, RunRefused, RunStopped
 from sgr_diffusers.app.runs import RunRequest, SliceRequest, preview_slice, run_case
 from sgr_diffusers.app.uploads import describe_case
 from sgr_diffusers.app.views import headline_view, interval_plot, message, preview_view, progress_view, result_views
+from sgr_diffusers.guidance import default_strength
 from sgr_diffusers.reconstruct import SamplingSettings, load_pipeline, reconstruct_volume
 from sgr_diffusers.reconstruct_file import read_scan
 
@@ -51,7 +52,9 @@ def test_a_run_is_what_the_library_gives(pipe, scan, result):
     expected = reconstruct_volume(
         pipe,
         read_scan(scan, slice(2, 3), mask_name="poisson_4.0x"),
-        SamplingSettings(classes=CLASSES, num_inference_steps=3, guidance_strength=20 * 0.5 / 3, seed=5),
+        SamplingSettings(
+            classes=CLASSES, num_inference_steps=3, guidance_strength=20 * default_strength(1 / 3), seed=5
+        ),
     )
     np.testing.assert_array_equal(result.bounds.magnitudes, expected.magnitudes)
     np.testing.assert_array_equal(result.bounds.segmentations, expected.segmentations)
@@ -86,7 +89,9 @@ def test_a_run_that_takes_too_long_is_refused(pipe, request_of_the_scan, n_steps
     seen = []
     if n_steps == 100:  # judged by the first steps, not after the time has passed
         with pytest.raises(RunRefused, match="would take about"):
-            run_case(pipe, wanted, AppLimits(max_minutes=1e-4), lambda *progress: seen.append(progress), lambda: False)
+            run_case(
+                pipe, wanted, AppLimits(max_minutes=1e-4), lambda *progress: seen.append(progress), lambda: False
+            )
         assert len(seen) < 10
 
 
@@ -197,7 +202,7 @@ def test_intervals_are_drawn_to_scale():
     assert "left:40.00%;width:30.00%" in plot and 'sgr-tick sgr-outside" style="left:80.00%' in plot
     assert "400 mm³ to 700 mm³" in plot and "fully sampled: 800 mm³, outside" in plot and "not found" in plot
     assert "tibial cartilage" in plot
-    assert 'sgr-outside" style' not in interval_plot([absent])
+    assert "sgr-outside\" style" not in interval_plot([absent])
 
 
 def test_texts():

@@ -246,7 +246,7 @@ def tables(rows, args, slices):
             f"| {row['precision']:.3f} ({row['precision'] - base['precision']:+.3f}) "
             f"| {row['recall']:.3f} ({row['recall'] - base['recall']:+.3f}) | {row['seconds'] / base['seconds']:.2f} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines).replace("nan (+nan%)", "").replace("nan (+nan)", "").replace("| nan |", "| |")
 
 
 if __name__ == "__main__":

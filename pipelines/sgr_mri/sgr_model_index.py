@@ -84,7 +84,7 @@ def read_json(file: str | Path) -> Any:
     """Content of a JSON file of bounded size.
 
     Raises:
-        UnsafeCheckpointError: it is no JSON, too large, too deeply nested, or has numbers that are not finite.
+        UnsafeCheckpointError: it is no JSON, too large, too deeply nested, or has NaN for a number.
     """
     size = Path(file).stat().st_size
     if size > _LARGEST_FILE:

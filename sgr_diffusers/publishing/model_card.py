@@ -61,10 +61,11 @@ def model_facts(folder: str | Path) -> dict[str, Any]:
     priors, segmentations = (
         sorted((folder / "training").glob(f"*_{name}.json")) for name in ("prior", "segmentation")
     )
-    if not priors or not segmentations:
+    numbers = sorted(int(path.name.split("_")[0]) for path in [*priors, *segmentations])
+    if not priors or not segmentations or numbers != list(range(1, len(numbers) + 1)):
         raise ValueError(
-            f"{folder} must hold the records of both trainings, training/*_prior.json and "
-            "training/*_segmentation.json. `training/assemble_pipeline.py` writes them."
+            f"{folder} must hold the records of all runs of both trainings, training/<number>_prior.json and "
+            f"training/<number>_segmentation.json, got {numbers}. `training/assemble_pipeline.py` writes them."
         )
     runs = [_run("Prior", path) for path in priors] + [_run("Segmentation model", path) for path in segmentations]
     last = runs[len(priors) - 1]

@@ -89,9 +89,7 @@ def test_a_run_that_takes_too_long_is_refused(pipe, request_of_the_scan, n_steps
     seen = []
     if n_steps == 100:  # judged by the first steps, not after the time has passed
         with pytest.raises(RunRefused, match="would take about"):
-            run_case(
-                pipe, wanted, AppLimits(max_minutes=1e-4), lambda *progress: seen.append(progress), lambda: False
-            )
+            run_case(pipe, wanted, AppLimits(max_minutes=1e-4), lambda *progress: seen.append(progress), lambda: False)
         assert len(seen) < 10
 
 
@@ -202,7 +200,7 @@ def test_intervals_are_drawn_to_scale():
     assert "left:40.00%;width:30.00%" in plot and 'sgr-tick sgr-outside" style="left:80.00%' in plot
     assert "400 mm³ to 700 mm³" in plot and "fully sampled: 800 mm³, outside" in plot and "not found" in plot
     assert "tibial cartilage" in plot
-    assert "sgr-outside\" style" not in interval_plot([absent])
+    assert 'sgr-outside" style' not in interval_plot([absent])
 
 
 def test_texts():

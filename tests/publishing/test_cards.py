@@ -22,6 +22,9 @@ TABLE1 = """acceleration,method,reference,precision_lower,recall_upper,uncertain
 """
 
 
+RECORDS = sorted(path.name for path in (PRETRAINED / "training").glob("[0-9]*.json"))
+
+
 @pytest.fixture
 def folder(tmp_path):
     return shutil.copytree(PRETRAINED, tmp_path / "pipeline")
@@ -40,12 +43,11 @@ def test_card_of_the_bundled_checkpoint_is_what_its_records_say():
 
 
 def test_numbers_come_from_the_records(folder):
-    record = json.loads((folder / "training/1_prior.json").read_text())
-    other = json.loads((folder / "training/2_segmentation.json").read_text())
+    record, *others = (json.loads((folder / "training" / name).read_text()) for name in RECORDS)
     (folder / "training/1_prior.json").write_text(json.dumps({**record, "steps": 4711, "minutes": 1000.25}))
     card = model_card(folder, "org/knee")
-    assert "4711 steps" in card and f"{other['parameters']} parameters" in card
-    minutes = 1000.25 + other["minutes"]
+    assert "4711 steps" in card and all(f"{other['parameters']} parameters" in card for other in others)
+    minutes = 1000.25 + sum(other["minutes"] for other in others)
     assert f"{minutes:.0f} minutes of training" in card
     assert f"An estimate, not a measurement: at 30 W for the machine that is {30 * minutes / 6e4:.2g} kWh" in card
 
@@ -95,7 +97,7 @@ def test_damaged_tables(folder, text, message):
         model_card(folder, "org/knee")
 
 
-@pytest.mark.parametrize("name", ["1_prior.json", "2_segmentation.json", "assembly.json"])
+@pytest.mark.parametrize("name", [*RECORDS, "assembly.json"])
 def test_missing_records(folder, name):
     (folder / "training" / name).unlink()
     with pytest.raises(ValueError, match="assemble_pipeline"):
@@ -114,7 +116,10 @@ def test_a_value_that_was_not_recorded_is_an_error(folder):
 
 def test_weights_from_people_have_their_licence(folder):
     assembly = json.loads((folder / "training/assembly.json").read_text())
-    assembly |= {"data": {"command": None, "config": None}, "case": None}
+    assembly |= {"data": {"command": None, "config": None}, "case": None, "note": None}
+    for name in RECORDS:
+        record = (folder / "training" / name).read_text()
+        (folder / "training" / name).write_text(record.replace("synthetic_knee", "knee"))
     (folder / "training/assembly.json").write_text(json.dumps(assembly))
     (folder / "case.h5").unlink()
     card = model_card(folder, "org/knee")

@@ -150,7 +150,7 @@ def _add_reconstruct(commands: Any) -> None:
     )
     method.add_argument("--classes", nargs="+", metavar="CLASS", help="names or label numbers (default: all)")
     method.add_argument("--steps", type=int, help="reverse steps (default: 100, or 25 with --fast)")
-    method.add_argument("--fast", action="store_true", help="steps where they count: 25 do for 100")
+    method.add_argument("--fast", action="store_true", help="steps where they count, 25 by default")
     method.add_argument(
         "--strength",
         type=float,

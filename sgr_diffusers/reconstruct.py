@@ -68,7 +68,7 @@ class SamplingSettings:
         target: "both", "upper", "lower" or "none".
         classes: names or label numbers; `None` for all.
         num_inference_steps: reverse steps.
-        fast: make them at `fast_timesteps`, by `DDPMScheduler`, for the model's scheduler; 25 do for 100.
+        fast: make them at `fast_timesteps`, by `DDPMScheduler`, in place of the model's scheduler.
         eta: share of fresh noise; not for `fast`.
         guidance_strength: per step; `None` for `default_strength`.
         final_consistency: "replace", "regularized" or "least_squares".

@@ -110,7 +110,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     method = command.add_argument_group("how to reconstruct")
     add(method, "methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default: both)")
     add(method, "steps", type=int, help="reverse steps (default: 100, or 25 with --fast)")
-    add(method, "fast", action="store_true", help="steps where they count, by DDPMScheduler: 25 do for 100")
+    add(method, "fast", action="store_true", help="steps where they count, by DDPMScheduler; 25 by default")
     add(method, "timesteps", type=int, nargs="+", metavar="T", help="falling (default: the scheduler's choice)")
     add(method, "scheduler", metavar="CLASS", help="of diffusers (default: the pipeline's)")
     add(method, "eta", type=float, default=1.0, help="share of fresh noise, for DDIM (default: %(default)s)")

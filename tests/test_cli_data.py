@@ -1,5 +1,6 @@
-"""`sgr data`, and `sgr reconstruct` on raw files of other kinds, down to where the images lie in the patient."""
+"""`sgr synthesize`, `sgr data`, and `sgr reconstruct` on raw files of other kinds, down to places in the patient."""
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny_pipeline import save_tiny_pipeline
 from sgr_diffusers import cli
 from sgr_diffusers.data import mini_set
 from sgr_diffusers.data.scan_files import close_files
+from sgr_diffusers.mri.io import read_skm_tea
 from sgr_diffusers.reconstruct_file import read_scan
 
 N = 32
@@ -24,6 +26,20 @@ def root(tmp_path):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_tiny_pipeline(tmp_path_factory.mktemp("model") / "pipeline")
+
+
+def test_synthesize_passes_every_option_on(tmp_path, capsys):
+    out = tmp_path / "knees"
+    options = "--scans 0 1 0 --matrix 2 56 64 --voxel-size 3 2 2 --coils 2 --echoes 1 --snr 20 --seed 5"
+    assert cli.main(["synthesize", str(out), *options.split(), "--finding-probability", "0.5"]) == 0
+    raw = read_skm_tea(out / "files_recon_calib-24" / "SYN_val_000.h5", mask=4.0)
+    assert tuple(raw.kspace.shape) == (2, 2, 56, 64) and raw.voxel_size_mm == (3.0, 2.0, 2.0)
+    with h5py.File(out / "files_recon_calib-24" / "SYN_val_000.h5") as file:
+        config = file.attrs["config"]
+        assert file["kspace"].shape[3] == 1
+    assert '"snr": 20.0' in config and '"seed": 5' in config and '"finding_probability": 0.5' in config
+    assert cli.main(["synthesize", str(out), "--matrix", "2", "4", "4"]) == 2
+    assert "matrix_shape" in capsys.readouterr().err
 
 
 def test_check_of_a_good_and_of_a_damaged_folder(root, capsys):

@@ -3,14 +3,12 @@
 """Undersampled k-space enters, upper and lower bound reconstructions with their segmentations leave."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 # Not used here, but diffusers copies only the files that this one names.
 from .sgr_coils import __name__ as _sgr_coils
@@ -19,7 +17,7 @@ from .sgr_masks import __name__ as _sgr_masks
 from .sgr_model_index import __name__ as _sgr_model_index
 from .sgr_scheduler_table import __name__ as _sgr_scheduler_table
 
-from .sgr_shapes import Complex, Float, UInt8
+from .sgr_shapes import Complex, Float
 from torch import Generator, Tensor, nn
 
 from .sgr_callbacks import Guidance, SegmentationGuidance, check_guidance, images_to_push
@@ -38,32 +36,11 @@ from .sgr_consistency import data_residual, fully_consistent
 from .sgr_operators import SenseOperator, channels_to_complex, complex_to_channels
 from .sgr_solvers import conjugate_gradient
 from .sgr_networks import batches, check_networks, class_names_of, predict, segment, size_multiple
-from .sgr_schedules import ScheduledSampler, check_scheduler, noise_fingerprint
+from .sgr_pipeline_output import SGRMRIPipelineOutput
+from .sgr_scheduler_checks import check_scheduler, noise_fingerprint
+from .sgr_schedules import ScheduledSampler
 
 __all__ = ["SGRMRIPipeline", "SGRMRIPipelineOutput"]
-
-
-@dataclass
-class SGRMRIPipelineOutput(BaseOutput):
-    """Reconstructions of a batch of slices, one for each class and target. Torch tensors, or numpy arrays on request.
-
-    Attributes:
-        images: `(batch, class, target, y, x)`, complex64, in the unit of the k-space given.
-        segmentations: `(batch, class, target, y, x)`, uint8, labels of all classes in each image, 0 the background;
-            `None` without a segmentation model.
-        volumes_mm3: `(batch, class, target)`, float32, mm^3 of that class in its own reconstruction (for target
-            "none": of all classes asked for, together); `None` without a segmentation model.
-        data_residual: `(batch, class, target)`, float32, ||A x - y|| / ||y|| of the image returned; 0 fits exactly.
-        classes: names along the class axis; for target "none" a single one, "all" or the names asked for.
-        targets: names along the target axis: "lower" before "upper", or "none", or "sample_0", "sample_1", ...
-    """
-
-    images: Complex[Tensor, "batch class target y x"] | Complex[np.ndarray, "batch class target y x"]
-    segmentations: UInt8[Tensor, "batch class target y x"] | UInt8[np.ndarray, "batch class target y x"] | None
-    volumes_mm3: Float[Tensor, "batch class target"] | Float[np.ndarray, "batch class target"] | None
-    data_residual: Float[Tensor, "batch class target"] | Float[np.ndarray, "batch class target"]
-    classes: tuple[str, ...]
-    targets: tuple[str, ...]
 
 
 class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):

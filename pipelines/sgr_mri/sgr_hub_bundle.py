@@ -18,6 +18,8 @@ ROOT_FILES = (
     "sgr_model_index.py",
     "sgr_networks.py",
     "sgr_operators.py",
+    "sgr_pipeline_output.py",
+    "sgr_scheduler_checks.py",
     "sgr_scheduler_table.py",
     "sgr_schedules.py",
     "sgr_shapes.py",

@@ -14,11 +14,15 @@ __all__ = [
     "FRESH_NOISE",
     "NATIVE_TYPES",
     "NOISE_LEVEL",
+    "PREDICTION_TYPES",
     "PUSH_EXPONENT",
     "REFUSED",
+    "prediction_type_of",
     "refuse_reason",
     "supported_name",
 ]
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 # Where alpha and sigma of a step are found.
 NOISE_LEVEL = {
@@ -154,3 +158,11 @@ def refuse_reason(scheduler: SchedulerMixin) -> str:
         if base.__name__ in REFUSED:
             return REFUSED[base.__name__]
     return "nothing is known about this class."
+
+
+def prediction_type_of(scheduler: SchedulerMixin) -> str:
+    """What the model of a scheduler predicts: one of `PREDICTION_TYPES`, or what else its config says."""
+    if NOISE_LEVEL.get(supported_name(scheduler)) == "flow":
+        return "flow_prediction"
+    prediction_type = scheduler.config.get("prediction_type", "epsilon")
+    return "sample" if prediction_type == "original_sample" else prediction_type

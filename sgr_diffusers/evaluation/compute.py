@@ -28,7 +28,8 @@ from sgr_diffusers.inputs import check_settings, slice_scale
 from sgr_diffusers.mri.operators import SenseOperator
 from sgr_diffusers.networks import check_networks, segment, size_multiple
 from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
-from sgr_diffusers.schedules import ScheduledSampler, check_scheduler
+from sgr_diffusers.scheduler_checks import check_scheduler
+from sgr_diffusers.schedules import ScheduledSampler
 
 __all__ = ["EvaluationSettings", "UnitComputer", "used_strength"]
 

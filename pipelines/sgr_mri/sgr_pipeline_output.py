@@ -1,0 +1,35 @@
+# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# To change it, change the package.
+"""What a call of the pipeline has computed enters; one object that names the fields and their axes leaves."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from diffusers.utils import BaseOutput
+from .sgr_shapes import Complex, Float, UInt8
+from torch import Tensor
+
+__all__ = ["SGRMRIPipelineOutput"]
+
+
+@dataclass
+class SGRMRIPipelineOutput(BaseOutput):
+    """Reconstructions of a batch of slices, one for each class and target. Torch tensors, or numpy arrays on request.
+
+    Attributes:
+        images: `(batch, class, target, y, x)`, complex64, in the unit of the k-space given.
+        segmentations: `(batch, class, target, y, x)`, uint8, labels of all classes in each image, 0 the background;
+            `None` without a segmentation model.
+        volumes_mm3: `(batch, class, target)`, float32, mm^3 of that class in its own reconstruction (for target
+            "none": of all classes asked for, together); `None` without a segmentation model.
+        data_residual: `(batch, class, target)`, float32, ||A x - y|| / ||y|| of the image returned; 0 fits exactly.
+        classes: names along the class axis; for target "none" a single one, "all" or the names asked for.
+        targets: names along the target axis: "lower" before "upper", or "none", or "sample_0", "sample_1", ...
+    """
+
+    images: Complex[Tensor, "batch class target y x"] | Complex[np.ndarray, "batch class target y x"]
+    segmentations: UInt8[Tensor, "batch class target y x"] | UInt8[np.ndarray, "batch class target y x"] | None
+    volumes_mm3: Float[Tensor, "batch class target"] | Float[np.ndarray, "batch class target"] | None
+    data_residual: Float[Tensor, "batch class target"] | Float[np.ndarray, "batch class target"]
+    classes: tuple[str, ...]
+    targets: tuple[str, ...]

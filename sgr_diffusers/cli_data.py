@@ -1,0 +1,143 @@
+"""Arguments of `sgr synthesize` and `sgr data` enter; data sets, a table or a picture leave.
+
+Only parsing is here; what is heavy is imported by the command that needs it.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_data", "add_synthesize"]
+
+
+def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
+    """Add `sgr synthesize` to a parser; `add_command` is the one of `cli`."""
+    command = add_command(
+        commands,
+        "synthesize",
+        _run_synthesize,
+        "Write a data set of synthetic knees in the SKM-TEA layout; an interrupted run goes on where it was",
+        "sgr synthesize runs/knee --scans 100 8 16 --workers 2",
+    )
+    command.add_argument("output", type=Path, metavar="OUT", help="folder of the data set")
+    three = {"nargs": 3, "metavar": ("X", "Y", "Z")}
+    command.add_argument(
+        "--scans",
+        type=int,
+        nargs=3,
+        default=[100, 8, 16],
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="numbers (default: 100 8 16)",
+    )
+    command.add_argument(
+        "--matrix", type=int, default=[64, 96, 80], help="slices, rows, columns (default: 64 96 80)", **three
+    )
+    command.add_argument(
+        "--voxel-size", type=float, default=[2.5, 1.6, 1.6], help="in mm (default: 2.5 1.6 1.6)", **three
+    )
+    command.add_argument("--coils", type=int, default=8, help="receive coils (default: %(default)s)")
+    command.add_argument(
+        "--echoes", type=int, choices=(1, 2), default=2, help="echoes of the qDESS sequence (default: %(default)s)"
+    )
+    command.add_argument("--snr", type=float, default=100.0, help="of the fully sampled image (default: %(default)s)")
+    command.add_argument(
+        "--finding-probability", type=float, default=0.12, help="of each rare finding in a scan (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the data set (default: %(default)s)")
+    command.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+
+
+def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
+    """Add `sgr data` and its parts to a parser; `add_command` is the one of `cli`."""
+    group = commands.add_parser(
+        "data",
+        help="fetch, check and look at data in the SKM-TEA layout",
+        description="Fetch, check and look at data in the SKM-TEA layout.",
+        epilog="example: sgr data check runs/knee",
+    )
+    parts = group.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    command = add_command(
+        parts,
+        "fetch-mini",
+        _run_data_fetch_mini,
+        "Fetch the four scans of SKM-TEA that are on the Hub; an interrupted run goes on where it was",
+        "sgr data fetch-mini --output runs/mini",
+    )
+    command.add_argument("--output", type=Path, metavar="DIR", help="folder (default: beside the cache of the Hub)")
+    command.add_argument("--repo", metavar="NAME", help="dataset repository (default: arjundd/skm-tea-mini)")
+    command.add_argument("--revision", help="branch, tag or commit (default: the newest)")
+    command.add_argument("--keep-tarballs", action="store_true", help="do not delete them once they are unpacked")
+    command = add_command(
+        parts,
+        "check",
+        _run_data_check,
+        "List the scans of a folder: sizes, masks, what is missing or damaged",
+        "sgr data check runs/knee --read",
+    )
+    command.add_argument("data", type=Path, metavar="DATA_DIR", help="folder in the SKM-TEA layout")
+    command.add_argument("--read", action="store_true", help="also read every slice, as long as that takes")
+    command = add_command(
+        parts,
+        "preview",
+        _run_data_preview,
+        "Draw slices of a scan with their segmentation, to look at before training on them",
+        "sgr data preview runs/knee --split test --scan 0 --output preview.png",
+    )
+    command.add_argument("data", type=Path, metavar="DATA_DIR", help="folder in the SKM-TEA layout")
+    command.add_argument("--split", choices=("train", "val", "test"), default="train", help="(default: %(default)s)")
+    command.add_argument("--scan", type=int, default=0, help="number within the split (default: %(default)s)")
+    command.add_argument("--n-slices", type=int, default=16, help="spread over the scan (default: %(default)s)")
+    command.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
+
+
+def _run_synthesize(args: argparse.Namespace) -> None:
+    from .data.synthetic_knee import SyntheticKneeConfig, write_synthetic_dataset
+
+    config = SyntheticKneeConfig(
+        matrix_shape=tuple(args.matrix),
+        voxel_size_mm=tuple(args.voxel_size),
+        n_coils=args.coils,
+        n_echoes=args.echoes,
+        snr=args.snr,
+        finding_probability=args.finding_probability,
+        seed=args.seed,
+    )
+    print(write_synthetic_dataset(args.output, tuple(args.scans), config, n_workers=args.workers))
+
+
+def _run_data_fetch_mini(args: argparse.Namespace) -> None:
+    from .data.mini_set import MINI_REPOSITORY, fetch_mini
+
+    repository = args.repo or MINI_REPOSITORY
+    print(fetch_mini(args.output, repository, revision=args.revision, keep_tarballs=args.keep_tarballs))
+
+
+def _run_data_check(args: argparse.Namespace) -> None:
+    from .data.check import check_folder, report_text
+
+    reports = []
+    # line by line: a full data set takes minutes
+    for line in report_text(reports.append(one) or one for one in check_folder(args.data, read_arrays=args.read)):
+        print(line, flush=True)
+    n_bad = sum(bool(one.faults) for one in reports)
+    if n_bad:
+        raise ValueError(f"{n_bad} of {len(reports)} scans of {args.data} cannot be used.")
+
+
+def _run_data_preview(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .data.skm_tea import list_scans
+    from .evaluation.contact_sheet import contact_sheet
+
+    scans = list_scans(args.data, args.split)
+    if not 0 <= args.scan < len(scans):
+        raise ValueError(f"--scan {args.scan}: the split {args.split} has scans 0 to {len(scans) - 1}.")
+    scan = scans[args.scan]
+    labels = scan.labels()
+    shown = np.linspace(0.05, 0.8, args.n_slices) * (scan.n_slices - 1)
+    shown = np.unique(shown.round().astype(int))
+    images = np.stack([np.abs(scan.target(int(index))) for index in shown])
+    figure = contact_sheet(images, labels[shown], [f"{scan.scan_id}, slice {index}" for index in shown])
+    figure.savefig(args.output, dpi=100)

@@ -142,6 +142,14 @@ def test_shares_of_the_paper():
     assert shares == pytest.approx([0.01] * 99 + [0.0])
 
 
+def test_own_timesteps_share_the_whole_push():
+    scheduler = diffusers.DDPMScheduler.from_config(create_scheduler().config, clip_sample=False)
+    late = ScheduledSampler(scheduler, 25, 1.0, seeded(1), CPU, fast_timesteps(25)).shares
+    assert sum(late) == pytest.approx(1) and late[0] > late[-2] > 0 == late[-1]
+    from_the_top = ScheduledSampler(scheduler, 25, 1.0, seeded(1), CPU, fast_timesteps(25, start=999)).shares
+    assert late == pytest.approx(from_the_top, abs=3e-3)  # both ends of a step are rounded: 1 / 500 + 1 / 999
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "eta", "expected"),
     [

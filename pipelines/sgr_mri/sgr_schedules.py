@@ -145,6 +145,7 @@ class ScheduledSampler:
         if self.prediction_type not in NATIVE_TYPES[self._name]:
             scheduler = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
         self._scheduler, self._generators = scheduler, generators
+        self._has_own_timesteps = timesteps is not None
         if timesteps is None:
             scheduler.set_timesteps(num_inference_steps, device=device)
         else:
@@ -173,11 +174,13 @@ class ScheduledSampler:
         """Part of the training time that the step of each evaluation covers, the same for both evaluations of a step.
 
         Lengths in t, whatever the spacing, so that a sum over them does not depend on where and how many they are.
+        Timesteps of the caller's share the whole of it, even if they start late: nothing is pushed above them.
         """
         scheduler = self._scheduler
         times = [float(t) / scheduler.config.num_train_timesteps for t in scheduler.timesteps]
         starts = times[:: scheduler.order]  # a second evaluation goes with the first
-        spans = [start - max((t for t in starts if t < start), default=0.0) for start in starts]
+        whole = starts[0] if self._has_own_timesteps else 1.0
+        spans = [(start - max((t for t in starts if t < start), default=0.0)) / whole for start in starts]
         return [spans[k // scheduler.order] for k in range(len(times))]
 
     @property

@@ -74,6 +74,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("data_dir", metavar="DATA_DIR", help="folder in the SKM-TEA layout")
     add(command, "output", required=True, metavar="DIR", help="results folder; a run that was killed goes on in it")
     add(command, "model", help="folder or Hub repository of the pipeline (default: the bundled one)")
+    add(
+        command,
+        "segmentation",
+        metavar="DIR",
+        help="segmentation model that guides and measures in place of the pipeline's",
+    )
     add(command, "limit", type=int, metavar="N", help="stop after N units of work")
     add(command, "dry-run", action="store_true", help="print the number of units and what they will cost, and stop")
 
@@ -236,6 +242,7 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
         data_dir=args.data_dir,
         output=args.output,
         model=args.model,
+        segmentation=args.segmentation,
         plan=plan,
         settings=settings,
         split=args.split,

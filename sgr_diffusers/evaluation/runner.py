@@ -31,7 +31,7 @@ __all__ = [
     "estimate_seconds",
     "evaluate",
     "find_outstanding",
-    "load_second_segmentation",
+    "load_segmentation",
     "prepare",
     "total_seconds",
 ]
@@ -45,6 +45,7 @@ class EvaluationRequest:
         data_dir: folder in the SKM-TEA layout.
         output: results folder.
         model: folder or Hub repository of a pipeline; `None` for the bundled one.
+        segmentation: folder of a segmentation model that guides and measures in place of the pipeline's.
         plan: how far to go.
         settings: of all units.
         split: of the data.
@@ -64,6 +65,7 @@ class EvaluationRequest:
     data_dir: str
     output: str
     model: str | None = None
+    segmentation: str | None = None
     plan: EvaluationPlan = field(default_factory=EvaluationPlan)
     settings: EvaluationSettings = field(default_factory=EvaluationSettings)
     split: str = "test"
@@ -107,8 +109,13 @@ class Prepared:
     n_classes: int
 
 
-def load_second_segmentation(folder: str, device: torch.device) -> nn.Module:
+def load_segmentation(name: str, folder: str, device: torch.device) -> nn.Module:
     """Segmentation model in a folder, or in the folder of a pipeline.
+
+    Args:
+        name: of the argument, for errors.
+        folder: to look in.
+        device: for the model.
 
     Raises:
         ValueError: there is none.
@@ -116,13 +123,11 @@ def load_second_segmentation(folder: str, device: torch.device) -> nn.Module:
     places = [Path(folder), Path(folder) / "segmentation_model"]
     found = [place for place in places if (place / "config.json").is_file()]
     if not found:
-        raise ValueError(f"`second_segmentation` {folder} holds no segmentation model (a config.json and weights).")
+        raise ValueError(f"`{name}` {folder} holds no segmentation model (a config.json and weights).")
     try:
         return SegmentationUNet.from_pretrained(found[0]).eval().to(device)
     except Exception as error:  # whatever a foreign folder can do
-        raise ValueError(
-            f"`second_segmentation` {folder} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        raise ValueError(f"`{name}` {folder} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
@@ -157,9 +162,12 @@ def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
     pipe = load_pipeline(request.model, device, request.dtype)
     if request.scheduler is not None:
         pipe.scheduler = _scheduler(pipe, request.scheduler)
+    if request.segmentation is not None:
+        own = load_segmentation("segmentation", request.segmentation, process.device)
+        pipe.register_modules(segmentation_model=own)
     second = None
     if request.second_segmentation is not None:
-        second = load_second_segmentation(request.second_segmentation, process.device)
+        second = load_segmentation("second_segmentation", request.second_segmentation, process.device)
     examples = choose_examples(data, with_manual)
     computer = UnitComputer(pipe, second, request.settings, data, examples, with_manual)
     writes = write and process.is_main_process

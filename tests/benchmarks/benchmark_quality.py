@@ -69,6 +69,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--model", default=str(BUNDLED))
+    parser.add_argument("--segmentation_model", help="folder of one that guides and measures in place of the model's")
     parser.add_argument("--split", default="test")
     parser.add_argument("--n_scans", type=int, default=8)
     parser.add_argument(
@@ -77,7 +78,7 @@ def main():
     parser.add_argument(
         "--bound_slices_per_scan", type=int, default=2, help="slices per scan for the bounds; 0 skips them"
     )
-    parser.add_argument("--accelerations", type=float, nargs="+", default=[4, 8, 12, 16])
+    parser.add_argument("--accelerations", type=float, nargs="*", default=[4, 8, 12, 16], help="of the unguided")
     parser.add_argument("--bound_accelerations", type=float, nargs="+", help="for the bounds; default: the same")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -87,6 +88,9 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     pipe = SGRMRIPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    if args.segmentation_model:
+        model = SegmentationUNet.from_pretrained(args.segmentation_model, dtype=getattr(torch, args.dtype))
+        pipe.register_modules(segmentation_model=model.eval())
     pipe.set_progress_bar_config(disable=True)
     scans = list_scans(args.data_dir, args.split)[: args.n_scans]
     results = {

@@ -171,6 +171,13 @@ def test_other_weights_and_other_data_are_another_configuration(inputs, whole, t
     )
     assert cli.main(arguments((inputs[0], model), whole)) == 2
     assert "weights: " in capsys.readouterr().err
+    other = ("--segmentation", str(model))
+    assert cli.main(arguments(inputs, whole, *other)) == 2
+    assert "weights: " in capsys.readouterr().err
+    few = ("--max-scans", "1", "--methods", "SGR", "--accelerations", "8")
+    evaluate((inputs[0], model), tmp_path / "within", *few)
+    evaluate(inputs, tmp_path / "given", *few, *other)
+    assert rows_without_costs(tmp_path / "given") == rows_without_costs(tmp_path / "within")
     data = tmp_path / "data"
     shutil.copytree(inputs[0], data)
     assert cli.main(arguments((data, inputs[1]), whole)) == 0  # a copy elsewhere is the same data
@@ -189,6 +196,7 @@ def test_other_weights_and_other_data_are_another_configuration(inputs, whole, t
         (("--scheduler", "Nonsense"), "`scheduler` 'Nonsense' is no scheduler of diffusers"),
         (("--steps", "0"), "`num_inference_steps` must be a whole number"),
         (("--eta", "2"), "`eta` must be"),
+        (("--segmentation", "nowhere"), "`segmentation` nowhere holds no segmentation model"),
         (("--second-segmentation", "nowhere"), "`second_segmentation` nowhere holds no segmentation model"),
         (("--scheduler", "DDPMScheduler", "--timesteps", "5", "9"), "`timesteps` must fall"),
         (("--fast", "--scheduler", "DDIMScheduler"), "--fast chooses `timesteps` and `scheduler` itself"),

@@ -27,7 +27,7 @@ ALLOWED = {
     "hub_reading": ["hub_bundle", "hub_layout", "model_index"],
     "pipeline_sgr_mri": ["mri", "guidance", "schedules", "networks", "inputs", "callbacks", "hub_layout"],
     "data": ["mri"],
-    "training": ["data", "evaluation", "models", "networks", "pipeline_sgr_mri"],
+    "training": ["data", "evaluation", "models", "networks", "pipeline_sgr_mri", "publishing"],
     "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri", "schedules"],
     "evaluation": [
         "data",
@@ -41,7 +41,7 @@ ALLOWED = {
         "reconstruct",
         "schedules",
     ],
-    "publishing": ["hub_bundle", "hub_layout", "model_index"],
+    "publishing": ["data", "evaluation", "hub_bundle", "hub_layout", "model_index", "output_folder", "reconstruct"],
 }
 
 

@@ -20,7 +20,7 @@ SHAPES = "sgr_shapes"
 
 _START = "pipeline_sgr_mri"
 _HEADER = """\
-# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# Made from the Python package sgr_diffusers (Apache-2.0) by `sgr publish bundle`.
 # To change it, change the package.
 """
 _SHAPE_CLASS = '''\

@@ -43,7 +43,7 @@ Upper and lower bounds of tissues in accelerated MRI, by a diffusion prior and a
 **not for clinical use**. Nothing is recorded here of how the networks were trained, or of how well they do.
 
 It loads by `sgr_diffusers.SGRMRIPipeline.from_pretrained("{repo_id}")`. Without
-[sgr_diffusers](https://github.com/sgr-diffusers/sgr_diffusers), and once you have read the code in this repository:
+sgr_diffusers, and once you have read the code in this repository:
 `DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)`.
 
 A bound is what this prior can imagine and this segmentation model can see within what was measured. It is not a

@@ -186,6 +186,7 @@ def check_settings(
     latents: Tensor | None,
     batch_size: int | None,
     output_type: str,
+    guidance_scale: float = 1.0,
 ) -> None:
     """Refuse settings of a pipeline call that are out of range.
 
@@ -222,6 +223,10 @@ def check_settings(
         raise ValueError(
             f"`guidance_strength` must be 0 or larger, got {guidance_strength}. The direction is set by `target`; "
             "None gives the paper's strength."
+        )
+    if not 0 <= guidance_scale < float("inf"):
+        raise ValueError(
+            f"`guidance_scale` must be 0 or larger, got {guidance_scale}; 1 leaves the strength as it is."
         )
     if num_samples > 1 and target != "none":
         raise ValueError(

@@ -1,5 +1,6 @@
 """Undersampled slices of a scan and a pipeline enter; reconstructions of all of them and their segmentations leave."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from .inputs import TARGETS, check_measurement, resolve_classes, slice_scale
 from .mri.operators import SenseOperator
 from .networks import check_networks
 from .pipeline_sgr_mri import SGRMRIPipeline
-from .schedules import fast_timesteps
+from .schedules import check_scheduler, fast_timesteps
 
 __all__ = [
     "DTYPES",
@@ -23,9 +24,11 @@ __all__ = [
     "SamplingSettings",
     "ScanSlices",
     "VolumeReconstruction",
+    "can_be_fast",
     "load_pipeline",
     "n_progress_steps",
     "reconstruct_volume",
+    "with_fast_scheduler",
 ]
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "synthetic_knee"
@@ -71,6 +74,7 @@ class SamplingSettings:
         fast: make them at `fast_timesteps`, by `DDPMScheduler`, in place of the model's scheduler.
         eta: share of fresh noise; not for `fast`.
         guidance_strength: per step; `None` for `default_strength`.
+        guidance_scale: factor on it.
         final_consistency: "replace", "regularized" or "least_squares".
         batch_size: most images in a network call.
         seed: of the noise. Each slice has a stream of its own, of (seed, place in the scan), whichever others are
@@ -83,6 +87,7 @@ class SamplingSettings:
     fast: bool = False
     eta: float = 1.0
     guidance_strength: float | None = None
+    guidance_scale: float = 1.0
     final_consistency: str = "replace"
     batch_size: int = 8
     seed: int = 0
@@ -182,7 +187,7 @@ def reconstruct_volume(
     """Reconstruct slices a few at a time, so that memory does not grow with their number beyond the result.
 
     Args:
-        pipe: with a segmentation model.
+        pipe: with a segmentation model; it stays as it is, also for `settings.fast`.
         scan: the measurement.
         settings: how to sample.
         on_step: called after each reverse step of each call of the pipeline, `n_progress_steps` times in all.
@@ -200,7 +205,7 @@ def reconstruct_volume(
     class_names = check_networks(pipe.unet, pipe.segmentation_model, size, device)
     labels = resolve_classes(settings.classes, class_names)
     if settings.fast:
-        pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+        pipe = with_fast_scheduler(pipe)
 
     def report_step(pipe: SGRMRIPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         on_step()
@@ -225,6 +230,7 @@ def reconstruct_volume(
                 timesteps=settings.timesteps,
                 eta=settings.eta,
                 guidance_strength=settings.guidance_strength,
+                guidance_scale=settings.guidance_scale,
                 final_consistency=settings.final_consistency,
                 generator=[_slice_generator(settings.seed, number) for number in scan.numbers[chosen]],
                 batch_size=settings.batch_size,
@@ -260,6 +266,22 @@ def reconstruct_volume(
         voxel_size_mm=scan.voxel_size_mm,
         label=scan.label,
     )
+
+
+def with_fast_scheduler(pipe: SGRMRIPipeline) -> SGRMRIPipeline:
+    """A pipeline of the same networks and settings with the scheduler of the fast setting; `pipe` stays as it is."""
+    fast = copy.copy(pipe)
+    fast.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    return fast
+
+
+def can_be_fast(pipe: SGRMRIPipeline) -> bool:
+    """Whether the fast setting fits the noise that the prior was trained with."""
+    try:
+        check_scheduler(with_fast_scheduler(pipe).scheduler, pipe.config.trained_with, True, fast_timesteps())
+    except ValueError:
+        return False
+    return True
 
 
 def n_progress_steps(pipe: SGRMRIPipeline, scan: ScanSlices, settings: SamplingSettings) -> int:

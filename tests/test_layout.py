@@ -39,7 +39,7 @@ ALLOWED = {
         "pipeline_output",
     ],
     "data": ["mri"],
-    "training": ["data", "evaluation", "models", "networks", "pipeline_sgr_mri"],
+    "training": ["data", "evaluation", "models", "networks", "pipeline_sgr_mri", "publishing"],
     "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri", "schedules"],
     "evaluation": [
         "data",
@@ -54,7 +54,7 @@ ALLOWED = {
         "scheduler_checks",
         "schedules",
     ],
-    "publishing": ["hub_bundle", "hub_layout", "model_index"],
+    "publishing": ["data", "evaluation", "hub_bundle", "hub_layout", "model_index", "output_folder", "reconstruct"],
 }
 
 

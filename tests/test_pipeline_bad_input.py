@@ -42,6 +42,7 @@ BAD_CALLS = {
     "too many steps": (lambda p: {"num_inference_steps": 1001}, ValueError, r"`num_inference_steps` .*got 1001"),
     "eta": (lambda p: {"eta": 1.5}, ValueError, r"`eta` must be from 0"),
     "strength": (lambda p: {"guidance_strength": -1.0}, ValueError, r"`guidance_strength` must be 0 or larger"),
+    "scale": (lambda p: {"guidance_scale": float("inf")}, ValueError, r"`guidance_scale` must be 0 or larger, got inf"),
     "iterations": (lambda p: {"cg_iterations": -1}, ValueError, r"`cg_iterations` must be a whole number"),
     "batch size": (lambda p: {"batch_size": 0}, ValueError, r"`batch_size` must be a whole number of at least 1"),
     "guided samples": (lambda p: {"num_samples": 2}, ValueError, r"`num_samples` must be 1 for target='both'"),

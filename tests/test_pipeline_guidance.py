@@ -4,6 +4,7 @@ import pytest
 import torch
 from pipeline_parts import SIZE, BrightOrNever, assert_same, build, call, count_backward, draw_problem, seeded
 
+from sgr_diffusers import SegmentationGuidance
 from sgr_diffusers.guidance import default_strength
 
 
@@ -26,6 +27,14 @@ def test_default_strength_depends_on_the_number_of_steps():
     default = call(build(), num_inference_steps=5)
     explicit = call(build(), num_inference_steps=5, guidance_strength=default_strength(1 / 5))
     assert_same(default, explicit, rtol=0, atol=0)
+
+
+def test_the_scale_multiplies_every_strength():
+    settings = {"num_inference_steps": 5, "guidance": [SegmentationGuidance(), SegmentationGuidance(strength=0.1)]}
+    scaled = call(build(), **settings, guidance_scale=3.0)
+    by_hand = [SegmentationGuidance(strength=3 * default_strength(1 / 5)), SegmentationGuidance(strength=3 * 0.1)]
+    assert_same(scaled, call(build(), num_inference_steps=5, guidance=by_hand), rtol=0, atol=0)
+    assert_same(call(build(), guidance_scale=0.0), call(build(), guidance_strength=0.0), rtol=0, atol=0)
 
 
 def test_targets_together_are_the_targets_alone():

@@ -20,7 +20,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
-from sgr_diffusers.data.skm_tea import SkmTeaScan, list_scans
+from sgr_diffusers.data.skm_tea import SkmTeaScan, known_data, list_scans
 from sgr_diffusers.hub_layout import make_portable
 from sgr_diffusers.hub_reading import drop_code
 from sgr_diffusers.publishing.model_card import model_card
@@ -54,6 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cg_iterations", type=int, default=5, help="default of the pipeline, found on validation scans"
     )
+    parser.add_argument("--license", help="of the weights; only for data that is neither synthetic nor SKM-TEA")
     parser.add_argument("--note", help="what the records do not say of the training, for the card")
     parser.add_argument("--case_scan", type=int, default=0, help="number of the test scan that gives the case")
     parser.add_argument(
@@ -82,7 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     make_portable(output)  # drops from the new configuration where the prior was
     if args.without_code:
         drop_code(output)
-    scan = list_scans(args.data_dir, "test")[args.case_scan]
+    scans = list_scans(args.data_dir, "test")
+    scan = scans[args.case_scan]
     with h5py.File(scan.kspace_file) as file:
         config = json.loads(file.attrs["config"]) if "config" in file.attrs else None
         accelerations = sorted(float(name.split("_")[-1].rstrip("x")) for name in file["masks"])
@@ -98,12 +100,13 @@ def main(arguments: list[str] | None = None) -> None:
     for number, (name, folder) in enumerate(runs, start=1):
         record = json.loads((Path(folder) / "training_record.json").read_text())
         (output / "training" / f"{number}_{name}.json").write_text(json.dumps(record, indent=1))
-    assembly = {"data": {"command": args.data_command, "config": config}, "case": case, "note": args.note}
+    data = {"command": args.data_command, "config": config, "name": known_data(scans)}
+    assembly = {"data": data, "case": case, "note": args.note}
     (output / "training" / "assembly.json").write_text(json.dumps(assembly, indent=1))
     if args.quality:
         (output / "evaluation").mkdir()
         shutil.copyfile(args.quality, output / "evaluation" / "quality.json")
-    (output / "README.md").write_text(model_card(output, output.as_posix()))
+    (output / "README.md").write_text(model_card(output, output.as_posix(), licence=args.license))
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     print(f"{output}: {size / 2**20:.1f} MiB")
 

@@ -25,8 +25,6 @@ from sgr_diffusers.training.options import TrainingOptions, parse_with_settings
 from sgr_diffusers.training.prior_task import PriorLoss, PriorPictures, PriorValidation, check_prior
 from sgr_diffusers.training.session import run_training, start_logging
 
-CARD = Path(__file__).parents[1] / "hub_cards" / "training_card.md.jinja"
-
 # What the paper says of its training (section 4), and for the rest the defaults of the guided diffusion it builds on.
 # Slices are always divided by the 0.99 quantile of their magnitude.
 SETTINGS = {
@@ -139,7 +137,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         example=(torch.zeros(1, 2, *dataset.size), torch.zeros(1)),
         recipe={key: getattr(args, key) for key in RECIPE},
         data_dir=args.data_dir,
-        card_template=CARD,
         compute_loss=PriorLoss(
             scheduler, args.snr_gamma, args.timestep_sampling, not args.no_mirror, not args.no_phase, args.max_shift
         ),

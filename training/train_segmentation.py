@@ -11,7 +11,6 @@ on images changed within a radius so that the model segments them wrongly; the b
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +28,6 @@ from sgr_diffusers.training.segmentation_task import (
     check_segmentation_model,
 )
 from sgr_diffusers.training.session import run_training, start_logging
-
-CARD = Path(__file__).parents[1] / "hub_cards" / "training_card.md.jinja"
 
 # What the paper says of its training (section 4): foreground oversampling, mirroring, Gaussian noise. The authors'
 # code averages over four flips and adds noise of 0.05.
@@ -142,7 +139,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         example=(torch.zeros(1, 1, *dataset.size),),
         recipe={key: getattr(args, key) for key in RECIPE},
         data_dir=args.data_dir,
-        card_template=CARD,
         compute_loss=SegmentationLoss(
             model, args.mirror_axes, args.max_shift, args.max_noise, args.gain_range, args.contrast_range, attack
         ),

@@ -1,4 +1,4 @@
-# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# Made from the Python package sgr_diffusers (Apache-2.0) by `sgr publish bundle`.
 # To change it, change the package.
 """Undersampled k-space enters, upper and lower bound reconstructions with their segmentations leave."""
 
@@ -189,6 +189,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         num_inference_steps: int = 100,
         eta: float = 1.0,
         guidance_strength: float | None = None,
+        guidance_scale: float = 1.0,
         cg_iterations: int | None = None,
         final_consistency: str = "replace",
         num_samples: int = 1,
@@ -217,6 +218,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             eta: share of fresh noise in each step, from 0 (deterministic) to 1 (the authors' runs); for DDIM only.
             guidance_strength: b of paper Eq. 14, per step; `None` for `default_strength`, which leaves the bounds
                 as wide as in the paper (b = 0.005 in each of 100 steps) whatever the scheduler and its steps.
+            guidance_scale: factor on every strength; with the default strength, how much more than the paper's.
             cg_iterations: conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
                 checkpoint's `pipe.config.cg_iterations`.
             final_consistency: last step: "replace" measured entries of coil k-space (as in the paper's experiments),
@@ -262,6 +264,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             eta=eta,
             guidance_strength=guidance_strength,
+            guidance_scale=guidance_scale,
             cg_iterations=cg_iterations,
             final_consistency=final_consistency,
             num_samples=num_samples,
@@ -324,7 +327,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             is_last = i == n_steps - 1
             iterations = 0 if is_last else cg_iterations  # the last step ends in full consistency instead
             default = defaults[i] if guidance_strength is None else guidance_strength
-            strengths = {g: default if g.config.strength is None else g.config.strength for g in guidance}
+            own = {g: default if g.config.strength is None else g.config.strength for g in guidance}
+            strengths = {g: guidance_scale * strength for g, strength in own.items()}
             active = [g for g in guidance if strengths[g] > 0 and not is_last and g.is_on(i, n_steps)]
             model_output, x0, eps, x0_consistent = (torch.empty_like(latents) for _ in range(4))
             push = torch.zeros_like(latents)

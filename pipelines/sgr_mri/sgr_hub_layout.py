@@ -1,4 +1,4 @@
-# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# Made from the Python package sgr_diffusers (Apache-2.0) by `sgr publish bundle`.
 # To change it, change the package.
 """A pipeline enters, a repository that loads with and without this package leaves; and the way back.
 
@@ -45,7 +45,7 @@ Upper and lower bounds of tissues in accelerated MRI, by a diffusion prior and a
 **not for clinical use**. Nothing is recorded here of how the networks were trained, or of how well they do.
 
 It loads by `sgr_diffusers.SGRMRIPipeline.from_pretrained("{repo_id}")`. Without
-[sgr_diffusers](https://github.com/sgr-diffusers/sgr_diffusers), and once you have read the code in this repository:
+sgr_diffusers, and once you have read the code in this repository:
 `DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)`.
 
 A bound is what this prior can imagine and this segmentation model can see within what was measured. It is not a

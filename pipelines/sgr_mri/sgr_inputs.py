@@ -1,4 +1,4 @@
-# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# Made from the Python package sgr_diffusers (Apache-2.0) by `sgr publish bundle`.
 # To change it, change the package.
 """Raw arguments of a pipeline call enter, checked tensors leave; whatever does not fit is refused with the way out.
 
@@ -188,6 +188,7 @@ def check_settings(
     latents: Tensor | None,
     batch_size: int | None,
     output_type: str,
+    guidance_scale: float = 1.0,
 ) -> None:
     """Refuse settings of a pipeline call that are out of range.
 
@@ -225,6 +226,8 @@ def check_settings(
             f"`guidance_strength` must be 0 or larger, got {guidance_strength}. The direction is set by `target`; "
             "None gives the paper's strength."
         )
+    if not 0 <= guidance_scale < float("inf"):
+        raise ValueError(f"`guidance_scale` must be 0 or larger, got {guidance_scale}; 1 leaves the strength as it is.")
     if num_samples > 1 and target != "none":
         raise ValueError(
             f"`num_samples` must be 1 for target={target!r}, got {num_samples}: branches of a slice share their "

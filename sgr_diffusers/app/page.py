@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..demo import CASE
 from ..pipeline_sgr_mri import SGRMRIPipeline
+from ..reconstruct import can_be_fast
 from ..reconstruct_file import mask_label
 from .downloads import write_downloads
 from .limits import AppLimits, RunStopped
@@ -74,7 +75,7 @@ def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blo
 
     visits = Visits(folder)
     bundled = describe_case(CASE, AppLimits(), "synthetic_knee.h5")
-    tissues = tuple(pipe.class_names or ())
+    tissues, offers_fast = tuple(pipe.class_names or ()), can_be_fast(pipe)
     choose_one = (
         "Choose a file: HDF5 of SKM-TEA, fastMRI or ISMRMRD, or k-space in numpy's .npy or .npz; at most "
         f"{limits.max_upload_mb:g} MB."
@@ -123,6 +124,13 @@ def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blo
                         label="Steps",
                         info="100 in the paper; more take longer",
                         elem_id="sgr-steps",
+                    )
+                    fast = gr.Radio(
+                        [("where they count: for few steps", True), ("equally spaced: as in the paper", False)],
+                        value=offers_fast,
+                        label="Steps are",
+                        visible=offers_fast,
+                        elem_id="sgr-fast",
                     )
                     strength = gr.Slider(
                         0, 4, value=1, step=0.25, label="Strength", info="1 is the default; more widens the bounds"
@@ -204,6 +212,7 @@ def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blo
             request: gr.Request,
             chosen: list[str],
             n_steps: float,
+            fast: bool,
             strength: float,
             seed: float | None,
             *measurement: Any,
@@ -217,7 +226,8 @@ def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blo
                 if slice_request is None:
                     raise ValueError("There is no file to reconstruct. Choose one first.")
                 names = tuple(name for name in tissues if name in chosen)
-                wanted = RunRequest(slice_request, names, int(n_steps), float(strength), int(seed or 0))
+                settings = (int(n_steps), offers_fast and bool(fast), float(strength), int(seed or 0))
+                wanted = RunRequest(slice_request, names, *settings)
                 new = run_case(
                     pipe,
                     wanted,
@@ -282,7 +292,7 @@ def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blo
         started = run.click(begin, None, [run, stop, status], **quiet)
         running = started.then(
             reconstruct,
-            [chosen, steps, strength, seed, *measurement],
+            [chosen, steps, fast, strength, seed, *measurement],
             [problem, status, *result_fields],
             show_progress_on=[status],
             concurrency_limit=1,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from ..guidance import default_strength
 from ..inputs import check_measurement
 from ..mri.operators import SenseOperator
 from ..pipeline_sgr_mri import SGRMRIPipeline
@@ -70,6 +69,7 @@ class RunRequest:
         measurement: of which slice.
         classes: names of the tissues to bound.
         n_steps: reverse steps.
+        fast: make them where they count, as `SamplingSettings` says.
         strength: of the guidance, as a multiple of the default (1).
         seed: of the noise.
     """
@@ -77,17 +77,17 @@ class RunRequest:
     measurement: SliceRequest
     classes: tuple[str, ...]
     n_steps: int = 25
+    fast: bool = False
     strength: float = 1.0
     seed: int = 0
 
     def settings(self) -> SamplingSettings:
         """The settings of both bounds."""
-        # 1 leaves the strength to the library, which knows the scheduler; others are multiples of DDIM's in the paper.
-        strength = None if self.strength == 1 else self.strength * default_strength(1 / self.n_steps)
         return SamplingSettings(
             classes=self.classes,
             num_inference_steps=self.n_steps,
-            guidance_strength=strength,
+            fast=self.fast,
+            guidance_scale=self.strength,
             seed=self.seed,
         )
 
@@ -142,8 +142,9 @@ def run_case(
     """
     if not request.classes:
         raise ValueError("Choose at least one tissue.")
-    if not 1 <= request.n_steps <= limits.max_steps:
-        raise ValueError(f"The number of steps must be from 1 to {limits.max_steps}, got {request.n_steps}.")
+    least = 2 if request.fast else 1
+    if not least <= request.n_steps <= limits.max_steps:
+        raise ValueError(f"The number of steps must be from {least} to {limits.max_steps}, got {request.n_steps}.")
     if not 0 <= request.strength <= 100:
         raise ValueError(f"The strength must be from 0 to 100, got {request.strength}.")
     if not 0 <= request.seed < 2**31:
@@ -151,7 +152,7 @@ def run_case(
     case = request.measurement.case
     scan = request.measurement.read()
     settings = request.settings()
-    plain_settings = None if scan.target is not None else replace(settings, target="none", guidance_strength=None)
+    plain_settings = None if scan.target is not None else replace(settings, target="none", guidance_scale=1.0)
     total = n_progress_steps(pipe, scan, settings)
     if plain_settings is not None:
         total += n_progress_steps(pipe, scan, plain_settings)

@@ -112,7 +112,8 @@ def headline_view(result: CaseResult) -> str:
     """What the result is of, and how well it fits."""
     request = result.request
     where = f"{request.measurement.case.name}, slice {request.measurement.slice_number}, {result.scan.label}"
-    how = f"{request.n_steps} steps, strength {request.strength:g}, seed {request.seed}, {result.seconds:.0f} s"
+    steps = f"{request.n_steps} {'fast ' if request.fast else ''}steps"
+    how = f"{steps}, strength {request.strength:g}, seed {request.seed}, {result.seconds:.0f} s"
     residual = 100 * result.bounds.data_residual.max()
     text = f"{how}. The bounds differ from the measurement by at most {residual:.2g} % of its norm."
     return f"<h2>Bounds of {escape(where)}</h2>{message(text)}"

@@ -10,7 +10,8 @@ Files are indexed (x, ky, kz), here called (slice, y, x): axial slices in anatom
 columns left-right. k-space is hybrid: the slice direction is an image axis already.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ from sgr_diffusers.mri.operators import complex_to_channels
 __all__ = [
     "CLASS_NAMES",
     "FILE_LABEL_TO_CLASS",
+    "SKM_TEA",
     "SPLITS",
+    "SYNTHETIC",
     "SkmTeaScan",
     "SkmTeaSlices",
+    "known_data",
     "list_scans",
     "merge_labels",
 ]
@@ -39,6 +43,7 @@ CLASS_NAMES = ("patellar_cartilage", "femoral_cartilage", "tibial_cartilage", "m
 # The files tell medial from lateral tibial cartilage (3, 4) and meniscus (5, 6); the paper does not.
 FILE_LABEL_TO_CLASS = {0: 0, 1: 1, 2: 2, 3: 3, 4: 3, 5: 4, 6: 4}
 SPLITS = ("train", "val", "test")
+SKM_TEA, SYNTHETIC = "SKM-TEA", "Synthetic knees"
 
 
 def merge_labels(labels: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -54,6 +59,14 @@ def merge_labels(labels: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*s
         )
     table = np.array([FILE_LABEL_TO_CLASS[label] for label in range(len(FILE_LABEL_TO_CLASS))], dtype=np.uint8)
     return table[labels]
+
+
+def known_data(scans: Iterable["SkmTeaScan"]) -> str | None:
+    """`SKM_TEA` or `SYNTHETIC`, by the names and the size of the scans; `None` for other data in their layout."""
+    scans = list(scans)
+    if all(re.fullmatch(r"MTR_\d{3}", scan.scan_id) and scan.matrix_shape[:2] == (512, 512) for scan in scans):
+        return SKM_TEA
+    return SYNTHETIC if all(scan.scan_id.startswith("SYN_") for scan in scans) else None
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from jaxtyping import Integer, UInt8
 from sgr_diffusers.data.scan_files import check_kspace_file, read_annotations
 from sgr_diffusers.data.scan_labels import file_labels
 from sgr_diffusers.data.selection import PAPER, SliceSelection, parse_selection
-from sgr_diffusers.data.skm_tea import CLASS_NAMES, SkmTeaScan, list_scans, merge_labels
+from sgr_diffusers.data.skm_tea import CLASS_NAMES, SKM_TEA, SkmTeaScan, known_data, list_scans, merge_labels
 from sgr_diffusers.data.synthetic_findings import labels_without_findings
 
 __all__ = ["EvaluationData", "choose_data", "choose_examples", "manual_labels", "parse_protocol"]
 
-SKM_TEA = "SKM-TEA"
 _LIST = re.compile(r"\d+(,\d+)*")
 _RANGE = re.compile(r"(\d*):(\d*)(?::(\d+))?")
 
@@ -157,8 +156,8 @@ def _spread(numbers: Integer[np.ndarray, " slice"], n: int | None) -> tuple[int,
 
 
 def _name(root: str, split: str, scans: Iterable[SkmTeaScan]) -> str:
-    """SKM-TEA is recognised by the names and the size of its scans: only beside them stand the paper's numbers."""
-    if all(re.fullmatch(r"MTR_\d{3}", scan.scan_id) and scan.matrix_shape[:2] == (512, 512) for scan in scans):
+    """Only beside SKM-TEA stand the paper's numbers."""
+    if known_data(scans) == SKM_TEA:
         return SKM_TEA
     content = json.loads(Path(root, "annotations/v1.0.0", f"{split}.json").read_text())
     return str((content.get("info") or {}).get("description") or "data in the SKM-TEA layout")

@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 
+from sgr_diffusers.data.skm_tea import SKM_TEA
 from sgr_diffusers.evaluation.costs import cost_frame
 from sgr_diffusers.evaluation.curves import ablation_figure, coverage_figure, sample_curve_figure, score_figure
 from sgr_diffusers.evaluation.examples import boundaries_figure, bounds_figure
 from sgr_diffusers.evaluation.load import EvaluationResults, load_results
 from sgr_diffusers.evaluation.page import render_page
 from sgr_diffusers.evaluation.scores import ScoreTables, score
-from sgr_diffusers.evaluation.slices import SKM_TEA
 from sgr_diffusers.evaluation.table1 import check_claims, paper_rows, save_table1, table1_markdown, table1_rows
 from sgr_diffusers.output_folder import RECORD_FILE, whole_folder
 

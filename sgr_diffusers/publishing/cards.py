@@ -9,7 +9,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["REQUIRED_SECTIONS", "card_faults", "python_blocks", "render_card", "template_folder", "token_like"]
+__all__ = [
+    "REQUIRED_SECTIONS",
+    "SKM_TEA_LICENCE",
+    "card_faults",
+    "package_link",
+    "python_blocks",
+    "render_card",
+    "template_folder",
+    "token_like",
+]
+
+# Of all that was made from SKM-TEA.
+SKM_TEA_LICENCE = {
+    "license": "other",
+    "license_name": "skm-tea-research-use",
+    "license_link": "https://github.com/StanfordMIMI/skm-tea",
+}
 
 REQUIRED_SECTIONS = {
     "model": (
@@ -22,6 +38,8 @@ REQUIRED_SECTIONS = {
         "Environmental cost",
         "Citation",
     ),
+    # of one network, as the training scripts publish it
+    "network": ("Intended use", "How to use", "Training data and its licence", "Training", "Evaluation", "Citation"),
     "dataset": ("What it is not", "Licence"),
     "space": (),
 }
@@ -44,6 +62,16 @@ def template_folder() -> Path:
     raise FileNotFoundError("hub_cards/ is not there: install the package again, or work in a clone.")
 
 
+def package_link() -> str:
+    """The name of this package, as a link if its metadata say where its code is (`[project.urls]`, Repository)."""
+    try:
+        listed = importlib.metadata.metadata("sgr-diffusers").get_all("Project-URL") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its source tree
+        listed = []
+    urls = dict(entry.split(", ", maxsplit=1) for entry in listed)
+    return f"[sgr_diffusers]({urls['Repository']})" if "Repository" in urls else "sgr_diffusers"
+
+
 def render_card(template: str, values: dict[str, Any]) -> str:
     """Fill a template.
 
@@ -59,7 +87,7 @@ def render_card(template: str, values: dict[str, Any]) -> str:
     loader = jinja2.FileSystemLoader(template_folder())
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, loader=loader, keep_trailing_newline=True)
     try:
-        text = environment.get_template(template).render(values)
+        text = environment.get_template(template).render({"sgr_diffusers": package_link(), **values})
     except jinja2.UndefinedError as error:
         raise ValueError(f"{template} asks for what was not recorded: {error}.") from error
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
@@ -72,21 +100,22 @@ def card_faults(text: str, kind: str, folder: Path) -> list[str]:
 
     Args:
         text: of the card.
-        kind: "model", "dataset" or "space".
+        kind: "model", "network", "dataset" or "space".
         folder: of the repository, which relative links are looked up in.
     """
     from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 
     faults = []
     try:
-        data = {"model": ModelCard, "dataset": DatasetCard, "space": SpaceCard}[kind](text).data.to_dict()
+        card_class = {"dataset": DatasetCard, "space": SpaceCard}.get(kind, ModelCard)
+        data = card_class(text).data.to_dict()
     except Exception as error:  # of YAML, or of whatever the card class expects of it
         return [f"the metadata cannot be read: {' '.join(str(error).split())}"]
     faults += _metadata_faults(data, kind, folder)
     body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
     headings = {line.lstrip("#").strip() for line in re.findall(r"^#+ .+$", body, flags=re.MULTILINE)}
     faults += [f"the section {name!r} is missing" for name in REQUIRED_SECTIONS[kind] if name not in headings]
-    if kind == "model" and "not for clinical use" not in body.lower():
+    if kind in ("model", "network") and "not for clinical use" not in body.lower():
         faults.append("it does not say that the model is not for clinical use")
     faults += [f"it was left open: {phrase}" for phrase in _LEFT_OPEN if phrase in text]
     for number, code in enumerate(python_blocks(text), start=1):
@@ -106,6 +135,7 @@ def card_faults(text: str, kind: str, folder: Path) -> list[str]:
 def _metadata_faults(data: dict[str, Any], kind: str, folder: Path) -> list[str]:
     wanted = {
         "model": ("library_name", "pipeline_tag", "license", "tags"),
+        "network": ("library_name", "pipeline_tag", "tags"),  # a licence only where the data has one that is known
         "dataset": ("license", "task_categories", "tags"),
         "space": ("title", "sdk", "sdk_version", "app_file"),
     }[kind]

@@ -36,6 +36,15 @@ def add_publish(commands: Any, add_command: AddCommand) -> None:
     command.add_argument("folder", type=Path, metavar="DIR", help="of the pipeline, with the records of its training")
     _add_target(command)
     command.add_argument("--dataset", metavar="NAME", help="repository of the data it was trained and tested on")
+    command.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="of `sgr report` on this pipeline: its Table 1 and figures for the card",
+    )
+    command.add_argument(
+        "--license", metavar="NAME", help="of the weights; only where the data is neither synthetic nor SKM-TEA"
+    )
     command.add_argument("--skip-snippet", action="store_true", help="do not run the card's example first")
     command = add_command(
         parts,
@@ -52,6 +61,11 @@ def add_publish(commands: Any, add_command: AddCommand) -> None:
     )
     _add_target(command)
     command.add_argument("--model", metavar="NAME", help="repository of the pipeline it shows, for its card")
+    command.add_argument(
+        "--package",
+        metavar="SPEC",
+        help="where the Space gets this package, as pip takes it (default: its name and version)",
+    )
     command = add_command(
         parts,
         "bundle",
@@ -99,9 +113,9 @@ def _publish_model(args: argparse.Namespace) -> None:
     from .stages import run_snippet, stage_model
 
     def fill(stage: Path) -> None:
-        stage_model(args.folder, stage, args.repo, args.dataset)
+        stage_model(args.folder, stage, args.repo, args.dataset, args.report, args.license)
         if (stage / "case.h5").is_file() and not args.skip_snippet:
-            run_snippet(stage)
+            run_snippet(stage, args.license)
 
     _push(args, "model", fill)
 
@@ -116,7 +130,7 @@ def _publish_dataset(args: argparse.Namespace) -> None:
 def _publish_space(args: argparse.Namespace) -> None:
     from .stages import stage_space
 
-    _push(args, "space", lambda stage: stage_space(stage, args.model), space_sdk="gradio")
+    _push(args, "space", lambda stage: stage_space(stage, args.model, args.package), space_sdk="gradio")
 
 
 def _publish_bundle(args: argparse.Namespace) -> None:

@@ -5,11 +5,12 @@ are. k-space, images and segmentations of people are refused, whatever the calle
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from .cards import render_card, template_folder
+from .cards import SKM_TEA_LICENCE, render_card, template_folder
 
 __all__ = ["INDEX_COLUMNS", "check_synthetic", "stage_index", "stage_synthetic"]
 
@@ -112,7 +113,7 @@ def stage_index(folder: str | Path, stage: Path, repo_id: str) -> None:
         repo_id: for the card.
 
     Raises:
-        ValueError: there are no annotations, or they miss an entry.
+        ValueError: there are no annotations, they miss an entry, or are of other scans than SKM-TEA's.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -127,9 +128,7 @@ def stage_index(folder: str | Path, stage: Path, repo_id: str) -> None:
         columns = {name: [row[name] for row in rows] for name in INDEX_COLUMNS}
         pq.write_table(pa.table(columns), stage / "data" / f"{split}-00000-of-00001.parquet")
     metadata = DatasetCardData(
-        license="other",
-        license_name="skm-tea-research-use",
-        license_link="https://github.com/StanfordMIMI/skm-tea",
+        **SKM_TEA_LICENCE,
         task_categories=["image-segmentation", "image-to-image"],
         tags=["mri", "knee", "index", "medical"],
         pretty_name="Index of SKM-TEA",
@@ -155,6 +154,11 @@ def _slice_rows(split: str, image: dict[str, Any]) -> list[dict[str, Any]]:
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"an entry of the annotations of {split} is not as SKM-TEA has it: {error!r}.") from error
+    if not re.fullmatch(r"MTR_\d{3}", same["scan_id"]):
+        raise ValueError(
+            f"{same['scan_id']!r} in the annotations of {split} is no scan of SKM-TEA. An index is made of SKM-TEA "
+            "alone: names of other scans may tell who was scanned."
+        )
     return [{**same, "slice": number} for number in range(shape[0])]
 
 

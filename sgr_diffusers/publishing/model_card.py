@@ -1,27 +1,29 @@
 """The folder of a pipeline and the records in it enter; its card and its evaluation results leave.
 
 Records, by name in the folder: `training/*_prior.json` and `training/*_segmentation.json` of the training scripts,
-`training/assembly.json` of `assemble_pipeline.py`, `evaluation/table1.csv` of the evaluation,
-`evaluation/quality.json` of `tests/benchmarks/benchmark_quality.py`; figures are `evaluation/*.png`.
+`training/assembly.json` of `assemble_pipeline.py`, `evaluation/table1.csv` and `evaluation/settings.json` of `sgr
+report`, `evaluation/quality.json` of `tests/benchmarks/benchmark_quality.py`; figures are `evaluation/*.png`.
 Every number of a card is from one of them.
 """
 
-import csv
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from ..data.skm_tea import SKM_TEA, SYNTHETIC
+from ..evaluation.scores import QUALITY, SCORES
+from ..evaluation.table1 import read_table1, table1_cells
 from ..model_index import read_json, read_model_index
-from .cards import render_card
+from ..output_folder import RECORD_FILE
+from .cards import SKM_TEA_LICENCE, render_card
 
 __all__ = ["WATTS_PER_CORE", "model_card", "model_facts", "write_eval_results"]
 
 # For the estimate of energy only, and stated beside it: what a core of a server draws under load, with its share of
 # the machine. Nothing is assumed for GPUs, which differ by a factor of ten.
 WATTS_PER_CORE = 15
-TABLE1_SCORES = ("precision_lower", "recall_upper", "uncertain_share", "ssim", "psnr")
-_TABLE1_COLUMNS = ("acceleration", "method", "reference", *TABLE1_SCORES, "n_scans")
+_TABLE1_SCORES = (*SCORES, *QUALITY)
 _SCORE_NAMES = {
     "precision_lower": "Precision of the lower bound",
     "recall_upper": "Recall of the upper bound",
@@ -31,22 +33,24 @@ _SCORE_NAMES = {
 }
 
 
-def model_card(folder: str | Path, source: str, dataset: str | None = None) -> str:
+def model_card(folder: str | Path, source: str, dataset: str | None = None, licence: str | None = None) -> str:
     """Render the card of a pipeline.
 
     Args:
         folder: of the pipeline, with its records.
         source: what `from_pretrained` is to be given in it: a repository, or a folder.
         dataset: repository of the data set on the Hub, if it is there.
+        licence: of the weights, by its name on the Hub; `None` for what follows from synthetic data or SKM-TEA.
 
     Raises:
-        ValueError: a record is missing or damaged, or the template asks for what was not recorded.
+        ValueError: a record is missing or damaged, the template asks for what was not recorded, or `licence` is
+            needed, or follows from the data already.
     """
     folder = Path(folder)
     facts = model_facts(folder)
     is_folder = Path(source).is_dir() or source.count("/") != 1
     values = facts | {"source": source, "source_is_folder": is_folder}
-    return render_card("model_card.md.jinja", values | {"metadata": _metadata(facts, source, dataset)})
+    return render_card("model_card.md.jinja", values | {"metadata": _metadata(facts, source, dataset, licence)})
 
 
 def model_facts(folder: str | Path) -> dict[str, Any]:
@@ -71,8 +75,10 @@ def model_facts(folder: str | Path) -> dict[str, Any]:
     last = runs[len(priors) - 1]
     machine = last["machine"]
     is_synthetic = assembly["data"]["config"] is not None
+    name = SYNTHETIC if is_synthetic else assembly["data"].get("name")
+    titles = {SYNTHETIC: "SGR on synthetic knees", SKM_TEA: "SGR on SKM-TEA"}
     return {
-        "title": "SGR on synthetic knees" if is_synthetic else "SGR on SKM-TEA",
+        "title": titles.get(name, "SGR on data in the SKM-TEA layout"),
         "size": read_json(folder / "unet" / "config.json")["sample_size"],
         "classes": read_json(folder / "segmentation_model" / "config.json")["class_names"],
         "cg_iterations": index["cg_iterations"],
@@ -81,11 +87,12 @@ def model_facts(folder: str | Path) -> dict[str, Any]:
         "runs": runs,
         "machine": "{cores} cores, {platform}, {device}".format(**machine),
         "versions": ", ".join(f"{key} {value}" for key, value in last["versions"].items()),
-        "data": {**assembly["data"], **last["data"], "is_synthetic": is_synthetic},
+        "data": {**assembly["data"], **last["data"], "is_synthetic": is_synthetic, "name": name},
         "case": assembly["case"],
         "note": assembly["note"],
         "quality": _quality(folder / "evaluation" / "quality.json"),
-        "table1": _table1_texts(read_table1(folder / "evaluation" / "table1.csv")),
+        "table1": [list(row.values()) for row in table1_cells(_table1(folder), missing="")],
+        "evaluation": _evaluation(folder / "evaluation" / RECORD_FILE),
         "scores": _scores(folder),
         "figures": _figures(folder),
         "cost": _cost(runs),
@@ -133,44 +140,33 @@ def _quality(path: Path) -> dict[str, Any] | None:
     return measured
 
 
-def read_table1(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `table1.csv`, numbers as floats, `nan` where nothing could be measured; none without the file.
-
-    Raises:
-        ValueError: it has other columns, or a cell is no number.
-    """
+def _evaluation(path: Path) -> dict[str, Any] | None:
+    """Data, steps and commands of the evaluation that a report is of; `None` if they are not recorded."""
     if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in _TABLE1_COLUMNS if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{path} must have the columns {missing}, got {reader.fieldnames}.")
-        texts = ("method", "reference")
-        try:
-            return [{n: row[n] if n in texts else float(row[n] or "nan") for n in _TABLE1_COLUMNS} for row in reader]
-        except ValueError as error:
-            raise ValueError(f"{path} has a cell that is no number: {error}.") from error
+        return None
+    record = _record(path)
+    settings = record["identity"]["settings"]
+    return {
+        "data": record["data"],
+        "split": settings["split"],
+        "steps": settings["num_inference_steps"],
+        "seed": settings["seed"],
+        "commands": [run["command"] for run in record["runs"]],
+    }
 
 
-def _table1_texts(rows: list[dict[str, Any]]) -> list[list[str]]:
-    forms = {"acceleration": "{:g}x", "psnr": "{:.2f}", "n_scans": "{:.0f}"}
-
-    def text(name: str, value: Any) -> str:
-        if isinstance(value, str):
-            return value.replace("_", " ")
-        return "" if math.isnan(value) else forms.get(name, "{:.3f}").format(value)
-
-    return [[text(name, row[name]) for name in _TABLE1_COLUMNS] for row in rows]
+def _table1(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "evaluation" / "table1.csv"
+    return read_table1(path) if path.is_file() else []
 
 
 def _scores(folder: Path) -> list[dict[str, Any]]:
     """Scores of the guided bounds, one at a time: acceleration, metric, value, and of what they are."""
-    rows = [row for row in read_table1(folder / "evaluation" / "table1.csv") if row["method"] == "SGR"]
+    rows = [row for row in _table1(folder) if row["method"] == "SGR"]
     found = [
         {"acceleration": row["acceleration"], "metric": name, "value": row[name], "reference": row["reference"]}
         for row in rows
-        for name in TABLE1_SCORES
+        for name in _TABLE1_SCORES
         if not math.isnan(row[name])
     ]
     quality = _quality(folder / "evaluation" / "quality.json")
@@ -179,37 +175,44 @@ def _scores(folder: Path) -> list[dict[str, Any]]:
     return [
         {"acceleration": float(row["acceleration"]), "metric": name, "value": row[name], "reference": "fully_sampled"}
         for row in quality["bounds"]
-        for name in TABLE1_SCORES
+        for name in _TABLE1_SCORES
         if name in row
     ]
 
 
-def _metadata(facts: dict[str, Any], source: str, dataset: str | None) -> str:
+def _metadata(facts: dict[str, Any], source: str, dataset: str | None, licence: str | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    is_synthetic = facts["data"]["is_synthetic"]
+    name, evaluation = facts["data"]["name"], facts["evaluation"] or {}
+    licences = {SYNTHETIC: {"license": "apache-2.0"}, SKM_TEA: SKM_TEA_LICENCE}
+    if licence is not None and name in licences:
+        raise ValueError(
+            f"`licence` must be left out, got {licence!r}: that of weights trained on {name} is "
+            f"{' '.join(licences[name].values())}."
+        )
+    if licence is None and name not in licences:
+        raise ValueError(
+            "`licence` must be given: the records do not say that the weights were trained on synthetic data or on "
+            "SKM-TEA, so that their owner has to say what may be done with them: --license NAME."
+        )
     results = [
         EvalResult(
             task_type="image-to-image",
             task_name="Bounds of tissues in undersampled MRI",
-            dataset_type=dataset or ("synthetic-knee" if is_synthetic else "skm-tea"),
-            dataset_name="Synthetic knees" if is_synthetic else "SKM-TEA",
+            dataset_type=dataset or {SYNTHETIC: "synthetic-knee", SKM_TEA: "skm-tea"}.get(name, "skm-tea-layout"),
+            dataset_name=evaluation.get("data") or name or "data in the SKM-TEA layout",
             dataset_config=f"{one['acceleration']:g}x, reference {one['reference'].replace('_', ' ')}",
-            dataset_split="test",
+            dataset_split=evaluation.get("split", "test"),
             metric_type=one["metric"],
             metric_name=_SCORE_NAMES[one["metric"]],
             metric_value=round(one["value"], 4),
         )
         for one in facts["scores"]
     ]
-    licence = {"license": "apache-2.0"}
-    if not is_synthetic:
-        link = "https://github.com/StanfordMIMI/skm-tea"
-        licence = {"license": "other", "license_name": "skm-tea-research-use", "license_link": link}
     return ModelCardData(
         library_name="diffusers",
         pipeline_tag="image-to-image",
-        **licence,
+        **licences.get(name, {"license": licence}),
         tags=["mri", "image-reconstruction", "uncertainty", "segmentation", "diffusion", "medical"],
         datasets=[dataset] if dataset else None,
         model_name=source.rsplit("/", maxsplit=1)[-1] if results else None,

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sgr_diffusers.publishing.push import check_stage, redact
+from sgr_diffusers.publishing.training_card import training_card
 from sgr_diffusers.training.files import replaced_folder
 from sgr_diffusers.training.options import TrainingOptions
 
@@ -13,28 +15,7 @@ __all__ = ["create_repository", "upload_run", "write_hub_folder"]
 
 logger = logging.getLogger(__name__)
 HUB_FOLDER = "hub"
-SHOWN = ("command", "seed", "steps", "images", "minutes", "machine", "versions")
-
-KINDS = {
-    "unet": {
-        "title": "Diffusion prior for MRI",
-        "task": "unconditional-image-generation",
-        "tags": ["diffusion", "image-reconstruction"],
-        "description": "A diffusion prior of complex MR images (real and imaginary part as channels) for "
-        "segmentation-guided reconstruction.",
-        "example": "from diffusers import DDIMScheduler, UNet2DModel\n\n"
-        'unet = UNet2DModel.from_pretrained("{repository}", subfolder="unet")\n'
-        'scheduler = DDIMScheduler.from_pretrained("{repository}", subfolder="scheduler")',
-    },
-    "segmentation_model": {
-        "title": "Segmentation model for MRI",
-        "task": "image-segmentation",
-        "tags": ["medical", "image-reconstruction"],
-        "description": "A segmentation model of magnitude MR images for segmentation-guided reconstruction.",
-        "example": "from sgr_diffusers import SegmentationUNet\n\n"
-        'model = SegmentationUNet.from_pretrained("{repository}", subfolder="segmentation_model")',
-    },
-}
+KINDS = ("unet", "segmentation_model")
 
 
 def create_repository(options: TrainingOptions) -> str | None:
@@ -55,25 +36,21 @@ def create_repository(options: TrainingOptions) -> str | None:
     return url.repo_id
 
 
-def write_hub_folder(output_dir: Path, record: dict[str, Any], repository: str, template: Path) -> Path:
+def write_hub_folder(output_dir: Path, record: dict[str, Any], repository: str) -> Path:
     """Put what a repository should hold into ``hub/``: weights, scheduler, last pictures, record, and a card.
 
     Args:
         output_dir: of a finished run.
         record: of it.
         repository: name, for the example in the card.
-        template: of the card, in Jinja.
 
     Returns:
         The folder.
-    """
-    import jinja2
 
+    Raises:
+        ValueError: it cannot be published: something is wrong with the card, or a file holds a token.
+    """
     kind = next(name for name in KINDS if (output_dir / name).is_dir())
-    settings = {**record["arguments"], **record["options"]}
-    hidden = ("output_dir", "data_dir", "resume_from_checkpoint", "report_to", "logging", "hub_", "push", "tracker")
-    results = [row for row in record["history"] if any(key.startswith("val_") for key in row)]
-    last = results[-1] if results else {}
     pictures = _last_pictures(output_dir)
     with replaced_folder(output_dir / HUB_FOLDER) as folder:
         for name in (kind, f"{kind}_best", "scheduler"):
@@ -83,31 +60,14 @@ def write_hub_folder(output_dir: Path, record: dict[str, Any], repository: str, 
             (folder / "pictures").mkdir()
         for path in pictures:
             shutil.copy(path, folder / "pictures")
-        card = (
-            jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-            .from_string(template.read_text())
-            .render(
-                **{key: record[key] for key in SHOWN},
-                **{key: KINDS[kind][key] for key in ("title", "task", "tags", "description")},
-                data=record["data"],
-                parameters=record["parameters"],
-                example=KINDS[kind]["example"].format(repository=repository),
-                settings={
-                    key: value
-                    for key, value in settings.items()
-                    if value not in (None, False, (), []) and not key.startswith(hidden)
-                },
-                results=_flat(last),
-                results_step=last.get("step"),
-                pictures=[path.name for path in pictures],
-            )
-        )
-        (folder / "README.md").write_text(card)
+        card = training_card(record, kind, repository, [path.name for path in pictures])
+        (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / "training_record.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+        check_stage(folder, "network")
     return output_dir / HUB_FOLDER
 
 
-def upload_run(options: TrainingOptions, record: dict[str, Any], repository: str | None, template: Path) -> None:
+def upload_run(options: TrainingOptions, record: dict[str, Any], repository: str | None) -> None:
     """Write the folder and upload it, if that was asked for. Called by the main process.
 
     Raises:
@@ -117,15 +77,15 @@ def upload_run(options: TrainingOptions, record: dict[str, Any], repository: str
         return
     from huggingface_hub import HfApi
 
-    folder = write_hub_folder(Path(options.output_dir), record, repository, template)
+    folder = write_hub_folder(Path(options.output_dir), record, repository)
     try:
         HfApi(token=options.hub_token).upload_folder(
             repo_id=repository, folder_path=str(folder), commit_message=f"{record['steps']} training steps"
         )
     except Exception as error:  # of the network, of the server: many kinds
         raise RuntimeError(
-            f"The training is complete, but the upload failed ({error}). Repeat it by `hf upload {repository} "
-            f"{folder}`."
+            f"The training is complete, but the upload failed ({redact(str(error))}). Repeat it by `hf upload "
+            f"{repository} {folder}`."
         ) from error
     logger.info("Published %s.", repository)
 
@@ -133,13 +93,3 @@ def upload_run(options: TrainingOptions, record: dict[str, Any], repository: str
 def _last_pictures(output_dir: Path) -> list[Path]:
     found = sorted((output_dir / "pictures").glob("*.png"))
     return [path for path in found if path.name.split("_")[0] == found[-1].name.split("_")[0]]
-
-
-def _flat(results: dict[Any, Any], prefix: str = "") -> dict[str, str]:
-    rows = {}
-    for key, value in results.items():
-        if isinstance(value, dict):
-            rows |= _flat(value, f"{prefix}{key} ")
-        elif isinstance(value, float) and key != "minutes":
-            rows[f"{prefix}{key}"] = f"{value:.4g}"
-    return rows

@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from sgr_diffusers.data.skm_tea import SkmTeaSlices
+from sgr_diffusers.data.skm_tea import SkmTeaSlices, known_data
 from sgr_diffusers.training.data import describe_data
 from sgr_diffusers.training.files import write_json
 from sgr_diffusers.training.loop import fit
@@ -36,7 +36,6 @@ def run_training(
     example: tuple[Any, ...],
     recipe: dict[str, Any],
     data_dir: str,
-    card_template: Path,
     **settings: Any,
 ) -> dict[str, Any]:
     """Check memory and repository, train, write ``training_record.json``, and publish if that is asked for.
@@ -50,7 +49,6 @@ def run_training(
         example: inputs of `model.forward` for one slice.
         recipe: what of the script's own arguments changes what is learned: a resumed run must have the same.
         data_dir: as it was given.
-        card_template: of the card, should the run be published.
         **settings: of `fit`.
 
     Returns:
@@ -65,12 +63,18 @@ def run_training(
     data = describe_data(dataset)
     state = fit(model, dataset, options=options, accelerator=accelerator, identity={**data, **recipe}, **settings)
     details = {
-        "data": {**data, "data_dir": str(data_dir), "scans": len(dataset.scans), "slices": len(dataset)},
+        "data": {
+            **data,
+            "data_dir": str(data_dir),
+            "name": known_data(dataset.scans),
+            "scans": len(dataset.scans),
+            "slices": len(dataset),
+        },
         "arguments": arguments,
         "parameters": n_parameters,
     }
     record = training_record(options, state, accelerator, **details)
     if accelerator.is_main_process:
         write_json(Path(options.output_dir) / "training_record.json", record)
-        upload_run(options, record, repository, card_template)
+        upload_run(options, record, repository)
     return record

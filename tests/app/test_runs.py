@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import zipfile
@@ -7,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from raw_files import random_complex
 
 from sgr_diffusers.app.downloads import write_downloads
@@ -14,9 +16,9 @@ from sgr_diffusers.app.limits import AppLimits, RunRefused, RunStopped
 from sgr_diffusers.app.runs import RunRequest, SliceRequest, preview_slice, run_case
 from sgr_diffusers.app.uploads import describe_case
 from sgr_diffusers.app.views import headline_view, interval_plot, message, preview_view, progress_view, result_views
-from sgr_diffusers.guidance import default_strength
-from sgr_diffusers.reconstruct import SamplingSettings, load_pipeline, reconstruct_volume
+from sgr_diffusers.reconstruct import SamplingSettings, can_be_fast, load_pipeline, reconstruct_volume
 from sgr_diffusers.reconstruct_file import read_scan
+from sgr_diffusers.schedules import fast_timesteps
 
 CLASSES = ("femoral_cartilage", "meniscus")
 LIMITS = AppLimits()
@@ -52,13 +54,36 @@ def test_a_run_is_what_the_library_gives(pipe, scan, result):
     expected = reconstruct_volume(
         pipe,
         read_scan(scan, slice(2, 3), mask_name="poisson_4.0x"),
-        SamplingSettings(
-            classes=CLASSES, num_inference_steps=3, guidance_strength=20 * default_strength(1 / 3), seed=5
-        ),
+        SamplingSettings(classes=CLASSES, num_inference_steps=3, guidance_scale=20.0, seed=5),
     )
     np.testing.assert_array_equal(result.bounds.magnitudes, expected.magnitudes)
     np.testing.assert_array_equal(result.bounds.segmentations, expected.segmentations)
     assert result.plain is None and [row["class"] for row in result.rows()] == list(CLASSES)
+
+
+def test_a_fast_run_is_what_the_library_gives_and_leaves_the_pipeline_as_it_was(
+    pipe, scan, request_of_the_scan, result
+):
+    scheduler, config = pipe.scheduler, dict(pipe.config)
+    fast = run_case(pipe, replace(request_of_the_scan, fast=True), LIMITS)
+    assert pipe.scheduler is scheduler and dict(pipe.config) == config
+    by_hand = copy.copy(pipe)
+    by_hand.scheduler = DDPMScheduler.from_config(scheduler.config, clip_sample=False)
+    settings = replace(request_of_the_scan.settings(), fast=True)
+    assert settings.timesteps == fast_timesteps(3)
+    expected = reconstruct_volume(by_hand, fast.scan, settings)
+    np.testing.assert_array_equal(fast.bounds.magnitudes, expected.magnitudes)
+    assert not np.array_equal(fast.bounds.magnitudes, result.bounds.magnitudes)
+    assert "3 fast steps" in headline_view(fast) and "fast" not in headline_view(result)
+    again = run_case(pipe, request_of_the_scan, LIMITS)  # after a fast run: what it was before
+    np.testing.assert_array_equal(again.bounds.magnitudes, result.bounds.magnitudes)
+
+
+def test_whether_a_pipeline_can_be_fast(pipe):
+    assert can_be_fast(pipe)
+    other = copy.copy(pipe)
+    other.register_to_config(trained_with={"prediction_type": "epsilon", "alphas_cumprod": None})
+    assert not can_be_fast(other) and can_be_fast(pipe)
 
 
 def test_without_a_fully_sampled_image_the_plain_reconstruction_is_made(plain_result):
@@ -98,6 +123,7 @@ def test_a_run_that_takes_too_long_is_refused(pipe, request_of_the_scan, n_steps
     [
         ({"classes": ()}, "at least one tissue"),
         ({"n_steps": 101}, "from 1 to 100, got 101"),
+        ({"n_steps": 1, "fast": True}, "from 2 to 100, got 1"),
         ({"strength": float("nan")}, "strength must be from 0 to 100"),
         ({"seed": -1}, "seed must be from 0"),
     ],

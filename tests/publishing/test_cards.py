@@ -1,5 +1,7 @@
 """Cards: filled from records alone, and nothing is published with one that is wrong."""
 
+import email.message
+import importlib.metadata
 import json
 import shutil
 import tomllib
@@ -9,10 +11,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from sgr_diffusers.publishing.cards import card_faults, render_card, template_folder
+from sgr_diffusers.evaluation.identity import weights_hash
+from sgr_diffusers.publishing.cards import card_faults, package_link, render_card, template_folder
 from sgr_diffusers.publishing.model_card import model_card, model_facts, write_eval_results
 from sgr_diffusers.publishing.stages import run_snippet, stage_model, stage_space
-from sgr_diffusers.reconstruct import PRETRAINED
+from sgr_diffusers.reconstruct import PRETRAINED, load_pipeline
 
 ROOT = Path(__file__).parents[2]
 TABLE1 = """acceleration,method,reference,precision_lower,recall_upper,uncertain_share,ssim,psnr,n_scans
@@ -116,7 +119,7 @@ def test_a_value_that_was_not_recorded_is_an_error(folder):
 
 def test_weights_from_people_have_their_licence(folder):
     assembly = json.loads((folder / "training/assembly.json").read_text())
-    assembly |= {"data": {"command": None, "config": None}, "case": None, "note": None}
+    assembly |= {"data": {"command": None, "config": None, "name": "SKM-TEA"}, "case": None, "note": None}
     for name in RECORDS:
         record = (folder / "training" / name).read_text()
         (folder / "training" / name).write_text(record.replace("synthetic_knee", "knee"))
@@ -128,6 +131,74 @@ def test_weights_from_people_have_their_licence(folder):
     assert "SKM-TEA" in card and "synthetic" not in card.lower().replace("on synthetic", "")
     assert card_faults(card, "model", folder) == []
     assert model_facts(folder)["title"] == "SGR on SKM-TEA"
+    with pytest.raises(ValueError, match=r"`licence` must be left out, got 'mit': .*skm-tea-research-use"):
+        model_card(folder, "org/knee", licence="mit")
+
+    assembly["data"]["name"] = None  # somebody's own scans
+    (folder / "training/assembly.json").write_text(json.dumps(assembly))
+    with pytest.raises(ValueError, match=r"`licence` must be given: .*--license"):
+        model_card(folder, "org/knee")
+    card = model_card(folder, "org/knee", licence="cc-by-4.0")
+    assert ModelCard(card).data.license == "cc-by-4.0" and "Its owner says what may be done" in card
+    assert "Desai" not in card and card_faults(card, "model", folder) == []
+    assert model_facts(folder)["title"] == "SGR on data in the SKM-TEA layout"
+
+
+def report_of(pipeline, report, **identity):
+    """A folder as `sgr report` leaves it."""
+    pipe = load_pipeline(pipeline, "cpu")
+    weights = "-".join(weights_hash(network) for network in (pipe.unet, pipe.segmentation_model))
+    settings = {"dtype": "float32", "num_inference_steps": 7, "seed": 3, "split": "val"}
+    identity = {"settings": settings, "weights": f"{weights}-ofthesecond", **identity}
+    record = {"data": "Knees", "identity": identity, "runs": [{"command": "sgr evaluate here", "machine": "none"}]}
+    report.mkdir()
+    (report / "settings.json").write_text(json.dumps(record))
+    (report / "table1.csv").write_text(TABLE1)
+    shutil.copyfile(template_folder() / "synthetic_knee.png", report / "figure3_bounds.png")
+    return report
+
+
+def test_a_report_comes_along(folder, tmp_path):
+    report = report_of(folder, tmp_path / "report")
+    (tmp_path / "stage").mkdir()
+    stage_model(folder, tmp_path / "stage", "org/knee", "org/data", report)
+    files = {path.name for path in (tmp_path / "stage/evaluation").iterdir()}
+    assert files == {"table1.csv", "settings.json", "figure3_bounds.png"}  # and nothing of an earlier evaluation
+    card = (tmp_path / "stage/README.md").read_text()
+    assert "Split val of Knees, 7 steps, seed 3, by\n\n```\nsgr evaluate here\n```\n\n| acc." in card
+    assert "![figure3 bounds](evaluation/figure3_bounds.png)" in card
+    result = ModelCard(card).data.eval_results[0]
+    assert (result.dataset_name, result.dataset_split) == ("Knees", "val")
+    assert card_faults(card, "model", tmp_path / "stage") == []
+
+
+def test_a_report_of_other_weights_is_refused(folder, tmp_path):
+    report = report_of(folder, tmp_path / "report", weights="0123-4567")
+    (tmp_path / "stage").mkdir()
+    with pytest.raises(ValueError, match=r"of other weights than those of .*: 0123-4567 there, \w{16}-\w{16} here"):
+        stage_model(folder, tmp_path / "stage", "org/knee", report=report)
+    with pytest.raises(ValueError, match=r"holds no table1.csv and settings.json"):
+        stage_model(folder, tmp_path / "stage", "org/knee", report=folder)
+
+
+def test_the_package_is_a_link_where_its_address_is_known(monkeypatch):
+    def metadata_of(*urls):
+        found = email.message.Message()
+        for url in urls:
+            found["Project-URL"] = url
+        monkeypatch.setattr(importlib.metadata, "metadata", lambda name: found)
+
+    metadata_of()
+    assert package_link() == "sgr_diffusers"
+    metadata_of("Issues, https://example.org/issues", "Repository, https://example.org/code")
+    assert package_link() == "[sgr_diffusers](https://example.org/code)"
+    assert "for [sgr_diffusers](https://example.org/code), a plugin" in model_card(PRETRAINED, "org/knee")
+
+
+def test_no_text_names_an_address_that_is_not_there():
+    texts = [*ROOT.glob("hub_cards/**/*"), *ROOT.glob("pipelines/**/*.py"), ROOT / "sgr_diffusers/hub_layout.py"]
+    for path in texts:
+        assert path.suffix == ".png" or path.is_dir() or "github.com/sgr-diffusers" not in path.read_text(), path
 
 
 GOOD = (PRETRAINED / "README.md").read_text()
@@ -187,6 +258,14 @@ def test_the_space_is_complete_or_refused(tmp_path, monkeypatch):
     stage_space(tmp_path / "stage", "org/knee")
     text = (tmp_path / "stage" / "README.md").read_text()
     assert "org/knee" in text and card_faults(text, "space", tmp_path / "stage") == []
+    address = "sgr-diffusers[app] @ https://example.org/sgr_diffusers-0.1.0-py3-none-any.whl"
+    (tmp_path / "space" / "README.md").write_text(f"{card}\n    pip install 'sgr-diffusers'\n")
+    stage_space(tmp_path / "stage", package=address)
+    assert (tmp_path / "stage" / "requirements.txt").read_text() == f"{address}\n"
+    assert f"pip install '{address}'" in (tmp_path / "stage" / "README.md").read_text()
+    for wrong in ("gradio", "sgr-diffusers", "sgr-diffusers[app] https://example.org"):
+        with pytest.raises(ValueError, match="`package` must be"):
+            stage_space(tmp_path / "stage", package=wrong)
     assert "app_file other.py is not there" in card_faults(
         text.replace("app.py", "other.py"), "space", tmp_path / "stage"
     )

@@ -146,6 +146,16 @@ def test_of_people_only_an_index_is_published(hub, sgr, tmp_path):
     assert "checkbox" in data.extra_gated_fields.values()
 
 
+def test_no_index_is_made_of_scans_whose_names_may_tell_of_whom_they_are(tmp_path):
+    data = write_tiny_skm_tea(tmp_path / "data")
+    close_files()
+    path = data / "annotations/v1.0.0/train.json"
+    path.write_text(path.read_text().replace("MTR_001", "Doe_Jane"))
+    (tmp_path / "stage").mkdir()
+    with pytest.raises(ValueError, match="'Doe_Jane' in the annotations of train is no scan of SKM-TEA"):
+        stage_index(data, tmp_path / "stage", "org/index")
+
+
 def test_a_scan_hidden_in_a_synthetic_data_set_is_found(tmp_path):
     import h5py
 

@@ -9,13 +9,15 @@ from huggingface_hub import ModelCard
 from layout_fixture import write_tiny_skm_tea
 from tiny_training import train
 
+from sgr_diffusers.data.skm_tea import SKM_TEA, SYNTHETIC
+from sgr_diffusers.publishing.cards import card_faults
+from sgr_diffusers.publishing.training_card import training_card
 from sgr_diffusers.training.log import Validation
 from sgr_diffusers.training.options import TrainingOptions
 from sgr_diffusers.training.publish import create_repository, upload_run, write_hub_folder
 from sgr_diffusers.training.record import training_record
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = ROOT / "hub_cards/training_card.md.jinja"
 
 
 def validate(network):
@@ -31,13 +33,13 @@ def finished(tmp_path):
     _, state = train(tmp_path / "knee-prior", accelerator=accelerator, validate=validate, max_train_steps=2)
     options = TrainingOptions(str(tmp_path / "knee-prior"), max_train_steps=2, hub_token="hf_secret")
     arguments = {"prediction_type": "epsilon", "hub_token": "hf_secret", "max_shift": (2, 2)}
-    data = {"slices": 10, "size": [8, 8], "scans": 2, "data_dir": "somewhere"}
+    data = {"slices": 10, "size": [8, 8], "scans": 2, "data_dir": "somewhere", "quantile": 0.99, "name": None}
     return options, training_record(options, state, accelerator, data=data, arguments=arguments, parameters=1234)
 
 
 def test_a_card_tells_how_the_weights_came_to_be(finished):
     options, record = finished
-    folder = write_hub_folder(Path(options.output_dir), record, "lab/knee-prior", TEMPLATE)
+    folder = write_hub_folder(Path(options.output_dir), record, "lab/knee-prior")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "pictures", "training_record.json", "unet"]
     assert [path.name for path in (folder / "pictures").iterdir()] == ["0000002_samples.png"]
     UNet2DModel.from_pretrained(folder, subfolder="unet")
@@ -45,15 +47,40 @@ def test_a_card_tells_how_the_weights_came_to_be(finished):
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "diffusers" and card.data.pipeline_tag == "unconditional-image-generation"
     assert 'UNet2DModel.from_pretrained("lab/knee-prior", subfolder="unet")' in card.text
-    assert "10 slices of 8 x 8\npixels, from 2 scans" in card.text and "1234 parameters" in card.text
+    assert (
+        "2 training scans with 10 slices of data in the SKM-TEA layout" in card.text and "1234 parameters" in card.text
+    )
+    assert "slices of about 8 x 8 pixels" in card.text and card.data.license is None and "Desai" not in card.text
     assert "| val_eps_mse | 0.125 |\n| val_errors 10 x0_mse | 0.5 |" in card.text
     assert "| max_shift | (2, 2) |" in card.text and "(pictures/0000002_samples.png)" in card.text
     assert "not for clinical use" in card.text
 
 
+@pytest.mark.parametrize(
+    ("name", "licence", "said"),
+    [
+        (SYNTHETIC, "apache-2.0", "of synthetic knees"),
+        (SKM_TEA, "other", "bind whoever uses what was made from the data"),
+    ],
+)
+def test_a_card_tells_what_the_data_was(finished, name, licence, said):
+    options, record = finished
+    text = training_card({**record, "data": {**record["data"], "name": name}}, "unet", "lab/knee-prior")
+    assert ModelCard(text).data.license == licence and said in text
+    assert card_faults(text, "network", Path(options.output_dir)) == []
+
+
+def test_a_record_with_a_token_is_not_published(finished):
+    options, record = finished
+    record["arguments"]["report_to"] = "hf_" + "a" * 30
+    with pytest.raises(ValueError, match=r"training_record.json holds what looks like a token"):
+        write_hub_folder(Path(options.output_dir), record, "lab/knee-prior")
+    assert not (Path(options.output_dir) / "hub").exists()
+
+
 def test_the_token_is_written_nowhere(finished):
     options, record = finished
-    folder = write_hub_folder(Path(options.output_dir), record, "lab/knee-prior", TEMPLATE)
+    folder = write_hub_folder(Path(options.output_dir), record, "lab/knee-prior")
     assert "hf_secret" not in json.dumps(record)
     for path in folder.rglob("*"):
         assert not path.is_file() or b"hf_secret" not in path.read_bytes()
@@ -62,7 +89,7 @@ def test_the_token_is_written_nowhere(finished):
 def test_nothing_is_published_unasked(finished):
     options, record = finished
     assert create_repository(options) is None
-    upload_run(options, record, None, TEMPLATE)
+    upload_run(options, record, None)
     assert not (Path(options.output_dir) / "hub").exists()
 
 

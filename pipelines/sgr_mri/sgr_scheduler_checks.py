@@ -1,4 +1,4 @@
-# Made from sgr_diffusers (https://github.com/sgr-diffusers/sgr_diffusers, Apache-2.0) by `sgr publish bundle`.
+# Made from the Python package sgr_diffusers (Apache-2.0) by `sgr publish bundle`.
 # To change it, change the package.
 """A diffusers scheduler and what it is to do enter; nothing leaves, or an error if the image would be wrong.
 

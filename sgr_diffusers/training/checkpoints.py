@@ -91,8 +91,13 @@ def latest_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
-def prepare_output_dir(accelerator: Accelerator, options: TrainingOptions) -> None:
+def prepare_output_dir(accelerator: Accelerator, options: TrainingOptions, name: str) -> None:
     """Make the folder of a run ready: nothing of an earlier run may be taken for this one's.
+
+    Args:
+        accelerator: of the run.
+        options: of the run.
+        name: folder of the weights.
 
     Raises:
         FileExistsError: the folder holds checkpoints of a run that is not to be resumed.
@@ -113,8 +118,10 @@ def prepare_output_dir(accelerator: Accelerator, options: TrainingOptions) -> No
         for leftover in folder.glob(".*.partial"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if options.overwrite_output_dir:
-            for path in old:
-                remove_folder(path)
+            for path in [*old, *(folder / one for one in (name, f"{name}_best", "pictures", "hub"))]:
+                if path.exists():
+                    remove_folder(path)
+            (folder / "training_record.json").unlink(missing_ok=True)
         if token:
             mark.touch()
     accelerator.wait_for_everyone()
@@ -276,7 +283,7 @@ class Checkpoints:
                 + "\nUse the same options, or start a new run from the weights (--init_from)."
             )
         for line in _differences(restored.schedule, self.state.schedule):
-            logger.warning("resumed with another schedule, and so not bit for bit: %s", line.strip())
+            logger.warning("resumed with another schedule or machine, and so not bit for bit: %s", line.strip())
         self.accelerator.load_state(str(path))
         restored.identity, restored.schedule = self.state.identity, self.state.schedule
         vars(self.state).update(vars(restored))

@@ -48,12 +48,21 @@ def disk_errors(what: str, way_out: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError that names its writer; others are none of our business.
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and not _is_of_torch_save(error):
             raise
         if isinstance(error, DiskError):
             raise
         raise DiskError(f"{what} could not be written ({error}). Is the disk full? {way_out}") from error
+
+
+def _is_of_torch_save(error: BaseException | None) -> bool:
+    """Whether `torch.save` raised it. Its writer fails, and once more when it is closed, with words of its own."""
+    words = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
+    while error is not None:
+        if any(word in str(error) for word in words):
+            return True
+        error = error.__context__
+    return False
 
 
 def write_json(path: Path, content: Any) -> None:

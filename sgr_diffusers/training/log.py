@@ -1,6 +1,6 @@
 """Losses, results and pictures of a run enter; ``log.jsonl``, PNG files, the console and the trackers have them after.
 
-A resumed run rewrites the log from its checkpoint, so that no line appears twice.
+A resumed run rewrites the log from its checkpoint, so that no line appears twice, and removes later pictures.
 """
 
 import json
@@ -78,9 +78,13 @@ class Log:
         if self.is_main:
             with self._disk_errors():
                 self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.history))
+                for picture in self.output_dir.glob("pictures/*_*.png"):
+                    number = picture.name.split("_")[0]
+                    if number.isdigit() and int(number) > state.step:
+                        picture.unlink()
         if accelerator.log_with:
-            # Events after the checkpoint that a run was resumed from are written again, not twice.
-            settings = {"tensorboard": {"purge_step": state.step}, "wandb": {"dir": str(self.output_dir)}}
+            # Events after the step that a run is resumed from are written again, not twice.
+            settings = {"tensorboard": {"purge_step": state.step + 1}, "wandb": {"dir": str(self.output_dir)}}
             settings["wandb"]["name"] = settings["wandb"]["group"] = self.output_dir.name
             simple = {key: value if isinstance(value, (int, float)) else str(value) for key, value in config.items()}
             accelerator.init_trackers(options.tracker_project_name, simple, init_kwargs=settings)

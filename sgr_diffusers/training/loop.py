@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sgr_diffusers.data.sampling import SliceSampler
 from sgr_diffusers.training.checkpoints import Checkpoints, averaged_weights, is_sharded, prepare_output_dir
+from sgr_diffusers.training.files import disk_errors
 from sgr_diffusers.training.learning_rate import learning_rate_factor
 from sgr_diffusers.training.log import Log, Validation
 from sgr_diffusers.training.machine import check_accelerator, create_optimizer
@@ -90,7 +91,7 @@ def fit(
     n_processes, rank = accelerator.num_processes, accelerator.process_index
     own_batch, n_micro = options.train_batch_size, options.gradient_accumulation_steps
     output_dir = Path(options.output_dir)
-    prepare_output_dir(accelerator, options)
+    prepare_output_dir(accelerator, options, name)
     check_accelerator(accelerator, options)
     last_step = options.last_step(len(dataset), n_processes)
     learning_rate = options.learning_rate * (options.images_per_step(n_processes) if options.scale_lr else 1)
@@ -100,6 +101,8 @@ def fit(
     state.identity |= {"items": len(dataset), **(identity or {})}
     state.identity |= {f"model.{key}": value for key, value in model.config.items() if not key.startswith("_")}
     state.schedule = {key: getattr(options, key) for key in SCHEDULE}
+    # Sums are rounded otherwise by another number of threads or another version.
+    state.schedule |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
 
     if options.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -118,7 +121,8 @@ def fit(
         checkpoints.load(options.resume_from_checkpoint)
     if accelerator.is_main_process:
         for folder, companion in (companions or {}).items():
-            companion.save_pretrained(output_dir / folder)
+            with disk_errors(str(output_dir / folder), "Free some space and start again."):
+                companion.save_pretrained(output_dir / folder)
     log = Log(
         accelerator,
         options,
@@ -182,9 +186,8 @@ def fit(
                 losses.append(loss.item())
                 used.append(batch)
                 accelerator.backward(loss)
-        norm = None
-        if options.max_grad_norm:
-            norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm)
+        # Measured even where nothing is clipped: one gradient that is not finite would spoil weights and checkpoints.
+        norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm or math.inf)
         mean_loss = _check_finite(losses, norm, used, checkpoints)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,15 +1,19 @@
 """Options enter; an accelerator and an optimizer leave, or the reason why this machine cannot do what they ask."""
 
+import datetime
 import importlib.util
 from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
 from sgr_diffusers.training.checkpoints import is_sharded
 from sgr_diffusers.training.options import TrainingOptions
+
+# Others wait while the main process validates, or writes. The 10 minutes that NCCL allows by itself can be too short.
+PATIENCE = datetime.timedelta(hours=6)
 
 __all__ = ["check_accelerator", "create_accelerator", "create_optimizer"]
 
@@ -38,6 +42,7 @@ def create_accelerator(options: TrainingOptions) -> Accelerator:
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         cpu=options.cpu,
         log_with=list(options.report_to) or None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         project_config=ProjectConfiguration(options.output_dir, f"{options.output_dir}/trackers"),
     )
 

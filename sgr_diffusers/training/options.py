@@ -23,7 +23,9 @@ class TrainingOptions:
     """What both training scripts can be told. Every field is a command line option of the same name."""
 
     output_dir: str = _option("runs/training", "folder for checkpoints, log, weights and record, seen by all nodes")
-    overwrite_output_dir: bool = _option(False, "delete the checkpoints of an earlier run in that folder")
+    overwrite_output_dir: bool = _option(
+        False, "delete checkpoints, weights and pictures of an earlier run in that folder"
+    )
     seed: int = _option(0, "of the weights, the order of the data, noise and augmentation")
     # length
     max_train_steps: int | None = _option(None, "stop after this many optimizer steps", type=int)

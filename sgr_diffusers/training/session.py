@@ -9,7 +9,7 @@ from diffusers import ModelMixin
 
 from sgr_diffusers.data.skm_tea import SkmTeaSlices, known_data
 from sgr_diffusers.training.data import describe_data
-from sgr_diffusers.training.files import write_json
+from sgr_diffusers.training.files import disk_errors, write_json
 from sgr_diffusers.training.loop import fit
 from sgr_diffusers.training.memory import check_memory
 from sgr_diffusers.training.options import TrainingOptions
@@ -75,6 +75,8 @@ def run_training(
     }
     record = training_record(options, state, accelerator, **details)
     if accelerator.is_main_process:
-        write_json(Path(options.output_dir) / "training_record.json", record)
+        path = Path(options.output_dir) / "training_record.json"
+        with disk_errors(str(path), "The weights are written: free some space and continue from the last checkpoint."):
+            write_json(path, record)
         upload_run(options, record, repository)
     return record

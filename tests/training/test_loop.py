@@ -7,12 +7,13 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
-from tiny_training import Slices, assert_same_bits, contents, noise_loss, tiny_model, train
+from tiny_training import Slices, assert_same_bits, contents, forget_accelerator, noise_loss, tiny_model, train
 
 from sgr_diffusers.data.sampling import SliceSampler
 from sgr_diffusers.training.checkpoints import averaged_weights, latest_checkpoint
 from sgr_diffusers.training.log import Validation
 from sgr_diffusers.training.loop import fit
+from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions
 from sgr_diffusers.training.seeds import random_seed, step_generator
 
@@ -196,6 +197,75 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
 
     with pytest.raises(FloatingPointError, match="The loss is finite, but its gradient has the norm"):
         train(tmp_path, infinite_gradient)
+
+
+def test_a_gradient_that_is_not_finite_stops_where_nothing_is_clipped(tmp_path):
+    calls = iter(range(100))
+
+    def infinite_gradient_later(network, batch, generator):
+        loss = noise_loss(network, batch, generator)
+        return loss if next(calls) < 6 else loss + (loss.detach() - loss).abs().sqrt()
+
+    with pytest.raises(FloatingPointError, match="its gradient has the norm"):
+        train(tmp_path, infinite_gradient_later, max_grad_norm=0.0, checkpointing_steps=1)
+    (folder,) = tmp_path.glob("nonfinite-step-3")
+    stored = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    assert all(value.isfinite().all() for value in stored.values())
+
+
+def test_without_clipping_gradients_stay_as_they_are(tmp_path):
+    # A norm that is never reached clips nothing.
+    none, _ = train(tmp_path / "none", max_train_steps=2, max_grad_norm=0.0)
+    large, _ = train(tmp_path / "large", max_train_steps=2, max_grad_norm=1e9)
+    small, _ = train(tmp_path / "small", max_train_steps=2, max_grad_norm=1e-3, adam_epsilon=1.0)
+    same, _ = train(tmp_path / "same", max_train_steps=2, max_grad_norm=0.0, adam_epsilon=1.0)
+    assert torch.equal(none.conv_in.weight, large.conv_in.weight)
+    assert not torch.equal(small.conv_in.weight, same.conv_in.weight)
+
+
+def picture(network):
+    return Validation({"score": 1.0}, {"grey": np.zeros((2, 4, 4), np.uint8)})
+
+
+def test_nothing_of_an_earlier_run_is_left_for_this_one(tmp_path):
+    def pictures():
+        return sorted(path.name for path in (tmp_path / "pictures").iterdir())
+
+    often = {"max_train_steps": 6, "validation_steps": 1}
+    train(tmp_path, validate=picture, max_train_steps=4, validation_steps=2)
+    (tmp_path / "training_record.json").write_text("{}")
+    (tmp_path / "unet_best").mkdir()
+    with pytest.raises(Interruption):
+        train(tmp_path, interrupted(5), picture, overwrite_output_dir=True, **often)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "log.jsonl", "pictures"]
+    assert pictures() == ["0000001_grey.png", "0000002_grey.png"]
+
+    # what lies behind the checkpoint that is resumed
+    with pytest.raises(Interruption):
+        train(tmp_path, interrupted(3), picture, resume_from_checkpoint="latest", **often)
+    assert pictures()[-1] == "0000003_grey.png"
+    train(tmp_path, max_train_steps=2, resume_from_checkpoint="latest")
+    assert pictures() == ["0000001_grey.png", "0000002_grey.png"]
+
+
+def test_tensorboard_keeps_the_events_of_the_step_that_is_resumed(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def run(loss, **options):
+        often = {"logging_steps": 1, "validation_steps": 2, "report_to": ("tensorboard",), "cpu": True}
+        options = {"max_train_steps": 6, **often, **options}
+        accelerator = create_accelerator(TrainingOptions(str(tmp_path), **options))
+        train(tmp_path, loss, picture, accelerator=accelerator, **options)
+        accelerator.end_training()
+
+    with pytest.raises(Interruption):
+        run(interrupted(11))  # in the sixth step: the fifth is logged, and its checkpoint is of the fourth
+    forget_accelerator()
+    run(noise_loss, resume_from_checkpoint="latest")
+    (folder,) = (tmp_path / "trackers").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Images("grey")] == [2, 4, 6]
 
 
 def test_random_numbers_of_a_step_depend_on_nothing_else():

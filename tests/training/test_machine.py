@@ -114,7 +114,7 @@ def test_options_of_the_machine_are_set(tmp_path):
 
 
 def test_wandb_offline_gets_losses_and_pictures(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     options = TrainingOptions(str(tmp_path), max_train_steps=1, report_to=("wandb",), cpu=True)
@@ -122,6 +122,7 @@ def test_wandb_offline_gets_losses_and_pictures(tmp_path, monkeypatch):
     assert isinstance(accelerator, Accelerator)
     train(tmp_path, accelerator=accelerator, validate=picture, max_train_steps=2, report_to=("wandb",))
     accelerator.end_training()
+    wandb.teardown()  # its own process closes the file; `finish` does not wait for that
     runs = list(tmp_path.glob("wandb/offline-run-*"))
     assert len(runs) == 1
     assert next(runs[0].glob("*.wandb")).stat().st_size > 500

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sgr_diffusers import SGRMRIPipeline
+from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.data.synthetic_knee import SyntheticKneeConfig, write_synthetic_dataset
 from sgr_diffusers.mri.io import read_skm_tea
+from sgr_diffusers.publishing.cards import card_faults
 
 ROOT = Path(__file__).parents[1]
 TINY = SyntheticKneeConfig(
@@ -50,6 +51,27 @@ def test_train_assemble_load_and_reconstruct(tmp_path):
     record = json.loads((tmp_path / "pipeline" / "training" / "1_prior.json").read_text())
     assert f"Seed 3, 2 steps, {record['images']} images" in card
     assert "meniscus 0.432" in card and "| 4x | 20.00 dB | 30.00 dB | 31.50 dB |" in card
+
+    scores = {"precision_lower": 0.75, "recall_upper": -0.125, "uncertain_share": 0.25}
+    comparison = {
+        "command": "python comparison",
+        "radius": 0.03,
+        "dice": {"robust": {"clean": 0.5, "attacked": 0.25}},
+        "n_slices": 2,
+        "n_scans": 1,
+        "bounds": [{"acceleration": 4.0, "reference": "manual", "model": "difference", **scores}],
+    }
+    (tmp_path / "comparison.json").write_text(json.dumps(comparison))
+    folders = ["--run", segmentation, "--output_dir", str(tmp_path / "robust")]
+    script("assemble_segmentation")(
+        ["--data_dir", str(data), *folders, "--comparison", str(tmp_path / "comparison.json")]
+    )
+    card = (tmp_path / "robust" / "README.md").read_text()
+    assert not card_faults(card, "network", tmp_path / "robust") and "license: apache-2.0" in card
+    assert "| robust | 0.500 | 0.250 |" in card and "| 4x | manual | difference | +0.750 | -0.125 | +0.250 |" in card
+    robust = SegmentationUNet.from_pretrained(tmp_path / "robust", subfolder="segmentation_model")
+    best = SegmentationUNet.from_pretrained(Path(segmentation) / "segmentation_model_best").half()
+    assert all(torch.equal(a, b) for a, b in zip(robust.half().parameters(), best.parameters(), strict=True))
 
     case = read_skm_tea(tmp_path / "pipeline" / "case.h5", mask=4)
     pipe = SGRMRIPipeline.from_pretrained(output)

@@ -32,7 +32,13 @@ _KINDS = {
 _HIDDEN = ("output_dir", "data_dir", "resume_from_checkpoint", "report_to", "logging", "hub_", "push", "tracker")
 
 
-def training_card(record: dict[str, Any], kind: str, repository: str, pictures: Sequence[str] = ()) -> str:
+def training_card(
+    record: dict[str, Any],
+    kind: str,
+    repository: str,
+    pictures: Sequence[str] = (),
+    comparison: dict[str, Any] | None = None,
+) -> str:
     """Render the card of one network.
 
     Args:
@@ -40,6 +46,7 @@ def training_card(record: dict[str, Any], kind: str, repository: str, pictures: 
         kind: of the network, "unet" or "segmentation_model"; also the folder of its weights.
         repository: name, for the example.
         pictures: names of files in `pictures/`.
+        comparison: content of the json file of `tests/benchmarks/benchmark_robust.py`.
 
     Raises:
         ValueError: the template asks for what was not recorded.
@@ -70,6 +77,7 @@ def training_card(record: dict[str, Any], kind: str, repository: str, pictures: 
         "results": _flat(last),
         "results_step": last.get("step"),
         "pictures": list(pictures),
+        "comparison": comparison,
     }
     return render_card("training_card.md.jinja", values)
 

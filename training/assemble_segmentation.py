@@ -1,0 +1,54 @@
+"""Put one trained segmentation model, its record and a card together into a folder in Hub layout.
+
+    python training/assemble_segmentation.py --data_dir runs/knee --run runs/robust \
+        --comparison runs/robust.json --output_dir sgr_diffusers/pretrained/synthetic_knee_robust
+
+The weights are those that did best on the validation scans (``segmentation_model_best``). With ``--comparison FILE``,
+the json of ``tests/benchmarks/benchmark_robust.py``, the card shows it.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from sgr_diffusers import SegmentationUNet
+from sgr_diffusers.data.skm_tea import known_data, list_scans
+from sgr_diffusers.publishing.training_card import training_card
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", required=True, help="that the model was trained on")
+    parser.add_argument("--run", required=True, help="output folder of train_segmentation.py")
+    parser.add_argument("--comparison", help="with the standard model")
+    parser.add_argument("--output_dir", required=True)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Assemble and write the card."""
+    args = parse_arguments(arguments)
+    run, output = Path(args.run), Path(args.output_dir)
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    # Half precision on disk keeps the package small; `from_pretrained` loads it as float32 unless told otherwise.
+    model = SegmentationUNet.from_pretrained(run / "segmentation_model_best", dtype=torch.float16)
+    model.register_to_config(_name_or_path=None)
+    model.save_pretrained(output / "segmentation_model")
+    record = json.loads((run / "training_record.json").read_text())
+    record["data"]["name"] = known_data(list_scans(args.data_dir, "train"))
+    (output / "training_record.json").write_text(json.dumps(record, indent=1) + "\n")
+    comparison = None
+    if args.comparison:
+        comparison = json.loads(Path(args.comparison).read_text())
+        (output / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")
+    card = training_card(record, "segmentation_model", output.as_posix(), comparison=comparison)
+    (output / "README.md").write_text(card, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

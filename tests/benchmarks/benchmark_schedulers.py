@@ -194,7 +194,7 @@ def main():
         settings = (args.acceleration, args.seed, args.strength_factor)
         futures = {key: pool.submit(measure, *job, *settings) for key, job in jobs.items() if key not in done}
         for key, future in futures.items():
-            done[key] = future.result()
+            done[key] = json.loads(json.dumps(future.result()))  # labels are text as in rows of an earlier run
             output.write_text(json.dumps(done, indent=1))
             print(key, done[key], flush=True)
     rows = {}

@@ -3,7 +3,8 @@
     sgr synthesize runs/knee --scans 0 0 16
     python tests/benchmarks/benchmark_schedulers.py --data_dir runs/knee --output runs/schedulers.json
 
-With ``--guide pipelines/SCHEDULERS.md`` the tables are also written into the guide, with the checkpoint's hash.
+With ``--guide pipelines/SCHEDULERS.md`` the tables are also written into a block of the guide, with the checkpoint's
+hash.
 
 For each: PSNR of the plain reconstruction (mean over slices), precision of the lower and recall of the upper bound
 against the segmentation of the fully sampled image and V_unc / V_up (pixels of all slices together, mean of classes),
@@ -17,6 +18,7 @@ import hashlib
 import inspect
 import json
 import multiprocessing
+import shlex
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -32,7 +34,7 @@ from sgr_diffusers.evaluation.metrics import psnr
 from sgr_diffusers.scheduler_table import FORGETS_NOISE, NOISE_LEVEL, supported_name
 from sgr_diffusers.schedules import fast_timesteps
 
-MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
+MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
 REFERENCE = ("DDIM eta=1", 100)
 # Classes with settings that change what they do; all others as they come, with the prior's noise levels.
 VARIANTS = {
@@ -162,6 +164,7 @@ def parse_arguments():
     parser.add_argument("--num_threads", type=int, default=2, help="of each process")
     parser.add_argument("--output", required=True, help="json file of the slices done, continued if it exists")
     parser.add_argument("--guide", help="markdown file to write the tables into")
+    parser.add_argument("--guide_block", default="all schedulers", help="name of its block that they go into")
     return parser.parse_args()
 
 
@@ -207,8 +210,11 @@ def main():
     print(text)
     if args.guide:
         guide = Path(args.guide)
-        before, _, rest = guide.read_text().partition(MARKS[0])
-        guide.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        begin, end = (mark.format(args.guide_block) for mark in MARKS)
+        before, found, rest = guide.read_text().partition(begin)
+        if not found or end not in rest:
+            raise SystemExit(f"{guide} has no block {begin} ... {end}")
+        guide.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 def tables(rows, args, slices):
@@ -216,6 +222,9 @@ def tables(rows, args, slices):
     base = rows.get(REFERENCE) or next(iter(rows.values()))
     command = f"python tests/benchmarks/benchmark_schedulers.py --data_dir runs/knee --n_scans {args.n_scans}"
     command += f" --slices_per_scan {args.slices_per_scan} --acceleration {args.acceleration:g} --dtype {args.dtype}"
+    command += f" --steps {' '.join(map(str, sorted(args.steps)))}"
+    if set(args.schedulers) != set(variants()):
+        command += f" --schedulers {shlex.join(args.schedulers)}"
     weights = Path(args.model) / "unet" / "diffusion_pytorch_model.safetensors"
     lines = [
         f"`{command} --workers {args.workers} --num_threads {args.num_threads} --output runs/schedulers.json`",

@@ -227,7 +227,9 @@ def check_settings(
             "None gives the paper's strength."
         )
     if not 0 <= guidance_scale < float("inf"):
-        raise ValueError(f"`guidance_scale` must be 0 or larger, got {guidance_scale}; 1 leaves the strength as it is.")
+        raise ValueError(
+            f"`guidance_scale` must be 0 or larger, got {guidance_scale}; 1 leaves the strength as it is."
+        )
     if num_samples > 1 and target != "none":
         raise ValueError(
             f"`num_samples` must be 1 for target={target!r}, got {num_samples}: branches of a slice share their "

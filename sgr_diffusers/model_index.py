@@ -96,7 +96,7 @@ def read_json(file: str | Path) -> Any:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuse the folder of a pipeline that has weights only as pickles, in whole or in parts, or components without end.
+    """Refuse the folder of a pipeline that has weights or shards only as pickles, or components without end.
 
     Raises:
         UnsafeCheckpointError: naming the file.

@@ -96,7 +96,7 @@ def read_json(file: str | Path) -> Any:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuse the folder of a pipeline that has weights only as pickles, or components without end.
+    """Refuse the folder of a pipeline that has weights or shards only as pickles, or components without end.
 
     Raises:
         UnsafeCheckpointError: naming the file.
@@ -111,8 +111,21 @@ def check_folder(folder: str | Path) -> None:
                 "for weights as .safetensors, or convert them where nothing can be harmed."
             )
         for path in files:
-            if path.suffix == ".json" and not path.name.endswith(".index.json"):
+            if path.name.endswith(".safetensors.index.json"):
+                _check_shards(read_json(path), path)
+            elif path.suffix == ".json" and not path.name.endswith(".index.json"):
                 _check_counts(read_json(path), path)
+
+
+def _check_shards(content: Any, file: str | Path) -> None:
+    """An index of shards must name safetensors: diffusers unpickles what has another suffix."""
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UnsafeCheckpointError(
+                f"{_short(file)} must name files beside it that end in .safetensors, got {_shown(name)}."
+            )
 
 
 def _check_component(name: str, value: Any, file: str | Path) -> None:

@@ -78,8 +78,13 @@ out = call(pipe)\n"""
 
 
 def test_load_where_the_package_is_not(hub, files, tmp_path):
-    """As in test_hub_bundle, from a Hub; then, with what is in the cache, without any network."""
-    hub.add("org/bare", files)
+    """As in test_hub_bundle, from a Hub, also a branch and half precision; then from the cache, without network."""
+    build("unet").to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
+    half = {name: (tmp_path / "half" / name.replace(".", ".fp16.", 1)).read_bytes() for name in WEIGHTS}
+    repository = hub.add("org/bare", {**files, **{name.replace(".", ".fp16.", 1): half[name] for name in WEIGHTS}})
+    changed = files["model_index.json"].replace(b'"cg_iterations": 5', b'"cg_iterations": 7')
+    pipeline = files["pipeline.py"] + b"\nBRANCH = 'wild'\n"
+    repository.commit({**files, "model_index.json": changed, "pipeline.py": pipeline}, "changed", branch="wild")
     problem = draw_problem()
     torch.save(problem, tmp_path / "problem.pt")
     code = """
@@ -93,7 +98,14 @@ torch.save(out.images, "images.pt")
 """
     code = code.replace("PROBLEM", str(tmp_path / "problem.pt")).replace("THREADS", str(torch.get_num_threads()))
     bare = BareEnvironment(tmp_path / "site-packages")
-    run_client(code.replace("SOURCE", "'org/bare'"), tmp_path / "home", endpoint=hub.url, path=bare)
+    more = """
+pipe = DiffusionPipeline.from_pretrained(SOURCE, trust_remote_code=True, variant="fp16", dtype=torch.float16)
+assert pipe.unet.dtype == pipe.segmentation_model.dtype == torch.float16
+wild = DiffusionPipeline.from_pretrained(SOURCE, trust_remote_code=True, revision="wild")
+assert (pipe.config.cg_iterations, wild.config.cg_iterations) == (5, 7)
+assert sys.modules[type(wild).__module__].BRANCH == "wild"
+"""
+    run_client((code + more).replace("SOURCE", "'org/bare'"), tmp_path / "home", endpoint=hub.url, path=bare)
     images = call(build("unet"), problem).images
     assert torch.equal(torch.load(tmp_path / "home/images.pt", weights_only=True), images)
     (tmp_path / "home/images.pt").unlink()

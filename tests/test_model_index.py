@@ -163,6 +163,22 @@ def test_pickles_are_refused_and_not_opened(folder, tmp_path, component, name, l
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize("name", ["shard.bin", "shard.gguf", "../shard.safetensors", 3])
+@pytest.mark.parametrize("loader", [SGRMRIPipeline, DiffusionPipeline])
+def test_shards_that_are_no_safetensors_are_refused_and_not_opened(folder, tmp_path, name, loader):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    build("unet").save_pretrained(folder, max_shard_size="3KB")
+    loader.from_pretrained(folder)  # in shards, but sound
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["conv_in.weight"] = name
+    file.write_text(json.dumps(index))
+    torch.save(Bomb(tmp_path / "exploded"), folder / "unet" / str(name))
+    with pytest.raises(UnsafeCheckpointError, match=r"index.json must name files beside it that end in .safetensors"):
+        loader.from_pretrained(folder)
+    assert not (tmp_path / "exploded").exists()
+
+
 def test_a_pickle_beside_safetensors_is_not_opened(folder, tmp_path):
     torch.save(Bomb(tmp_path / "exploded"), folder / "unet" / "diffusion_pytorch_model.bin")
     assert SGRMRIPipeline.from_pretrained(folder).unet is not None

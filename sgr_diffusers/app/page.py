@@ -126,9 +126,9 @@ def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blo
                         elem_id="sgr-steps",
                     )
                     fast = gr.Radio(
-                        [("where they count: for few steps", True), ("equally spaced: as in the paper", False)],
+                        [("fast, for few steps", True), ("even, as in the paper", False)],
                         value=offers_fast,
-                        label="Steps are",
+                        label="Spacing of the steps",
                         visible=offers_fast,
                         elem_id="sgr-fast",
                     )

@@ -195,7 +195,8 @@ def interval_plot(rows: Sequence[Mapping[str, Any]]) -> str:
         f'<span class="sgr-track sgr-ticks">{scale}</span><span class="sgr-numbers"></span></div>'
         '<p class="sgr-legend"><span><i class="sgr-swatch sgr-bar-swatch"></i>lower to upper bound</span>'
         f'<span><i class="sgr-swatch sgr-tick-swatch"></i>{name}</span>'
-        f'<span><i class="sgr-swatch sgr-tick-swatch sgr-outside"></i>{name}, outside the bounds</span></p></div>'
+        f'<span><i class="sgr-swatch sgr-tick-swatch sgr-outside"></i>{name}, outside the bounds</span></p>'
+        "<p>Bounds are found by a search, with this model: the volume can lie outside of them.</p></div>"
     )
 
 

@@ -107,7 +107,7 @@ def browser():
 
 
 @pytest.fixture
-def open_page(browser, server):
+def open_page(browser, server, request):
     """Open the page as another visitor; what it asks of other servers, or complains of, is an error."""
     contexts, foreign = [], []
 
@@ -117,7 +117,7 @@ def open_page(browser, server):
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
         page.add_init_script(RECORD_NOTICES)
-        page.on("request", lambda request: foreign.append(request.url) if is_foreign(request.url) else None)
+        page.on("request", lambda asked: foreign.append(asked.url) if is_foreign(asked.url) else None)
         page.on("pageerror", lambda error: foreign.append(str(error)))
         page.goto(server[0])
         page.wait_for_selector("#sgr-preview img")
@@ -127,7 +127,11 @@ def open_page(browser, server):
         return not url.startswith((server[0], "data:", "blob:"))
 
     yield open_one
-    for context in contexts:
+    pictures = os.environ.get("SGR_SCREENSHOTS")  # a folder, for whoever wants to look at the pages
+    for number, context in enumerate(contexts):
+        if pictures:
+            name = f"{request.node.name}_{number}.png"
+            context.pages[0].screenshot(path=Path(pictures) / name, full_page=True)
         context.close()
     assert not foreign
 
@@ -299,7 +303,7 @@ def test_a_run_is_stopped_and_the_next_one_works(open_page, hold, scan):
     assert page.locator("#sgr-picture img").count() == 0
     page.locator("#sgr-steps input[type=number]").fill("2")
     page.locator("#sgr-steps input[type=number]").blur()
-    page.locator("#sgr-fast").get_by_label("equally spaced").check()
+    page.locator("#sgr-fast").get_by_label("even, as in the paper").check()
     run(page)
     page.wait_for_selector("#sgr-picture img")
     assert "2 steps, strength 1" in page.locator("#sgr-headline").inner_text()

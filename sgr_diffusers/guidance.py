@@ -19,6 +19,7 @@ Nothing here knows a scheduler, a network or a data set. Notation, code to paper
 Half-precision logits are taken to float32 before any logarithm.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
+    "PAPER_STRENGTH",
     "class_log_odds",
     "default_strength",
     "guidance_loss",
@@ -35,6 +37,7 @@ __all__ = [
     "indicator",
     "loss_gradient",
     "lower_loss",
+    "strength_for_size",
     "tissue_volumes_mm3",
     "upper_loss",
     "volume_mm3",
@@ -45,6 +48,7 @@ Classes = Int[Tensor, " batch"] | Bool[Tensor, "batch out_class"]
 
 PAPER_STRENGTH = 0.005
 PAPER_STEPS = 100
+PAPER_SIZE = (512, 160)
 # A push to the noise is carried to the end in full by a deterministic sampler, and partly forgotten with every draw of
 # fresh noise. For a Gaussian image of variance P, a push of fixed size in every timestep t moves the result by the sum
 # of sigma_t sqrt(P / V_t) with eta = 0, and of sigma_t alpha_t P / V_t with eta = 1, where V_t = alpha_t^2 P +
@@ -53,16 +57,29 @@ PAPER_STEPS = 100
 DETERMINISTIC_FACTOR = 0.15
 
 
-def default_strength(share: float, fresh_noise: float = 1.0, exponent: float = 0.7) -> float:
-    """Strength b of one step that leaves the bounds as wide as the paper's setting (b = 0.005 in each of 100 steps).
+def default_strength(
+    share: float, fresh_noise: float = 1.0, exponent: float = 0.7, strength: float = PAPER_STRENGTH
+) -> float:
+    """Strength b of one step that leaves the bounds as wide as `strength` in each of 100 steps of DDIM with eta = 1.
 
     Args:
         share: part of the training time that the step covers; 1/100 in the paper.
         fresh_noise: eta of the sampler, 1 in the paper, 0 for deterministic ones.
         exponent: with which the push has to go with `share`, measured (`scheduler_table.PUSH_EXPONENT`). 1 would keep
             the total push; fewer steps need less in total, since data consistency takes back less of it.
+        strength: the checkpoint's (`SGRMRIPipeline`), or the paper's.
     """
-    return PAPER_STRENGTH * (PAPER_STEPS * share) ** exponent * DETERMINISTIC_FACTOR ** (1 - fresh_noise**2)
+    return strength * (PAPER_STEPS * share) ** exponent * DETERMINISTIC_FACTOR ** (1 - fresh_noise**2)
+
+
+def strength_for_size(size: Sequence[int]) -> float:
+    """Strength b for images of another size than the paper's, (y, x), that pushes as hard beside the noise as there.
+
+    Eq. 14 measures the push by the norm of the noise of the whole image, which grows with the root of the number of
+    pixels. What the push has to stand out from is the noise along its own direction, of norm 1 in images of any size.
+    So b falls with the root of the number of pixels: 0.005 for 512 x 160, 0.016 for 96 x 80.
+    """
+    return PAPER_STRENGTH * math.sqrt(math.prod(PAPER_SIZE) / math.prod(size))
 
 
 def indicator(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Bool[Tensor, "batch y x"]:

@@ -12,7 +12,7 @@ from jaxtyping import Complex, Float
 from torch import Generator, Tensor, nn
 
 from .callbacks import Guidance, SegmentationGuidance, check_guidance, images_to_push
-from .guidance import default_strength, guidance_weight, loss_gradient, tissue_volumes_mm3
+from .guidance import PAPER_STRENGTH, default_strength, guidance_weight, loss_gradient, tissue_volumes_mm3
 from .hub_layout import RepositoryMixin
 from .inputs import (
     TARGETS,
@@ -53,6 +53,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         scale_quantile: each slice is divided by this quantile of abs(A^H y) (paper Sec. 3.3), ...
         scale_correction: ... times this factor.
         cg_iterations: default of the call's. Few iterations fit less noise: to be chosen on validation scans.
+        guidance_strength: b of paper Eq. 14, for 100 steps of DDIM with eta=1, of which a call's default is made.
+            The paper's is for its image size; smaller images need more (`guidance.strength_for_size`).
         trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
     """
 
@@ -77,6 +79,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         scale_quantile: float = 0.99,
         scale_correction: float = 1.0,
         cg_iterations: int = 5,
+        guidance_strength: float = PAPER_STRENGTH,
         trained_with: dict[str, Any] | None = None,
     ):
         """Register the components."""
@@ -87,6 +90,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             scale_quantile=scale_quantile,
             scale_correction=scale_correction,
             cg_iterations=cg_iterations,
+            guidance_strength=guidance_strength,
             trained_with=trained_with,
         )
 
@@ -208,7 +212,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             num_inference_steps: reverse steps, 100 in the paper. Some schedulers evaluate the prior twice a step.
             eta: share of fresh noise in each step, from 0 (deterministic) to 1 (the authors' runs); for DDIM only.
             guidance_strength: b of paper Eq. 14, per step; `None` for `default_strength`, which leaves the bounds
-                as wide as in the paper (b = 0.005 in each of 100 steps) whatever the scheduler and its steps.
+                as wide as by the checkpoint's `pipe.config.guidance_strength` in each of 100 steps of DDIM with eta=1,
+                whatever the scheduler and its steps.
             guidance_scale: factor on every strength; with the default strength, how much more than the paper's.
             cg_iterations: conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
                 checkpoint's `pipe.config.cg_iterations`.
@@ -306,7 +311,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         else:
             latents = latents.to(device, torch.float32).repeat_interleave(n_branches, dim=0)
         latents = latents * sampler.init_noise_sigma
-        kind = sampler.fresh_noise, sampler.push_exponent
+        kind = sampler.fresh_noise, sampler.push_exponent, self.config.guidance_strength
         defaults = [default_strength(share, *kind) / sampler.pushes_per_step for share in sampler.shares]
 
         # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward

@@ -21,6 +21,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.data.skm_tea import SkmTeaScan, known_data, list_scans
+from sgr_diffusers.guidance import strength_for_size
 from sgr_diffusers.hub_layout import make_portable
 from sgr_diffusers.hub_reading import drop_code
 from sgr_diffusers.publishing.model_card import model_card
@@ -55,6 +56,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--cg_iterations", type=int, default=5, help="default of the pipeline, found on validation scans"
     )
     parser.add_argument("--license", help="of the weights; only for data that is neither synthetic nor SKM-TEA")
+    parser.add_argument(
+        "--guidance_strength",
+        type=float,
+        help="default of the pipeline; without it, the paper's, brought to this image size",
+    )
     parser.add_argument("--note", help="what the records do not say of the training, for the card")
     parser.add_argument("--case_scan", type=int, default=0, help="number of the test scan that gives the case")
     parser.add_argument(
@@ -71,11 +77,15 @@ def main(arguments: list[str] | None = None) -> None:
     shutil.rmtree(output, ignore_errors=True)
 
     prior = Path(args.prior[-1])
+    unet = UNet2DModel.from_pretrained(prior / "unet")
+    size = unet.config.sample_size
+    size = (size, size) if isinstance(size, int) else size
     pipe = SGRMRIPipeline(
-        UNet2DModel.from_pretrained(prior / "unet"),
+        unet,
         DDIMScheduler.from_pretrained(prior / "scheduler"),
         SegmentationUNet.from_pretrained(Path(args.segmentation) / "segmentation_model"),
         cg_iterations=args.cg_iterations,
+        guidance_strength=args.guidance_strength or round(strength_for_size(size), 4),
     )
     pipe.save_pretrained(output)
     # Half precision on disk keeps the package small; `from_pretrained` loads it as float32 unless told otherwise.

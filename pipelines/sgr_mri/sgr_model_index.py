@@ -161,7 +161,8 @@ def _check_component(name: str, value: Any, file: str | Path) -> None:
 
 def _check_settings(index: dict[str, Any], file: str | Path) -> None:
     """Settings of the pipeline, as `SGRMRIPipeline.__init__` takes them."""
-    for name, least, most in (("scale_quantile", 0, 1), ("scale_correction", 0, 1e6), ("cg_iterations", -1, 1000)):
+    limits = {"scale_quantile": (0, 1), "scale_correction": (0, 1e6), "guidance_strength": (0, 1e3)}
+    for name, (least, most) in {**limits, "cg_iterations": (-1, 1000)}.items():
         value = index.get(name)
         is_number = isinstance(value, int if name == "cg_iterations" else int | float) and not isinstance(value, bool)
         if value is not None and not (is_number and least < value <= most):

@@ -72,7 +72,8 @@ def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: 
     arguments = (settings.num_inference_steps, settings.eta, [torch.Generator()], pipe.device, settings.timesteps)
     sampler = ScheduledSampler(pipe.scheduler, *arguments)
     pushed = sampler.shares[:-1] or sampler.shares
-    strengths = [default_strength(share, sampler.fresh_noise, sampler.push_exponent) for share in pushed]
+    kind = sampler.fresh_noise, sampler.push_exponent, pipe.config.guidance_strength
+    strengths = [default_strength(share, *kind) for share in pushed]
     return sum(strengths) / len(strengths)
 
 

@@ -14,6 +14,7 @@ from sgr_diffusers.guidance import (
     indicator,
     loss_gradient,
     lower_loss,
+    strength_for_size,
     upper_loss,
     volume_mm3,
 )
@@ -130,6 +131,23 @@ def test_default_strength_is_the_papers_and_goes_with_the_length_of_a_step():
     assert default_strength(1 / 25, exponent=1.0) * 25 == pytest.approx(default_strength(1 / 400, exponent=1.0) * 400)
     assert 0.005 < default_strength(1 / 25) < 0.005 * 4
     assert default_strength(0.0) == 0
+
+
+def test_the_strength_of_a_checkpoint_takes_the_place_of_the_papers():
+    assert default_strength(1 / 25, 0.5, 1.0, strength=0.02) == pytest.approx(4 * default_strength(1 / 25, 0.5, 1.0))
+
+
+def test_a_push_stands_out_from_the_noise_alike_in_images_of_any_size():
+    """The largest push of Eq. 14, beside the noise along its own direction: white, of standard deviation 1."""
+    assert strength_for_size((512, 160)) == pytest.approx(0.005)
+    pushes = []
+    for size in ((512, 160), (96, 80)):
+        eps = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(3))
+        direction = torch.zeros_like(eps)
+        direction[..., 10:20, 10:20] = 1  # of an object, however many pixels it has
+        push = direction * guidance_weight(eps, 1e6 * direction, strength_for_size(size)) * 1e6
+        pushes.append(torch.linalg.vector_norm(push).item())
+    assert pushes[0] == pytest.approx(0.005 * (2 * 512 * 160) ** 0.5, rel=0.01) == pushes[1]
 
 
 def test_default_strength_is_smaller_where_no_fresh_noise_hides_a_push():

@@ -75,6 +75,8 @@ HOSTILE = {
     "quantile as text": {"scale_quantile": "0.99"},
     "correction": {"scale_correction": -1.0},
     "correction that is huge": {"scale_correction": 1e300},
+    "strength": {"guidance_strength": -0.005},
+    "strength as text": {"guidance_strength": "0.005"},
     "iterations": {"cg_iterations": 10**9},
     "iterations that are half": {"cg_iterations": 2.5},
     "iterations that are true": {"cg_iterations": True},

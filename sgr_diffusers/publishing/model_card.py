@@ -14,6 +14,7 @@ from typing import Any
 from ..data.skm_tea import SKM_TEA, SYNTHETIC
 from ..evaluation.scores import QUALITY, SCORES
 from ..evaluation.table1 import read_table1, table1_cells
+from ..guidance import PAPER_STRENGTH
 from ..model_index import read_json, read_model_index
 from ..output_folder import RECORD_FILE
 from .cards import SKM_TEA_LICENCE, render_card
@@ -82,6 +83,7 @@ def model_facts(folder: str | Path) -> dict[str, Any]:
         "size": read_json(folder / "unet" / "config.json")["sample_size"],
         "classes": read_json(folder / "segmentation_model" / "config.json")["class_names"],
         "cg_iterations": index["cg_iterations"],
+        "guidance_strength": index.get("guidance_strength", PAPER_STRENGTH),
         "prior": last,
         "segmentation": runs[-1],
         "runs": runs,

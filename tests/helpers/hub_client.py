@@ -69,7 +69,7 @@ def run_client(code, home, *, endpoint=None, token=None, path=(ROOT, ROOT / "tes
         env=environment(home, endpoint, token, **variables),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=home,
     )
     if check:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sgr_diffusers.data.skm_tea import SYNTHETIC
 from sgr_diffusers.publishing.push import check_stage, redact
 from sgr_diffusers.publishing.training_card import training_card
 from sgr_diffusers.training.files import replaced_folder
@@ -39,6 +40,8 @@ def create_repository(options: TrainingOptions) -> str | None:
 def write_hub_folder(output_dir: Path, record: dict[str, Any], repository: str) -> Path:
     """Put what a repository should hold into ``hub/``: weights, scheduler, last pictures, record, and a card.
 
+    Pictures of scans come along only if these are synthetic; samples of the prior always do.
+
     Args:
         output_dir: of a finished run.
         record: of it.
@@ -52,6 +55,8 @@ def write_hub_folder(output_dir: Path, record: dict[str, Any], repository: str) 
     """
     kind = next(name for name in KINDS if (output_dir / name).is_dir())
     pictures = _last_pictures(output_dir)
+    if record["data"].get("name") != SYNTHETIC:  # the others show scans of people beside their reconstructions
+        pictures = [path for path in pictures if path.stem.endswith("_samples")]
     with replaced_folder(output_dir / HUB_FOLDER) as folder:
         for name in (kind, f"{kind}_best", "scheduler"):
             if (output_dir / name).is_dir():

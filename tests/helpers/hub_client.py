@@ -69,7 +69,7 @@ def run_client(code, home, *, endpoint=None, token=None, path=(ROOT, ROOT / "tes
         env=environment(home, endpoint, token, **variables),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=home,
     )
     if check:
@@ -160,5 +160,5 @@ for line in sys.stdin:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=300)
         self.process.stdout.close()

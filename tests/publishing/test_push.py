@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from hub_client import OWNER, WRONG
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, SpaceCard
 from layout_fixture import write_tiny_skm_tea
 
 from sgr_diffusers import cli
@@ -95,6 +95,21 @@ def test_publish_a_model(hub, worker, sgr, folder):
         + ")\nresult = printed.getvalue()"
     )
     assert "femoral_cartilage" in printed
+
+
+def test_publish_a_space(hub, sgr):
+    address = "sgr-diffusers[app] @ https://example.org/sgr_diffusers-0.1.0-py3-none-any.whl"
+    arguments = ("publish", "space", "--repo", "org/page", "--model", "org/knee", "--package", address)
+    code, printed = sgr(*arguments, "--dry-run")
+    assert code == 0 and "+ app.py" in printed and ("space", "org/page") not in hub.repositories
+    code, printed = sgr(*arguments, "--yes")
+    assert code == 0, printed
+    files = hub.repository("org/page", "space").files
+    assert files["requirements.txt"].decode() == f"{address}\n"
+    card = SpaceCard(files["README.md"].decode())
+    assert card.data.models == ["org/knee"] and card.data.sdk == "gradio" and f"'{address}'" in card.text
+    code, printed = sgr(*arguments[:4], "--package", "gradio", "--yes")
+    assert code == 2 and "`package` must be sgr-diffusers[app]" in printed
 
 
 def test_a_stranger_and_a_wrong_token(hub, sgr, folder):

@@ -94,6 +94,16 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             trained_with=trained_with,
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in diffusers, but a scheduler set in place of another is refused here if it would give a wrong image.
+
+        Raises:
+            TypeError, ValueError: as `check_scheduler` says.
+        """
+        if name == "scheduler" and name in self.__dict__:
+            check_scheduler(value, self.config.get("trained_with"))
+        super().__setattr__(name, value)
+
     @property
     def device(self) -> torch.device:
         """Device of the prior; the base class would ask the segmentation model, which need not know its own."""
@@ -151,7 +161,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         Raises:
             TypeError, ValueError: naming the argument or component, what was expected, what came, and the way out.
         """
-        check_scheduler(self.scheduler, self.config.trained_with, bool(guidance), timesteps)
+        n_steps = settings["num_inference_steps"]
+        check_scheduler(self.scheduler, self.config.trained_with, bool(guidance), timesteps, n_steps)
         device = self._execution_device
         measurement = check_measurement(kspace, mask, coil_maps, device)
         n_train_timesteps = self.scheduler.config.num_train_timesteps

@@ -32,6 +32,7 @@ from .scheduler_table import (
     PREDICTION_TYPES,
     PUSH_EXPONENT,
     prediction_type_of,
+    setting_of,
     supported_name,
 )
 
@@ -136,7 +137,8 @@ class ScheduledSampler:
             timesteps: to visit, in place of `num_inference_steps` of the scheduler's own choice.
 
         Raises:
-            ValueError: by the scheduler, if it cannot make that many steps.
+            ValueError: by the scheduler, if it cannot make that many steps; or it would start without noise, as
+                many do with a single step.
         """
         self.prediction_type = prediction_type_of(scheduler)
         self._name = supported_name(scheduler)
@@ -148,6 +150,11 @@ class ScheduledSampler:
             scheduler.set_timesteps(num_inference_steps, device=device)
         else:
             scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+        if float(scheduler.timesteps[0]) < 1:
+            raise ValueError(
+                f"`scheduler` {self._name} starts at timestep 0, where the prior expects an image without noise. Ask "
+                "for 2 steps or more, or set timestep_spacing='trailing'."
+            )
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)  # else it is looked up by the timestep, which need not be unique
         parameters = inspect.signature(scheduler.step).parameters
@@ -184,13 +191,15 @@ class ScheduledSampler:
     @property
     def fresh_noise(self) -> float:
         """Eta of the sampler: 1 if each step adds all of its noise afresh, 0 if it follows the predicted noise."""
-        is_sde = str(self._scheduler.config.get("algorithm_type", "")).startswith("sde")
+        if self._name == "LTXEulerAncestralRFScheduler":
+            return float(self._scheduler.config.eta)
+        is_sde = str(setting_of(self._scheduler, "algorithm_type")).startswith("sde")
         return float(self._step_arguments.get("eta", FRESH_NOISE.get(self._name, is_sde)))
 
     @property
     def push_exponent(self) -> float:
         """How the push of a step has to go with its share of the training time (`default_strength`)."""
-        algorithm = self._scheduler.config.get("algorithm_type")
+        algorithm = setting_of(self._scheduler, "algorithm_type")
         own = PUSH_EXPONENT.get(algorithm, PUSH_EXPONENT.get(self._name, 1.0))
         if algorithm in PUSH_EXPONENT or FRESH_NOISE.get(self._name) == 1:
             return own

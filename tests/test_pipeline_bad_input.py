@@ -98,17 +98,34 @@ def test_training_mode_is_refused(name):
         call(pipe)
 
 
-def test_schedulers_that_do_not_fit_are_refused():
+BAD_SCHEDULERS = [
+    (lambda: EulerDiscreteScheduler(), ValueError, "prediction_type='epsilon', but the prior predicts 'v_prediction'"),
+    (lambda: EDMEulerScheduler(), TypeError, "EDMEulerScheduler is not supported"),
+    (lambda: DDIMScheduler(prediction_type="v_prediction"), ValueError, "clip_sample=False"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD_SCHEDULERS)
+def test_schedulers_that_do_not_fit_are_refused_when_they_are_set(make, error, message):
     pipe = build(unet=build_unet(FailingUNet))
-    pipe.scheduler = EulerDiscreteScheduler()
-    with pytest.raises(ValueError, match="prediction_type='epsilon', but the prior predicts 'v_prediction'"):
-        call(pipe)
-    pipe.scheduler = EDMEulerScheduler()
-    with pytest.raises(TypeError, match="EDMEulerScheduler is not supported"):
-        call(pipe)
-    pipe.scheduler = DDIMScheduler()
-    with pytest.raises(ValueError, match="clip_sample=False"):
-        call(pipe)
+    good = pipe.scheduler
+    with pytest.raises(error, match=message):
+        pipe.scheduler = make()
+    with pytest.raises(error, match=message):
+        pipe.register_modules(scheduler=make())
+    assert pipe.scheduler is good
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD_SCHEDULERS[1:])
+def test_and_at_the_call_if_they_came_with_the_checkpoint(make, error, message):
+    with pytest.raises(error, match=message):
+        call(build(unet=build_unet(FailingUNet), scheduler=make()))
+
+
+def test_a_checkpoint_whose_scheduler_clips_can_be_mended():
+    pipe = build(scheduler=DDIMScheduler(prediction_type="v_prediction"))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    assert call(pipe).images.isfinite().all()
 
 
 def test_the_gradient_of_the_magnitude_is_zero_at_zero():

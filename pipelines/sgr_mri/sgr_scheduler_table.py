@@ -7,18 +7,24 @@ A class is supported if it can sample an unconditional model that predicts eps, 
 a test fails until it is.
 """
 
+import inspect
+from typing import Any
+
 from diffusers import SchedulerMixin
 
 __all__ = [
     "FORGETS_NOISE",
     "FRESH_NOISE",
+    "LEAST_STEPS",
     "NATIVE_TYPES",
     "NOISE_LEVEL",
     "PREDICTION_TYPES",
     "PUSH_EXPONENT",
     "REFUSED",
+    "forgets_noise",
     "prediction_type_of",
     "refuse_reason",
+    "setting_of",
     "supported_name",
 ]
 
@@ -107,6 +113,9 @@ PUSH_EXPONENT = {
 # Classes whose step replaces the predicted noise by fresh noise altogether: a push to it has no effect.
 FORGETS_NOISE = {"FlowMatchLCMScheduler", "LCMScheduler"}
 
+# Fewest steps of classes that cannot make a single one: Runge-Kutta steps come first, or a middle without noise.
+LEAST_STEPS = {"PNDMScheduler": 4, "KDPM2AncestralDiscreteScheduler": 3}
+
 _DISCRETE = "it samples tokens, not images with Gaussian noise."
 _OTHER_MODEL = "it steps a model of another kind (trained for {}), whose output has no exact x0 and eps here."
 _INVERSE = "it goes from an image to noise."
@@ -166,3 +175,15 @@ def prediction_type_of(scheduler: SchedulerMixin) -> str:
         return "flow_prediction"
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
     return "sample" if prediction_type == "original_sample" else prediction_type
+
+
+def forgets_noise(scheduler: SchedulerMixin) -> bool:
+    """Whether each step replaces the predicted noise by fresh noise, and with it any push."""
+    return supported_name(scheduler) in FORGETS_NOISE or bool(setting_of(scheduler, "stochastic_sampling"))
+
+
+def setting_of(scheduler: SchedulerMixin, name: str, default: Any = None) -> Any:
+    """A setting of the class's own; its config may hold others, carried along by `from_config` without effect."""
+    classes = type(scheduler).__mro__
+    is_own = any(name in inspect.signature(one.__init__).parameters for one in classes if one is not object)
+    return scheduler.config.get(name, default) if is_own else default

@@ -152,9 +152,10 @@ def sharded(output_dir, **options):
 
     from accelerate import PartialState
 
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}
-    os.environ |= {"FSDP_MIN_NUM_PARAMS": "1000", "FSDP_RESHARD_AFTER_FORWARD": "true"}
-    os.environ |= {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+    # What `accelerate launch --config_file fsdp.yaml` sets.
+    for key, value in load_config_from_file(str(CONFIGS / "fsdp.yaml")).fsdp_config.items():
+        os.environ[key.upper()] = str(value).lower() if isinstance(value, bool) else str(value)
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     accelerator = Accelerator(cpu=True)

@@ -21,12 +21,12 @@ from sgr_diffusers.models.denoising import TIMESTEP_SAMPLING
 from sgr_diffusers.models.prior import PREDICTION_TYPES, PRIOR_PRESETS, create_prior, create_scheduler
 from sgr_diffusers.training.data import read_selection, slices_of
 from sgr_diffusers.training.machine import create_accelerator
-from sgr_diffusers.training.options import TrainingOptions, parse_with_settings
+from sgr_diffusers.training.options import TrainingOptions, given_architecture, parse_with_settings
 from sgr_diffusers.training.prior_task import PriorLoss, PriorPictures, PriorValidation, check_prior
 from sgr_diffusers.training.session import run_training, start_logging
 
 # What the paper says of its training (section 4), and for the rest the defaults of the guided diffusion it builds on.
-# Slices are always divided by the 0.99 quantile of their magnitude.
+# Slices are always divided by the 0.99 quantile of their magnitude. It names no augmentation of the prior's slices.
 SETTINGS = {
     "paper": {
         "preset": "paper",
@@ -37,8 +37,11 @@ SETTINGS = {
         "ema_decay": 0.9999,
         "timestep_sampling": "uniform",
         "max_grad_norm": 0.0,
+        "no_mirror": True,
+        "no_phase": True,
     }
 }
+ARCHITECTURE = ("block_out_channels", "layers_per_block", "attention_head_dim", "dropout")
 RECIPE = (
     "prediction_type snr_gamma timestep_sampling no_mirror no_phase max_shift slices has_class min_foreground"
 ).split()
@@ -51,6 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", default="small", choices=PRIOR_PRESETS, help="network (default: %(default)s)")
     parser.add_argument("--block_out_channels", type=int, nargs="+", help="instead of the preset's")
     parser.add_argument("--layers_per_block", type=int, help="instead of the preset's")
+    parser.add_argument("--attention_head_dim", type=int, help="instead of the preset's")
     parser.add_argument("--dropout", type=float, help="instead of the preset's")
     parser.add_argument(
         "--init_from", help="folder of a prior (a pipeline, or its `unet`) whose weights to start from"
@@ -88,14 +92,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def create_model(args: argparse.Namespace) -> UNet2DModel:
     """The network to train, new or from a folder."""
+    overrides = given_architecture(args, ARCHITECTURE)
     if args.init_from:
         folder = Path(args.init_from)
         return UNet2DModel.from_pretrained(folder / "unet" if (folder / "unet").is_dir() else folder)
-    overrides = {
-        key: getattr(args, key)
-        for key in ("block_out_channels", "layers_per_block", "dropout")
-        if getattr(args, key) is not None
-    }
     # The noise is what is trained here; the paper's checkpoint carries two more channels for a learned sigma.
     return create_prior(args.preset, **{**overrides, "out_channels": 2})
 

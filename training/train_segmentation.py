@@ -20,7 +20,7 @@ from sgr_diffusers.models.adversarial import ATTACK_LOSSES, ATTACK_NORMS
 from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.training.data import read_selection, slices_of
 from sgr_diffusers.training.machine import create_accelerator
-from sgr_diffusers.training.options import TrainingOptions, parse_with_settings
+from sgr_diffusers.training.options import TrainingOptions, given_architecture, parse_with_settings
 from sgr_diffusers.training.segmentation_task import (
     Attack,
     SegmentationLoss,
@@ -52,10 +52,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="folder in the SKM-TEA layout, or a repository of tarballs")
-    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64, 128, 256])
-    parser.add_argument("--strides", type=int, nargs="+", default=[2, 2, 2, 2])
-    parser.add_argument("--num_res_units", type=int, default=2)
-    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--channels", type=int, nargs="+", help="of each level (default: 16 32 64 128 256)")
+    parser.add_argument("--strides", type=int, nargs="+", help="between the levels (default: 2 2 2 2)")
+    parser.add_argument("--num_res_units", type=int, help="of each level (default: 2)")
+    parser.add_argument("--dropout", type=float, help="share of channels (default: 0)")
     parser.add_argument("--flip_average", action="store_true", help="the model averages over four flips when used")
     parser.add_argument("--init_from", help="folder of a segmentation model whose weights to start from")
     parser.add_argument("--size", type=int, nargs=2, help="crop or pad slices to (y, x); needed where scans differ")
@@ -97,10 +97,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def create_model(args: argparse.Namespace) -> SegmentationUNet:
     """The network to train, new or from a folder."""
+    architecture = given_architecture(args, ("channels", "strides", "num_res_units", "dropout"))
     if args.init_from:
         return SegmentationUNet.from_pretrained(args.init_from, flip_average=args.flip_average)
-    architecture = ("channels", "strides", "num_res_units", "dropout", "flip_average")
-    return SegmentationUNet(CLASS_NAMES, **{key: getattr(args, key) for key in architecture})
+    return SegmentationUNet(CLASS_NAMES, flip_average=args.flip_average, **architecture)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sgr_diffusers.training.learning_rate import LR_SCHEDULERS
 
-__all__ = ["TRACKERS", "TrainingOptions", "parse_with_settings"]
+__all__ = ["TRACKERS", "TrainingOptions", "given_architecture", "parse_with_settings"]
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -158,13 +158,37 @@ def parse_with_settings(
         "--settings",
         choices=sorted(named),
         help="defaults of a published training: "
-        + "; ".join(
-            f"{name}: " + " ".join(f"--{key} {value}" for key, value in defaults.items())
-            for name, defaults in named.items()
-        ).replace("%", "%%"),
+        + "; ".join(f"{name}: {_as_typed(defaults)}" for name, defaults in named.items()).replace("%", "%%"),
     )
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--settings")
     chosen = first.parse_known_args(arguments)[0].settings
     parser.set_defaults(**named.get(chosen, {}))
     return parser.parse_args(arguments)
+
+
+def _as_typed(defaults: Mapping[str, Any]) -> str:
+    parts = []
+    for key, value in defaults.items():
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        parts += [f"--{key}", *map(str, values)]
+    return " ".join(parts)
+
+
+def given_architecture(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """What a command line says of a new network.
+
+    Args:
+        args: with `init_from`, and `None` for each of the others that was not given.
+        names: of options that a new network is made with.
+
+    Raises:
+        ValueError: some were given beside `init_from`, whose network is as it is.
+    """
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.init_from and given:
+        raise ValueError(
+            f"`init_from` {args.init_from} has its own architecture: leave out "
+            f"{', '.join(f'--{name}' for name in given)}, or start a new network without --init_from."
+        )
+    return given

@@ -8,7 +8,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin, DistributedType
-from tiny_training import train
+from diffusers import UNet2DModel
+from safetensors.torch import load_file
+from tiny_training import finish, start_processes, train
 
 from sgr_diffusers.training.checkpoints import is_sharded
 from sgr_diffusers.training.machine import check_accelerator, create_accelerator, create_optimizer
@@ -142,3 +144,39 @@ def test_a_compiled_network_has_the_same_loss(tmp_path):
     _, plain = train(tmp_path / "plain", max_train_steps=2)
     _, compiled = train(tmp_path / "compiled", max_train_steps=2, compile=True)
     assert plain.history[0]["loss"] == pytest.approx(compiled.history[0]["loss"], rel=1e-4)
+
+
+def sharded(output_dir, **options):
+    """Accelerate shards on GPUs only; told that it has some, it does on a CPU, too."""
+    import os
+
+    from accelerate import PartialState
+
+    # What `accelerate launch --config_file fsdp.yaml` sets.
+    for key, value in load_config_from_file(str(CONFIGS / "fsdp.yaml")).fsdp_config.items():
+        os.environ[key.upper()] = str(value).lower() if isinstance(value, bool) else str(value)
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    accelerator = Accelerator(cpu=True)
+    assert is_sharded(accelerator)
+    train(
+        output_dir, accelerator=accelerator, validate=picture, ema_decay=0.0, gradient_accumulation_steps=1, **options
+    )
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_trained_and_resumed_as_whole_ones_are(tmp_path):
+    end = {"max_train_steps": 4, "lr_scheduler": "constant"}
+    alone = {**end, "ema_decay": 0.0, "gradient_accumulation_steps": 1}
+    finish(start_processes(2, train, tmp_path / "plain", **alone))
+    finish(start_processes(2, sharded, tmp_path / "whole", **end))
+    finish(start_processes(2, sharded, tmp_path / "parts", **{**end, "max_train_steps": 2}))
+    finish(start_processes(2, sharded, tmp_path / "parts", resume_from_checkpoint="latest", **end))
+    plain, whole, parts = (
+        load_file(tmp_path / name / "unet/diffusion_pytorch_model.safetensors") for name in ("plain", "whole", "parts")
+    )
+    for key in plain:
+        assert torch.equal(whole[key], parts[key])
+        torch.testing.assert_close(whole[key], plain[key], rtol=1e-3, atol=1e-3)
+    assert UNet2DModel.from_pretrained(tmp_path / "whole/checkpoint-4/unet").config.block_out_channels == [8, 8]

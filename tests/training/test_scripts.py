@@ -161,6 +161,8 @@ def test_other_ways_to_the_same_loss(data, tmp_path, mode):
         ),
         ("train_prior", ["--slices", "1:2:3:4"], ValueError, "`slices` must be all, paper"),
         ("train_prior", ["--mixed_precision", "fp16"], ValueError, "fp16 needs a GPU"),
+        ("train_prior", ["--init_from", "x", "--dropout", 0.1], ValueError, "leave out --dropout"),
+        ("train_segmentation", ["--init_from", "x", "--channels", 4, 8], ValueError, "leave out --channels"),
         ("train_prior", ["--use_8bit_adam"], ImportError, "pip install bitsandbytes"),
         ("train_segmentation", ["--adversarial_fraction", 2], ValueError, "`adversarial_fraction`"),
         ("train_segmentation", ["--echo", 7], IndexError, "`echo` 7"),
@@ -208,7 +210,7 @@ def test_the_settings_of_the_paper(name):
     args = parse(["--data_dir", "anywhere", "--settings", "paper", "--max_train_steps", "1000000"])
     if name == "train_prior":
         assert (args.preset, args.train_batch_size, args.max_train_steps) == ("paper", 2, 1_000_000)
-        assert args.prediction_type == "epsilon" and args.snr_gamma is None
+        assert args.prediction_type == "epsilon" and args.snr_gamma is None and args.no_mirror and args.no_phase
     else:
         assert (args.foreground_fraction, args.mirror_axes, args.max_noise) == (0.4, "both", 0.05)
 

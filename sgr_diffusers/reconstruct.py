@@ -16,7 +16,8 @@ from .inputs import TARGETS, check_measurement, resolve_classes, slice_scale
 from .mri.operators import SenseOperator
 from .networks import check_networks
 from .pipeline_sgr_mri import SGRMRIPipeline
-from .schedules import check_scheduler, fast_timesteps
+from .scheduler_checks import check_scheduler
+from .schedules import fast_timesteps
 
 __all__ = [
     "DTYPES",

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from sgr_diffusers import cli
+from sgr_diffusers.evaluation.table1 import read_table1, table1_markdown
 from sgr_diffusers.reconstruct import PRETRAINED
 
 ROOT = Path(__file__).parents[1]
@@ -133,3 +134,8 @@ def test_python_of_the_guide_with_the_bundled_checkpoint():
 def test_the_guide_was_measured_on_the_bundled_checkpoint():
     weights = (PRETRAINED / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert f"prior `{hashlib.sha256(weights).hexdigest()[:16]}`" in GUIDE
+
+
+def test_the_table_of_the_readme_is_that_of_the_checkpoint():
+    shown = README.partition("<!-- table 1: begin -->\n")[2].partition("\n<!-- table 1: end -->")[0]
+    assert shown == table1_markdown(read_table1(PRETRAINED / "evaluation" / "table1.csv"))

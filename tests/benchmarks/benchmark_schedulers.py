@@ -226,6 +226,7 @@ def tables(rows, args, slices):
     if set(args.schedulers) != set(variants()):
         command += f" --schedulers {shlex.join(args.schedulers)}"
     weights = Path(args.model) / "unet" / "diffusion_pytorch_model.safetensors"
+    columns = sorted({steps for _, steps in rows})
     lines = [
         f"`{command} --workers {args.workers} --num_threads {args.num_threads} --output runs/schedulers.json`",
         "",
@@ -235,12 +236,12 @@ def tables(rows, args, slices):
         "",
         "V_unc / V_up by number of steps:",
         "",
-        "| scheduler | " + " | ".join(str(steps) for steps in sorted(args.steps)) + " |",
-        "|---|" + "---|" * len(args.steps),
+        "| scheduler | " + " | ".join(str(steps) for steps in columns) + " |",
+        "|---|" + "---|" * len(columns),
     ]
     for name in dict.fromkeys(name for name, _ in rows):
         cells = []
-        for steps in sorted(args.steps):
+        for steps in columns:
             row = rows.get((name, steps))
             cells.append(f"{row['share']:.3f} ({row['share'] / base['share'] - 1:+.0%})" if row else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -40,7 +40,7 @@ ALLOWED = {
     ],
     "data": ["mri"],
     "training": ["data", "evaluation", "models", "networks", "pipeline_sgr_mri", "publishing"],
-    "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri", "schedules"],
+    "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri", "scheduler_checks", "schedules"],
     "evaluation": [
         "data",
         "guidance",
@@ -54,7 +54,16 @@ ALLOWED = {
         "scheduler_checks",
         "schedules",
     ],
-    "publishing": ["data", "evaluation", "hub_bundle", "hub_layout", "model_index", "output_folder", "reconstruct"],
+    "publishing": [
+        "data",
+        "evaluation",
+        "guidance",
+        "hub_bundle",
+        "hub_layout",
+        "model_index",
+        "output_folder",
+        "reconstruct",
+    ],
 }
 
 

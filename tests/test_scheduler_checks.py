@@ -11,7 +11,7 @@ from sgr_diffusers import create_scheduler
 from sgr_diffusers.scheduler_checks import check_scheduler, noise_fingerprint
 from sgr_diffusers.scheduler_table import FORGETS_NOISE, LEAST_STEPS, REFUSED
 
-DEPRECATED = "ignore:.algorithm_types dpmsolver:FutureWarning"  # still there
+DEPRECATED = "ignore:.algorithm_types.dpmsolver:FutureWarning"  # still there
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

@@ -97,7 +97,7 @@ def abars_of(settings):
     return scheduler.alphas_cumprod.double().clamp(min=1e-9).numpy()
 
 
-@pytest.mark.filterwarnings("ignore:.algorithm_types dpmsolver:FutureWarning")  # still there
+@pytest.mark.filterwarnings("ignore:.algorithm_types.dpmsolver:FutureWarning")  # still there
 @pytest.mark.parametrize(("name", "prediction_type"), list(cases()))
 def test_settings_are_refused_or_sample_the_prior(name, prediction_type):
     trained_with = noise_fingerprint(create(name, prediction_type, **shift_of(name)))

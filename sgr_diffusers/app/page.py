@@ -117,7 +117,7 @@ def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blo
                 )
                 with gr.Accordion("More settings", open=False):
                     steps = gr.Slider(
-                        1,
+                        2,
                         limits.max_steps,
                         value=min(25, limits.max_steps),
                         step=1,

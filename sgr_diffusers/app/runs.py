@@ -142,9 +142,8 @@ def run_case(
     """
     if not request.classes:
         raise ValueError("Choose at least one tissue.")
-    least = 2 if request.fast else 1
-    if not least <= request.n_steps <= limits.max_steps:
-        raise ValueError(f"The number of steps must be from {least} to {limits.max_steps}, got {request.n_steps}.")
+    if not 2 <= request.n_steps <= limits.max_steps:
+        raise ValueError(f"The number of steps must be from 2 to {limits.max_steps}, got {request.n_steps}.")
     if not 0 <= request.strength <= 100:
         raise ValueError(f"The strength must be from 0 to 100, got {request.strength}.")
     if not 0 <= request.seed < 2**31:

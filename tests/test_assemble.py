@@ -56,6 +56,8 @@ def test_train_assemble_load_and_reconstruct(tmp_path):
     comparison = {
         "command": "python comparison",
         "radius": 0.03,
+        "n_steps": 25,
+        "is_fast": True,
         "dice": {"robust": {"clean": 0.5, "attacked": 0.25}},
         "n_slices": 2,
         "n_scans": 1,

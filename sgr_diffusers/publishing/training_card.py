@@ -25,7 +25,8 @@ _KINDS = {
         "tags": ["mri", "segmentation", "image-reconstruction", "medical"],
         "description": "A segmentation model of magnitude MR images for segmentation-guided reconstruction.",
         "example": "from sgr_diffusers import SegmentationUNet\n\n"
-        'model = SegmentationUNet.from_pretrained("{repository}", subfolder="segmentation_model")',
+        'folder = "{repository}"\n'
+        'model = SegmentationUNet.from_pretrained(folder, subfolder="segmentation_model")',
     },
 }
 # Of this machine and of the run, not of what was learned.

@@ -80,6 +80,8 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     rows, n_slices, n_scans = compare_bounds(args.evaluations)
+    settings = load_results(args.evaluations[1]).config["identity"]["settings"]
+    steps = {"n_steps": settings["num_inference_steps"], "is_fast": settings["timesteps"] is not None}
     scores = {name: dice(folder, args.data_dir, args.radius) for name, folder in zip(NAMES, args.models, strict=True)}
     print(f"Dice, attacked within {args.radius:g}:")
     for name, found in scores.items():
@@ -93,7 +95,7 @@ def main():
         print(f"| {row['acceleration']:g}x | {row['reference'].replace('_', ' ')} | {row['model']} | {cells} |")
     if args.output:
         content = {"command": " ".join(["python", *sys.argv]), "n_slices": n_slices, "n_scans": n_scans}
-        content |= {"radius": args.radius, "dice": scores, "bounds": rows}
+        content |= {**steps, "radius": args.radius, "dice": scores, "bounds": rows}
         Path(args.output).write_text(json.dumps(content, indent=1) + "\n")
 
 

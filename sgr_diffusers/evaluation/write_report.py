@@ -60,7 +60,12 @@ def write_report(
         figures = _write_figures(folder, results, tables)
         shown = [*rows, *(paper_rows(rows) if is_skm_tea else [])]
         (folder / "report.html").write_text(render_page(results, tables, shown, claims, figures), encoding="utf-8")
-        record = {"bootstrap_seed": seed, **{key: results.config[key] for key in ("data", "identity", "runs")}}
+        n_slices = len(tables.counts.loc[tables.counts["part"] == "main", ["scan_id", "slice"]].drop_duplicates())
+        record = {
+            "bootstrap_seed": seed,
+            "n_slices": n_slices,
+            **{key: results.config[key] for key in ("data", "identity", "runs")},
+        }
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=1))
     lines = list(results.damaged)
     if results.missing:

@@ -151,6 +151,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     return {
         "data": record["data"],
         "split": settings["split"],
+        "n_slices": record["n_slices"],
         "steps": settings["num_inference_steps"],
         "seed": settings["seed"],
         "commands": [run["command"] for run in record["runs"]],

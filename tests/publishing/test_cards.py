@@ -142,6 +142,7 @@ def test_weights_from_people_have_their_licence(folder):
         (folder / "training" / name).write_text(record.replace("synthetic_knee", "knee"))
     (folder / "training/assembly.json").write_text(json.dumps(assembly))
     (folder / "case.h5").unlink()
+    shutil.rmtree(folder / "evaluation")
     card = model_card(folder, "org/knee")
     data = ModelCard(card).data
     assert data.license == "other" and data.license_name and data.license_link.startswith("https://")
@@ -167,7 +168,12 @@ def report_of(pipeline, report, **identity):
     weights = "-".join(weights_hash(network) for network in (pipe.unet, pipe.segmentation_model))
     settings = {"dtype": "float32", "num_inference_steps": 7, "seed": 3, "split": "val"}
     identity = {"settings": settings, "weights": f"{weights}-ofthesecond", **identity}
-    record = {"data": "Knees", "identity": identity, "runs": [{"command": "sgr evaluate here", "machine": "none"}]}
+    record = {
+        "data": "Knees",
+        "n_slices": 5,
+        "identity": identity,
+        "runs": [{"command": "sgr evaluate here", "machine": "none"}],
+    }
     report.mkdir()
     (report / "settings.json").write_text(json.dumps(record))
     (report / "table1.csv").write_text(TABLE1)
@@ -182,7 +188,7 @@ def test_a_report_comes_along(folder, tmp_path):
     files = {path.name for path in (tmp_path / "stage/evaluation").iterdir()}
     assert files == {"table1.csv", "settings.json", "figure3_bounds.png"}  # and nothing of an earlier evaluation
     card = (tmp_path / "stage/README.md").read_text()
-    assert "Split val of Knees, 7 steps, seed 3, by\n\n```\nsgr evaluate here\n```\n\n| acc." in card
+    assert "5 slices of the split val of Knees, 7 steps, seed 3, by\n\n```\nsgr evaluate here\n```\n\n| acc." in card
     assert "![figure3 bounds](evaluation/figure3_bounds.png)" in card
     result = ModelCard(card).data.eval_results[0]
     assert (result.dataset_name, result.dataset_split) == ("Knees", "val")

@@ -154,7 +154,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
         "n_slices": record["n_slices"],
         "steps": settings["num_inference_steps"],
         "seed": settings["seed"],
-        "commands": [run["command"] for run in record["runs"]],
+        "commands": list(dict.fromkeys(run["command"] for run in record["runs"])),
     }
 
 

@@ -194,6 +194,7 @@ def test_folders_without_annotations(tmp_path):
 
 def test_a_token_in_a_file_is_not_published(tmp_path, monkeypatch):
     shutil.copyfile(PRETRAINED / "README.md", tmp_path / "README.md")
+    shutil.copytree(PRETRAINED / "evaluation", tmp_path / "evaluation")  # figures that the card shows
     monkeypatch.delenv("HF_TOKEN", raising=False)
     check_stage(tmp_path, "model")
     (tmp_path / "log.txt").write_text(f"token={OWNER}")

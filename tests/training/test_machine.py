@@ -140,6 +140,7 @@ def picture(network):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is:DeprecationWarning")  # of torch.compile itself
 def test_a_compiled_network_has_the_same_loss(tmp_path):
     _, plain = train(tmp_path / "plain", max_train_steps=2)
     _, compiled = train(tmp_path / "compiled", max_train_steps=2, compile=True)

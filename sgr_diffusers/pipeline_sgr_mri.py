@@ -12,7 +12,7 @@ from jaxtyping import Complex, Float
 from torch import Generator, Tensor, nn
 
 from .callbacks import Guidance, SegmentationGuidance, check_guidance, images_to_push
-from .guidance import PAPER_STRENGTH, default_strength, guidance_weight, loss_gradient, tissue_volumes_mm3
+from .guidance import PAPER_STRENGTH, guidance_weight, loss_gradient, tissue_volumes_mm3
 from .hub_layout import RepositoryMixin
 from .inputs import (
     TARGETS,
@@ -322,8 +322,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         else:
             latents = latents.to(device, torch.float32).repeat_interleave(n_branches, dim=0)
         latents = latents * sampler.init_noise_sigma
-        kind = sampler.fresh_noise, sampler.push_exponent, self.config.guidance_strength
-        defaults = [default_strength(share, *kind) / sampler.pushes_per_step for share in sampler.shares]
+        defaults = [b / sampler.pushes_per_step for b in sampler.strengths(self.config.guidance_strength)]
 
         # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward
         # pass: those of the step before are expected again, and the others looked at without one first.

@@ -24,6 +24,7 @@ from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from .guidance import default_strength
 from .scheduler_checks import check_scheduler, noise_fingerprint
 from .scheduler_table import (
     FRESH_NOISE,
@@ -204,6 +205,10 @@ class ScheduledSampler:
         if algorithm in PUSH_EXPONENT or FRESH_NOISE.get(self._name) == 1:
             return own
         return own + (PUSH_EXPONENT["DDPMScheduler"] - own) * self.fresh_noise**2
+
+    def strengths(self, strength: float) -> list[float]:
+        """Default strength b of the step of each evaluation, from that of 100 steps of DDIM with eta = 1."""
+        return [default_strength(share, self.fresh_noise, self.push_exponent, strength) for share in self.shares]
 
     @property
     def init_noise_sigma(self) -> float:

@@ -17,7 +17,7 @@ ALLOWED = {
     "guidance": [],
     "scheduler_table": [],
     "scheduler_checks": ["scheduler_table"],
-    "schedules": ["scheduler_checks", "scheduler_table"],
+    "schedules": ["guidance", "scheduler_checks", "scheduler_table"],
     "networks": [],
     "inputs": ["mri"],
     "callbacks": ["guidance", "inputs"],

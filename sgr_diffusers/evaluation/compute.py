@@ -23,7 +23,6 @@ from sgr_diffusers.evaluation.plan import Unit
 from sgr_diffusers.evaluation.slices import EvaluationData, manual_labels
 from sgr_diffusers.evaluation.stopwatch import NetworkMeter
 from sgr_diffusers.evaluation.store import pack_labels, pack_magnitude
-from sgr_diffusers.guidance import default_strength
 from sgr_diffusers.inputs import check_settings, slice_scale
 from sgr_diffusers.mri.operators import SenseOperator
 from sgr_diffusers.networks import check_networks, segment, size_multiple
@@ -71,10 +70,9 @@ def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: 
         return asked
     arguments = (settings.num_inference_steps, settings.eta, [torch.Generator()], pipe.device, settings.timesteps)
     sampler = ScheduledSampler(pipe.scheduler, *arguments)
-    pushed = sampler.shares[:-1] or sampler.shares
-    kind = sampler.fresh_noise, sampler.push_exponent, pipe.config.guidance_strength
-    strengths = [default_strength(share, *kind) for share in pushed]
-    return sum(strengths) / len(strengths)
+    strengths = sampler.strengths(pipe.config.guidance_strength)
+    pushed = strengths[:-1] or strengths
+    return sum(pushed) / len(pushed)
 
 
 class UnitComputer:

@@ -4,6 +4,7 @@ Only parsing is here; what is heavy is imported by the command that needs it.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _SignalsAsExceptions():
             args.run(args)
+        sys.stdout.flush()  # here, where a reader that has gone is still noticed
+    except BrokenPipeError:  # as in `sgr data check DIR | head`; what is left must not be written at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE
     except (ValueError, TypeError, LookupError, OSError, MemoryError) as error:
         if args.traceback:
             raise

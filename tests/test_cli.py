@@ -4,6 +4,8 @@ import csv
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -251,6 +253,16 @@ def test_an_interrupted_run_leaves_nothing_behind(sgr, tmp_path, capsys, number)
     assert seen and os.listdir(tmp_path) == []
     assert "interrupted" in capsys.readouterr().err
     assert signal.getsignal(number) is before
+
+
+def test_a_reader_that_has_gone_is_no_error(assets):
+    """As in `sgr data check DIR | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "sgr_diffusers.cli", "data", "check", str(assets)]
+    process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (141, "")
 
 
 def test_traceback_on_request(sgr):

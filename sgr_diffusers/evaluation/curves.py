@@ -147,7 +147,7 @@ def coverage_figure(tables: ScoreTables, strength: float) -> "Figure":
                     text = f"{point['acceleration']:g}x"
                     ax.annotate(text, place, fontsize=7, xytext=(3, 3), textcoords="offset points")
         ax.set_ylim(-0.03, 1.08)
-        second = ", second network" if segmenter == "second" else ""
+        second = ",\nsecond network" if segmenter == "second" else ""
         ax.set_title(f"{_REFERENCES[reference]}{second}", fontsize=9)
         ax.set_xlabel(_TITLES["width"], fontsize=8)
     axes[0, 0].set_ylabel(_TITLES["covered"], fontsize=8)

@@ -10,7 +10,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
-from tiny_training import finish, start_processes, train
+from tiny_training import finish, start_processes, tiny_model, train
 
 from sgr_diffusers.training.checkpoints import is_sharded
 from sgr_diffusers.training.machine import check_accelerator, create_accelerator, create_optimizer
@@ -142,9 +142,12 @@ def picture(network):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is:DeprecationWarning")  # of torch.compile itself
 def test_a_compiled_network_has_the_same_loss(tmp_path):
-    _, plain = train(tmp_path / "plain", max_train_steps=2)
-    _, compiled = train(tmp_path / "compiled", max_train_steps=2, compile=True)
-    assert plain.history[0]["loss"] == pytest.approx(compiled.history[0]["loss"], rel=1e-4)
+    # Without dropout: compiled code draws other masks from the same seed.
+    _, plain = train(tmp_path / "plain", model=tiny_model(dropout=0.0))
+    _, compiled = train(tmp_path / "compiled", model=tiny_model(dropout=0.0), compile=True)
+    losses, same = ([entry["loss"] for entry in state.history if "loss" in entry] for state in (plain, compiled))
+    assert len(losses) == 3
+    assert losses == pytest.approx(same, rel=1e-4)
 
 
 def sharded(output_dir, **options):

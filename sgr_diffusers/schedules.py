@@ -194,8 +194,8 @@ class ScheduledSampler:
         """Eta of the sampler: 1 if each step adds all of its noise afresh, 0 if it follows the predicted noise."""
         if self._name == "LTXEulerAncestralRFScheduler":
             return float(self._scheduler.config.eta)
-        is_sde = str(setting_of(self._scheduler, "algorithm_type")).startswith("sde")
-        return float(self._step_arguments.get("eta", FRESH_NOISE.get(self._name, is_sde)))
+        own = FRESH_NOISE.get(setting_of(self._scheduler, "algorithm_type"), FRESH_NOISE.get(self._name, 0.0))
+        return float(self._step_arguments.get("eta", own))
 
     @property
     def push_exponent(self) -> float:

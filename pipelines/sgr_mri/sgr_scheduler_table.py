@@ -74,8 +74,9 @@ NATIVE_TYPES = {
     **{name: ("flow_prediction",) for name, kind in NOISE_LEVEL.items() if kind == "flow"},
 }
 
-# Eta of DDIM whose bounds are as wide as with the class: 1 where each step draws all of its noise afresh; all others
-# but DDIM follow the predicted noise. SA-Solver adds noise at high noise levels only and is counted with them.
+# Eta of DDIM whose bounds are as wide as with the class (measured on validation slices where it is neither 0 nor 1): 1
+# where each step draws all of its noise afresh; all others but DDIM follow the predicted noise. SA-Solver, which adds
+# noise at high noise levels only, is counted with them.
 FRESH_NOISE = {
     "DDPMParallelScheduler": 1.0,
     "DDPMScheduler": 1.0,
@@ -84,6 +85,8 @@ FRESH_NOISE = {
     "KDPM2AncestralDiscreteScheduler": 1.0,
     "LTXEulerAncestralRFScheduler": 1.0,
     "TCDScheduler": 0.75,
+    "sde-dpmsolver": 1.0,  # algorithms of the DPM solvers
+    "sde-dpmsolver++": 0.95,
 }
 
 # How the push of a step has to go with the training time that the step covers, so that the bounds are as wide with 25

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sgr_diffusers.data.selection import SliceSelection, parse_selection
 from sgr_diffusers.data.skm_tea import SPLITS
+from sgr_diffusers.hub_errors import hub_errors
 
 if TYPE_CHECKING:
     import datasets
@@ -82,6 +83,7 @@ def load_skmtea(
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no annotations.
+        OSError: the Hub refuses or cannot be reached.
         ValueError: an argument is out of range, or a scan cannot be used; scan and file are named.
     """
     names = re.findall(r"(?:^|\+)\s*([^\[+\s]+)\s*(?:\[[^\]]*\])?\s*(?=\+|$)", split)
@@ -129,6 +131,7 @@ def resolve_root(data_dir_or_repo: str | os.PathLike, streaming: bool = False) -
 
     Raises:
         FileNotFoundError: it is neither a folder, nor a URL, nor the name of a repository.
+        OSError: the Hub refuses or cannot be reached.
         ValueError: tarballs are to be streamed.
     """
     text = os.fspath(data_dir_or_repo)
@@ -147,7 +150,9 @@ def resolve_root(data_dir_or_repo: str | os.PathLike, streaming: bool = False) -
         return str(folder)
     from huggingface_hub import HfApi
 
-    if not find_tarballs([one.rfilename for one in HfApi().dataset_info(text).siblings or []]):
+    with hub_errors(f"`data_dir_or_repo` {text}"):
+        info = HfApi().dataset_info(text)
+    if not find_tarballs([one.rfilename for one in info.siblings or []]):
         return f"hf://datasets/{text}"
     if streaming:
         raise ValueError(

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgr_diffusers.data.archives import unpack
+from sgr_diffusers.hub_errors import hub_errors
 
 __all__ = ["MINI_REPOSITORY", "PARTS", "default_folder", "fetch_mini", "find_tarballs"]
 
@@ -54,11 +55,13 @@ def fetch_mini(
 
     Raises:
         ValueError: the repository has no such files, or an archive is unsafe or damaged.
+        OSError: the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
     folder = default_folder(repository) if folder is None else Path(folder)
-    info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision, files_metadata=True)
+    with hub_errors(f"`repository` {repository}"):
+        info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision, files_metadata=True)
     versions = {one.rfilename: getattr(one.lfs, "sha256", None) or one.blob_id for one in info.siblings or []}
     files = list(versions)
     tarballs = find_tarballs(files, parts)
@@ -74,9 +77,10 @@ def fetch_mini(
     downloads.mkdir(parents=True, exist_ok=True)
 
     def fetch(name: str) -> Path:
-        found = hf_hub_download(
-            repository, name, repo_type="dataset", revision=info.sha, endpoint=endpoint, local_dir=downloads
-        )
+        with hub_errors(f"{name} of {repository}"):
+            found = hf_hub_download(
+                repository, name, repo_type="dataset", revision=info.sha, endpoint=endpoint, local_dir=downloads
+            )
         return Path(found)
 
     done = _read_done(folder)

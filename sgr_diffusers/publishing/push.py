@@ -3,17 +3,17 @@
 import difflib
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..hub_errors import hub_errors
 from ..model_index import PICKLES
 from .cards import card_faults, token_like
 
-__all__ = ["Changes", "ask_on_terminal", "check_stage", "compare", "publish", "redact"]
+__all__ = ["Changes", "ask_on_terminal", "check_stage", "compare", "publish"]
 
 _TEXTS = {".md", ".json", ".yaml", ".yml", ".py", ".txt", ".csv", ".cfg", ".toml"}
 _LONGEST_DIFF = 200  # lines
@@ -79,11 +79,10 @@ def publish(
         OSError: the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     check_stage(stage, kind)
     api = HfApi()
-    try:
+    with hub_errors(repo_id):
         changes = compare(api, stage, repo_id, kind)
         if not changes.new and not changes.changed:
             report(f"{repo_id} is up to date.")
@@ -103,9 +102,6 @@ def publish(
             commit_message=message,
             parent_commit=changes.head,  # what was shown is what is changed, or nothing is
         )
-    except HfHubHTTPError as error:
-        text = redact(" ".join(str(error).split()))
-        raise OSError(f"the Hub refuses {repo_id}: {text}") from None
     return str(commit.commit_url)
 
 
@@ -173,13 +169,6 @@ def _login_token() -> str | None:
     from huggingface_hub import get_token
 
     return get_token()
-
-
-def redact(text: str) -> str:
-    """A text without tokens."""
-    own = os.environ.get("HF_TOKEN") or _login_token()
-    text = text.replace(own, "hf_***") if own else text
-    return re.sub(r"(hf_|api_org_)[A-Za-z0-9]{8,}", r"\1***", text)
 
 
 def ask_on_terminal(question: str) -> bool:

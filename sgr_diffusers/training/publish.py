@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sgr_diffusers.data.skm_tea import SYNTHETIC
-from sgr_diffusers.publishing.push import check_stage, redact
+from sgr_diffusers.hub_errors import hub_errors, redact
+from sgr_diffusers.publishing.push import check_stage
 from sgr_diffusers.publishing.training_card import training_card
 from sgr_diffusers.training.files import replaced_folder
 from sgr_diffusers.training.options import TrainingOptions
@@ -26,14 +27,15 @@ def create_repository(options: TrainingOptions) -> str | None:
         Its full name; `None` where nothing is to be published.
 
     Raises:
-        huggingface_hub.errors.HfHubHTTPError: the token may not write there.
+        OSError: the token may not write there, or the Hub cannot be reached.
     """
     if not options.push_to_hub:
         return None
     from huggingface_hub import HfApi
 
     name = options.hub_model_id or Path(options.output_dir).absolute().name
-    url = HfApi(token=options.hub_token).create_repo(name, private=options.hub_private_repo or None, exist_ok=True)
+    with hub_errors(f"--push_to_hub {name}"):
+        url = HfApi(token=options.hub_token).create_repo(name, private=options.hub_private_repo or None, exist_ok=True)
     return url.repo_id
 
 

@@ -7,10 +7,11 @@ With ``--guide pipelines/SCHEDULERS.md`` the tables are also written into a bloc
 hash.
 
 For each: PSNR of the plain reconstruction (mean over slices), precision of the lower and recall of the upper bound
-against the segmentation of the fully sampled image and V_unc / V_up (pixels of all slices together, mean of classes),
-evaluations of the prior, and seconds of a guided slice as a multiple of DDIM with 100 steps. A slice is bounded in the
-classes that its fully sampled image shows; the slices of the scans lie at different heights of the joint. Slices are
-kept as they are made, and a run that was interrupted goes on where it was.
+against the segmentation of the fully sampled image (of each scan and class, the median, as in the paper's Table 1),
+V_unc / V_up (pixels of all slices and classes together: few slices have no steady median), evaluations of the prior,
+and seconds of a guided slice as a multiple of DDIM with 100 steps. A slice is bounded in the classes that its fully
+sampled image shows; the slices of the scans lie at different heights of the joint. Slices are kept as they are made,
+and a run that was interrupted goes on where it was.
 """
 
 import argparse
@@ -126,21 +127,22 @@ def measure(name, steps, scan, index, acceleration, seed, strength_factor):
 
 
 def summarize(rows):
-    """Scores of all slices together."""
-    summary = {"psnr": float(np.mean([row["psnr"] for row in rows])), "evaluations": rows[0]["evaluations"]}
-    if "counts" not in rows[0]:
+    """Scores of all slices, given as (scan, result of `measure`)."""
+    results = [row for _, row in rows]
+    summary = {"psnr": float(np.mean([row["psnr"] for row in results])), "evaluations": results[0]["evaluations"]}
+    if "counts" not in results[0]:
         return {**summary, **dict.fromkeys(("precision", "recall", "share", "seconds"), float("nan"))}
     counts = {}
-    for row in rows:
+    for scan, row in rows:
         for c, values in row["counts"].items():
-            counts[c] = counts.get(c, 0) + np.array(values)
+            counts[scan, c] = counts.get((scan, c), 0) + np.array(values)
     low_true, low, up_true, true, up = np.stack(list(counts.values())).T
     return {
         **summary,
-        "precision": float(np.nanmean(low_true / np.where(low, low, np.nan))),
-        "recall": float(np.mean(up_true / true)),
-        "share": float(np.mean((up - low) / up)),
-        "seconds": float(np.sum([row["seconds"] for row in rows])),
+        "precision": float(np.nanmedian(low_true / np.where(low, low, np.nan))),
+        "recall": float(np.median(up_true / true)),
+        "share": float((up.sum() - low.sum()) / up.sum()),
+        "seconds": float(np.sum([row["seconds"] for row in results])),
     }
 
 
@@ -203,8 +205,10 @@ def main():
     rows = {}
     for column in columns:
         name, steps = column
-        found = [done[f"{name} | {steps} | {scan.scan_id} {index} | {setting}"] for scan, index in slices]
-        if not any("error" in row for row in found):
+        found = [
+            (scan.scan_id, done[f"{name} | {steps} | {scan.scan_id} {index} | {setting}"]) for scan, index in slices
+        ]
+        if not any("error" in row for _, row in found):
             rows[column] = summarize(found)
     text = tables(rows, args, f"{len(slices)} slices of {len(scans)} scans")
     print(text)

@@ -15,8 +15,9 @@ from sgr_diffusers import cli
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.data.synthetic_knee import SyntheticKneeConfig, write_synthetic_dataset
 from sgr_diffusers.hub_bundle import bundle_files
+from sgr_diffusers.hub_errors import redact
 from sgr_diffusers.publishing.dataset_card import INDEX_COLUMNS, check_synthetic, stage_index
-from sgr_diffusers.publishing.push import ask_on_terminal, check_stage, redact
+from sgr_diffusers.publishing.push import ask_on_terminal, check_stage
 from sgr_diffusers.reconstruct import PRETRAINED
 
 ROOT = Path(__file__).parents[2]

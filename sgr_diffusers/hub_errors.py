@@ -1,0 +1,48 @@
+"""What the network does enters; `OSError` in one line, without tokens, leaves."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["hub_errors", "redact"]
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Within this context a Hub that refuses, or cannot be reached, is an `OSError` that says so.
+
+    What huggingface_hub raises itself is one already; a connection that fails is an error of the library that speaks
+    HTTP for it, which is httpx or httpx2 by its version.
+
+    Args:
+        what: that was asked for, such as the name of a repository.
+
+    Raises:
+        OSError: instead of those.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise OSError(f"the Hub refuses {what}: {redact(_one_line(error))}") from None
+    except OSError:
+        raise
+    except HfHubHTTPError.__bases__ as error:
+        reason = redact(_one_line(error)) or type(error).__name__
+        raise OSError(f"{what}: the Hub at {constants.ENDPOINT} cannot be reached ({reason}).") from None
+
+
+def redact(text: str) -> str:
+    """A text without tokens."""
+    from huggingface_hub import get_token
+
+    own = os.environ.get("HF_TOKEN") or get_token()
+    text = text.replace(own, "hf_***") if own else text
+    return re.sub(r"(hf_|api_org_)[A-Za-z0-9]{8,}", r"\1***", text)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

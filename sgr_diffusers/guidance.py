@@ -52,8 +52,8 @@ PAPER_SIZE = (512, 160)
 # A push to the noise is carried to the end in full by a deterministic sampler, and partly forgotten with every draw of
 # fresh noise. For a Gaussian image of variance P, a push of fixed size in every timestep t moves the result by the sum
 # of sigma_t sqrt(P / V_t) with eta = 0, and of sigma_t alpha_t P / V_t with eta = 1, where V_t = alpha_t^2 P +
-# sigma_t^2. With linear betas the second is 0.11 to 0.17 of the first for P of 0.02 to 0.1 (image scale 1); 0.12 is what
-# made widths equal on validation slices.
+# sigma_t^2. With linear betas the second is 0.11 to 0.17 of the first for P of 0.02 to 0.1 (image scale 1); 0.12
+# is what made widths equal on validation slices.
 DETERMINISTIC_FACTOR = 0.12
 
 

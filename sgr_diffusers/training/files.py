@@ -4,8 +4,10 @@ A rename is atomic, but after a crash of the machine only what was synchronised 
 written under another name, synchronised, listed with its size and hash, synchronised again, and then renamed.
 """
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ __all__ = [
     "DiskError",
     "disk_errors",
     "find_damage",
+    "only_run",
     "remove_folder",
     "rename_folder",
     "replaced_folder",
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "manifest.json"
+logger = logging.getLogger(__name__)
 
 
 class DiskError(OSError):
@@ -63,6 +67,34 @@ def _is_of_torch_save(error: BaseException | None) -> bool:
             return True
         error = error.__context__
     return False
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Within this context no other process can enter it for the same folder: two runs would spoil each other's files.
+
+    The lock is the operating system's, so that it is gone with the process however that ends. Where a system or a disk
+    has none, nothing is checked.
+
+    Raises:
+        FileExistsError: another run is writing there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of workers it forks
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise FileExistsError(
+                    f"Another run is writing to `output_dir` {folder}. Wait for its end, or choose another folder."
+                ) from None
+            logger.warning("%s cannot be locked (%s): see to it that no other run writes there.", folder, error)
+        yield
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,6 +1,7 @@
 """Checked networks, data and losses enter; a training from the first look at the machine to the record leaves."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from diffusers import ModelMixin
 
 from sgr_diffusers.data.skm_tea import SkmTeaSlices, known_data
 from sgr_diffusers.training.data import describe_data
-from sgr_diffusers.training.files import disk_errors, write_json
+from sgr_diffusers.training.files import disk_errors, only_run, write_json
 from sgr_diffusers.training.loop import fit
 from sgr_diffusers.training.memory import check_memory
 from sgr_diffusers.training.options import TrainingOptions
@@ -53,6 +54,11 @@ def run_training(
 
     Returns:
         The record.
+
+    Raises:
+        FileExistsError: another run is writing to the folder, or it holds an earlier run that is not to be resumed.
+        MemoryError: the training would not fit.
+        OSError: the Hub refuses or cannot be reached, or a disk is full.
     """
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
@@ -61,7 +67,9 @@ def run_training(
     check_memory(model, options, accelerator, *example, extra_bytes=0)  # preloaded data is in memory already
     repository = create_repository(options) if accelerator.is_main_process else None
     data = describe_data(dataset)
-    state = fit(model, dataset, options=options, accelerator=accelerator, identity={**data, **recipe}, **settings)
+    output_dir = Path(options.output_dir)
+    with only_run(output_dir) if accelerator.is_main_process else nullcontext():
+        state = fit(model, dataset, options=options, accelerator=accelerator, identity={**data, **recipe}, **settings)
     details = {
         "data": {
             **data,
@@ -75,7 +83,7 @@ def run_training(
     }
     record = training_record(options, state, accelerator, **details)
     if accelerator.is_main_process:
-        path = Path(options.output_dir) / "training_record.json"
+        path = output_dir / "training_record.json"
         with disk_errors(str(path), "The weights are written: free some space and continue from the last checkpoint."):
             write_json(path, record)
         upload_run(options, record, repository)

@@ -1,9 +1,13 @@
+import subprocess
+import sys
+
 import pytest
 
 from sgr_diffusers.training.files import (
     DiskError,
     disk_errors,
     find_damage,
+    only_run,
     remove_folder,
     rename_folder,
     replaced_folder,
@@ -69,3 +73,25 @@ def test_failed_writes_are_one_kind_of_error():
             failing(error)
     with pytest.raises(RuntimeError, match="shapes"):
         failing(RuntimeError("shapes differ"))
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from sgr_diffusers.training.files import only_run
+
+with only_run(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    folder = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(FileExistsError, match=r"Another run is writing to `output_dir` .*run"), only_run(folder):
+            pass
+        other.kill()
+    with only_run(folder):  # a run that was killed is in nobody's way
+        pass

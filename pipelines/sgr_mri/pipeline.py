@@ -234,7 +234,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             guidance_strength: b of paper Eq. 14, per step; `None` for `default_strength`, which leaves the bounds
                 as wide as by the checkpoint's `pipe.config.guidance_strength` in each of 100 steps of DDIM with eta=1,
                 whatever the scheduler and its steps.
-            guidance_scale: factor on every strength; with the default strength, how much more than the paper's.
+            guidance_scale: factor on every strength, so also on the default one, whatever the scheduler.
             cg_iterations: conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
                 checkpoint's `pipe.config.cg_iterations`.
             final_consistency: last step: "replace" measured entries of coil k-space (as in the paper's experiments),

@@ -1,5 +1,6 @@
 """Guidance objects: composed, windowed, serialised, written by users; the recorder after the step."""
 
+import diffusers
 import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks
@@ -7,6 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from pipeline_parts import SIZE, assert_same, build, call, count_backward, draw_problem
 from torch import nn
 
+from sgr_diffusers import create_scheduler
 from sgr_diffusers.callbacks import Guidance, SegmentationGuidance, TrajectoryRecorder, check_guidance
 from sgr_diffusers.guidance import guidance_loss, has_pixels_to_push
 
@@ -182,6 +184,23 @@ def test_objects_survive_saving(tmp_path):
 
 
 # --- after the step -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("DDIMScheduler", {"set_alpha_to_one": False}),
+        ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}),
+        ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
+    ],
+)
+def test_no_noise_is_left_at_the_end_whatever_the_scheduler_ends_with(name, settings):
+    scheduler = getattr(diffusers, name).from_config(create_scheduler("v_prediction").config, **settings)
+    recorder = TrajectoryRecorder(["latents", "x0"])
+    call(build(scheduler=scheduler), callback_on_step_end=recorder)
+    last = recorder.steps[-1]
+    assert torch.equal(last["latents"], last["x0"])
+    assert not torch.equal(recorder.steps[-2]["latents"], recorder.steps[-2]["x0"])
 
 
 def test_recorder_keeps_every_step_beside_other_callbacks():

@@ -121,6 +121,40 @@ def test_a_clean_image_and_noise_that_stay_the_same_come_out_unchanged(name, pre
         assert max(errors) < 1e-3, (name, errors)
 
 
+DETERMINISTIC = ["DDIM", "EulerDiscrete", "HeunDiscrete", "KDPM2Discrete", "UniPCMultistep"]
+DETERMINISTIC += ["DPMSolverMultistep", "DPMSolverSinglestep", "FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete"]
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+
+
+@pytest.mark.parametrize("evaluation", [4, 5, 6])  # first and second ones of steps and blocks
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [(name, {}) for name in DETERMINISTIC] + [("DPMSolverMultistep", SDE), ("DPMSolverSinglestep", SDE)],
+)
+def test_a_push_to_the_noise_of_one_evaluation_is_carried_on_exactly(name, settings, evaluation):
+    """With the clean image kept, what changes at the next level is sigma times the push, as in Eq. 13.
+
+    Of an SDE it is less by what the fresh noise replaces, the ratio of sigma / alpha of both levels.
+    """
+    name, push = f"{name}Scheduler", draw(1, 2, 8, 8, seed=2)
+    prediction_type = "flow_prediction" if NOISE_LEVEL[name] == "flow" else "v_prediction"
+    x0, seen, levels = draw(1, 2, 8, 8), [], []
+    for size in (0.0, 1.0):
+        sampler = ScheduledSampler(create(name, prediction_type, **settings), 20, 0.0, seeded(1), CPU)
+        latents, eps = x0, draw(1, 2, 8, 8, seed=1)
+        for k, t in enumerate(sampler.timesteps[: evaluation + 2]):
+            noisy, level = sampler.model_input(latents, t), sampler.level(t)
+            if k:
+                eps = (noisy - level.alpha * x0) / level.sigma
+            if k >= evaluation:
+                levels.append(level)
+            latents = sampler.step(level, t, x0, eps + size * push if k == evaluation else eps)
+        seen.append(noisy)
+    here, following = levels[:2]
+    kept = (following.sigma / following.alpha) / (here.sigma / here.alpha) if settings else 1.0
+    torch.testing.assert_close(seen[1] - seen[0], following.sigma * kept * push, rtol=1e-3, atol=1e-3)
+
+
 # --- strength and timesteps -----------------------------------------------------------------------------------------
 
 

@@ -72,9 +72,8 @@ NATIVE_TYPES = {
     **{name: ("flow_prediction",) for name, kind in NOISE_LEVEL.items() if kind == "flow"},
 }
 
-# Eta of DDIM whose bounds are as wide as with the class (measured on validation slices where it is neither 0 nor 1): 1
-# where each step draws all of its noise afresh; all others but DDIM follow the predicted noise. SA-Solver, which adds
-# noise at high noise levels only, is counted with them.
+# Eta of DDIM whose bounds are as wide as with the class: 1 where each step draws all of its noise afresh, measured on
+# validation slices where it draws a part. All other classes but DDIM follow the predicted noise.
 FRESH_NOISE = {
     "DDPMParallelScheduler": 1.0,
     "DDPMScheduler": 1.0,
@@ -82,7 +81,8 @@ FRESH_NOISE = {
     "EulerAncestralDiscreteScheduler": 1.0,
     "KDPM2AncestralDiscreteScheduler": 1.0,
     "LTXEulerAncestralRFScheduler": 1.0,
-    "TCDScheduler": 0.75,
+    "SASolverScheduler": 0.3,
+    "TCDScheduler": 0.93,
     "sde-dpmsolver": 1.0,  # algorithms of the DPM solvers
     "sde-dpmsolver++": 0.95,
 }
@@ -98,7 +98,9 @@ PUSH_EXPONENT = {
     "EulerAncestralDiscreteScheduler": 0.7,
     "LTXEulerAncestralRFScheduler": 0.7,
     "KDPM2AncestralDiscreteScheduler": 0.85,
-    "sde-dpmsolver++": 0.4,  # an algorithm of the DPM solvers
+    "TCDScheduler": 0.4,
+    "sde-dpmsolver": 0.7,  # algorithms of the DPM solvers
+    "sde-dpmsolver++": 0.4,
     "DDIMScheduler": 1.15,  # with eta = 0; with eta = 1 as DDPM
     "CogVideoXDDIMScheduler": 1.15,
     "DDIMParallelScheduler": 1.15,

@@ -173,5 +173,5 @@ def test_a_push_moves_the_result_in_its_own_direction_by_as_much(name):
         scheduler = create(name, prediction_type, **shift_of(name))
         means.append(float(samples(scheduler, prediction_type, abars_of({}), 20, push=push).mean()))
     gain = (means[1] - means[0]) / 0.02
-    low, high = (0.8, 3.0) if name in FRESH_NOISE.keys() | {"SASolverScheduler"} else (6.0, 10.0)
+    low, high = (0.8, 3.0) if name in FRESH_NOISE else (6.0, 10.0)
     assert low < gain < high

@@ -202,9 +202,8 @@ class ScheduledSampler:
     @property
     def push_exponent(self) -> float:
         """How the push of a step has to go with its share of the training time (`default_strength`)."""
-        algorithm = setting_of(self._scheduler, "algorithm_type")
-        own = PUSH_EXPONENT.get(algorithm, PUSH_EXPONENT.get(self._name, 1.0))
-        if algorithm in PUSH_EXPONENT or FRESH_NOISE.get(self._name) == 1:
+        own = PUSH_EXPONENT.get(setting_of(self._scheduler, "algorithm_type"), PUSH_EXPONENT.get(self._name, 1.0))
+        if "eta" not in self._step_arguments:
             return own
         return own + (PUSH_EXPONENT["DDPMScheduler"] - own) * self.fresh_noise**2
 

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 
-from sgr_diffusers.data.skm_tea import CLASS_NAMES
 from sgr_diffusers.models.denoising import TIMESTEP_SAMPLING
 from sgr_diffusers.models.prior import PREDICTION_TYPES, PRIOR_PRESETS, create_prior, create_scheduler
-from sgr_diffusers.training.data import read_selection, slices_of
+from sgr_diffusers.training.data import add_data_arguments, read_selection, slices_of
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions, given_architecture, parse_with_settings
 from sgr_diffusers.training.prior_task import PriorLoss, PriorPictures, PriorValidation, check_prior
@@ -50,7 +49,7 @@ RECIPE = (
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True, help="folder in the SKM-TEA layout, or a repository of tarballs")
+    add_data_arguments(parser)
     parser.add_argument("--preset", default="small", choices=PRIOR_PRESETS, help="network (default: %(default)s)")
     parser.add_argument("--block_out_channels", type=int, nargs="+", help="instead of the preset's")
     parser.add_argument("--layers_per_block", type=int, help="instead of the preset's")
@@ -69,15 +68,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=TIMESTEP_SAMPLING,
         help="importance: draw timesteps by their min-SNR weight instead of multiplying by it",
     )
-    parser.add_argument("--size", type=int, nargs=2, help="crop or pad slices to (y, x); needed where scans differ")
-    parser.add_argument("--echo", type=int, default=1, help="echo to train on (default: %(default)s)")
-    parser.add_argument("--slices", default="all", help="all, paper, n for every n-th, or start:stop:step")
-    parser.add_argument("--min_foreground", type=int, default=0, help="least pixels of tissue in a training slice")
-    parser.add_argument("--has_class", nargs="+", default=[], choices=CLASS_NAMES, help="train on slices with these")
-    parser.add_argument("--no_preload", action="store_true", help="read slices from disk instead of holding them all")
     parser.add_argument("--no_mirror", action="store_true", help="do not mirror left and right")
     parser.add_argument("--no_phase", action="store_true", help="do not rotate the global phase")
-    parser.add_argument("--max_shift", type=int, nargs=2, default=(0, 0), help="random displacement (y, x) in pixels")
     parser.add_argument("--validation_slices", type=int, default=48)
     parser.add_argument(
         "--validation_timesteps", type=int, nargs="+", default=[10, 50, 100, 200, 300, 400, 500, 600, 750, 900]

@@ -18,7 +18,7 @@ import torch
 from sgr_diffusers.data.skm_tea import CLASS_NAMES
 from sgr_diffusers.models.adversarial import ATTACK_LOSSES, ATTACK_NORMS
 from sgr_diffusers.models.segmentation import SegmentationUNet
-from sgr_diffusers.training.data import read_selection, slices_of
+from sgr_diffusers.training.data import add_data_arguments, read_selection, slices_of
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions, given_architecture, parse_with_settings
 from sgr_diffusers.training.segmentation_task import (
@@ -51,21 +51,14 @@ RECIPE = (
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True, help="folder in the SKM-TEA layout, or a repository of tarballs")
+    add_data_arguments(parser)
     parser.add_argument("--channels", type=int, nargs="+", help="of each level (default: 16 32 64 128 256)")
     parser.add_argument("--strides", type=int, nargs="+", help="between the levels (default: 2 2 2 2)")
     parser.add_argument("--num_res_units", type=int, help="of each level (default: 2)")
     parser.add_argument("--dropout", type=float, help="share of channels (default: 0)")
     parser.add_argument("--flip_average", action="store_true", help="the model averages over four flips when used")
     parser.add_argument("--init_from", help="folder of a segmentation model whose weights to start from")
-    parser.add_argument("--size", type=int, nargs=2, help="crop or pad slices to (y, x); needed where scans differ")
-    parser.add_argument("--echo", type=int, default=1, help="echo to train on (default: %(default)s)")
-    parser.add_argument("--slices", default="all", help="all, paper, n for every n-th, or start:stop:step")
-    parser.add_argument("--min_foreground", type=int, default=0, help="least pixels of tissue in a training slice")
-    parser.add_argument("--has_class", nargs="+", default=[], choices=CLASS_NAMES, help="train on slices with these")
-    parser.add_argument("--no_preload", action="store_true", help="read slices from disk instead of holding them all")
     parser.add_argument("--mirror_axes", default="x", choices=("none", "x", "both"), help="x is left-right")
-    parser.add_argument("--max_shift", type=int, nargs=2, default=(0, 0), help="random displacement (y, x) in pixels")
     parser.add_argument("--max_noise", type=float, default=0.05, help="largest standard deviation of Gaussian noise")
     parser.add_argument("--gain_range", type=float, default=0.15, help="the image is scaled by 1 ± this at most")
     parser.add_argument("--contrast_range", type=float, default=0.0, help="and raised to 1 ± this at most")

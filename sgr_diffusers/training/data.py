@@ -1,13 +1,43 @@
 """What a command line says of the data enters; checked training and validation slices leave, before the first step."""
 
+import argparse
 import os
-from typing import Any
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from sgr_diffusers.data.load import resolve_root
 from sgr_diffusers.data.selection import SliceSelection, parse_selection, select_slices
-from sgr_diffusers.data.skm_tea import SkmTeaScan, SkmTeaSlices, list_scans
+from sgr_diffusers.data.skm_tea import CLASS_NAMES, SkmTeaScan, SkmTeaSlices, list_scans
 
-__all__ = ["describe_data", "read_selection", "scans_of", "slices_of"]
+__all__ = ["add_data_arguments", "describe_data", "read_ahead", "read_selection", "scans_of", "slices_of"]
+
+Item = TypeVar("Item")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the training scripts are told of the data: where it is, and which slices, how large, displaced how far."""
+    parser.add_argument("--data_dir", required=True, help="folder in the SKM-TEA layout, or a repository of tarballs")
+    parser.add_argument("--size", type=int, nargs=2, help="crop or pad slices to (y, x); needed where scans differ")
+    parser.add_argument("--echo", type=int, default=1, help="echo to train on (default: %(default)s)")
+    parser.add_argument("--slices", default="all", help="all, paper, n for every n-th, or start:stop:step")
+    parser.add_argument("--min_foreground", type=int, default=0, help="least pixels of tissue in a training slice")
+    parser.add_argument("--has_class", nargs="+", default=[], choices=CLASS_NAMES, help="train on slices with these")
+    parser.add_argument("--no_preload", action="store_true", help="read slices from disk instead of holding them all")
+    parser.add_argument("--max_shift", type=int, nargs=2, default=(0, 0), help="random displacement (y, x) in pixels")
+
+
+def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items in the same order; a thread makes the next one while the caller works with one.
+
+    For data that is read without worker processes. What making an item raises comes when that item is asked for.
+    """
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item
 
 
 def read_selection(slices: str, min_foreground: int = 0, has_class: tuple[str, ...] = ()) -> SliceSelection:

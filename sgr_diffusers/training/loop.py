@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sgr_diffusers.data.sampling import SliceSampler
 from sgr_diffusers.training.checkpoints import Checkpoints, averaged_weights, is_sharded, prepare_output_dir
+from sgr_diffusers.training.data import read_ahead
 from sgr_diffusers.training.files import disk_errors
 from sgr_diffusers.training.learning_rate import learning_rate_factor
 from sgr_diffusers.training.log import Log, Validation
@@ -237,7 +238,7 @@ def _batches(
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator().manual_seed(options.seed),  # else the loader draws from the global one
     )
-    for batch in loader:
+    for batch in loader if options.dataloader_num_workers else read_ahead(iter(loader)):
         yield {
             key: value.to(accelerator.device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in batch.items()

@@ -37,7 +37,7 @@ class TrainingOptions:
     train_batch_size: int = _option(8, "slices per process and micro-step")
     gradient_accumulation_steps: int = _option(1, "micro-steps per optimizer step")
     foreground_fraction: float = _option(0.0, "share of the slices drawn from those that show any tissue class")
-    dataloader_num_workers: int = _option(0, "processes that read data; 0 for preloaded data")
+    dataloader_num_workers: int = _option(0, "processes that read data; 0: a thread does")
     # optimizer
     learning_rate: float = _option(1e-4, "after the warm-up")
     scale_lr: bool = _option(False, "multiply the learning rate by slices per optimizer step, over all processes")

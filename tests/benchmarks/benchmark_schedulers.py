@@ -83,6 +83,12 @@ def evaluated_slice(scan, number, n_scans, k, n_slices):
     return int(relevant[int((k + (number + 0.5) / n_scans) / n_slices * len(relevant))])
 
 
+def spread_order(n):
+    """Numbers below `n`, those of any first part of them spread evenly: 0, n / 2, n / 4, 3 n / 4, ..."""
+    bits = max(n - 1, 1).bit_length()
+    return sorted(range(n), key=lambda number: int(f"{number:0{bits}b}"[::-1], 2))
+
+
 def measure(name, steps, scan, index, acceleration, seed, strength_factor):
     """One slice by one scheduler: squared error, pixel counts of each class, evaluations and seconds."""
     scheduler, settings, eta = variants()[name]
@@ -165,6 +171,7 @@ def parse_arguments():
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--num_threads", type=int, default=2, help="of each process")
     parser.add_argument("--output", required=True, help="json file of the slices done, continued if it exists")
+    parser.add_argument("--report", action="store_true", help="only tabulate the slices that are complete")
     parser.add_argument("--guide", help="markdown file to write the tables into")
     parser.add_argument("--guide_block", default="all schedulers", help="name of its block that they go into")
     return parser.parse_args()
@@ -175,8 +182,8 @@ def main():
     args = parse_arguments()
     scans = list_scans(args.data_dir, args.split)[: args.n_scans]
     slices = [
-        (scan, evaluated_slice(scan, number, len(scans), k, args.slices_per_scan))
-        for number, scan in enumerate(scans)
+        (scans[number], evaluated_slice(scans[number], number, len(scans), k, args.slices_per_scan))
+        for number in spread_order(len(scans))
         for k in range(args.slices_per_scan)
     ]
     output = Path(args.output)
@@ -187,9 +194,15 @@ def main():
     columns = list(dict.fromkeys(columns))
     jobs = {
         f"{name} | {steps} | {scan.scan_id} {index} | {setting}": (name, steps, scan, index)
-        for name, steps in columns
         for scan, index in slices
+        for name, steps in columns
     }
+    if args.report:
+        missing = {job[2:] for key, job in jobs.items() if key not in done}
+        slices = [entry for entry in slices if entry not in missing]
+        if not slices:
+            raise SystemExit(f"{output} has no slice with all of the columns asked for.")
+        jobs = {}
     with ProcessPoolExecutor(
         args.workers,
         multiprocessing.get_context("spawn"),
@@ -210,7 +223,7 @@ def main():
         ]
         if not any("error" in row for _, row in found):
             rows[column] = summarize(found)
-    text = tables(rows, args, f"{len(slices)} slices of {len(scans)} scans")
+    text = tables(rows, args, f"{len(slices)} slices of {len({scan.scan_id for scan, _ in slices})} scans")
     print(text)
     if args.guide:
         guide = Path(args.guide)

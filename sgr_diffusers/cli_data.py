@@ -128,7 +128,7 @@ def _run_data_check(args: argparse.Namespace) -> None:
 def _run_data_preview(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from .data.skm_tea import list_scans
+    from .data.skm_tea import CLASS_NAMES, list_scans
     from .evaluation.contact_sheet import contact_sheet
 
     scans = list_scans(args.data, args.split)
@@ -139,5 +139,7 @@ def _run_data_preview(args: argparse.Namespace) -> None:
     shown = np.linspace(0.05, 0.8, args.n_slices) * (scan.n_slices - 1)
     shown = np.unique(shown.round().astype(int))
     images = np.stack([np.abs(scan.target(int(index))) for index in shown])
-    figure = contact_sheet(images, labels[shown], [f"{scan.scan_id}, slice {index}" for index in shown])
+    titles = [f"{scan.scan_id}, slice {index}" for index in shown]
+    names = [name.replace("_", " ") for name in CLASS_NAMES]
+    figure = contact_sheet(images, labels[shown], titles, class_names=names)
     figure.savefig(args.output, dpi=100)

@@ -1,5 +1,6 @@
 """Slices of a scan and their labels enter; a figure to look at before anything is trained on them leaves."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ def contact_sheet(
     labels: Integer[np.ndarray, "slice y x"] | None = None,
     titles: list[str] | None = None,
     n_columns: int = 8,
+    class_names: Sequence[str] = (),
 ) -> "Figure":
     """Draw slices row by row; with labels, each row stands again below itself with the labels over it.
 
@@ -24,9 +26,13 @@ def contact_sheet(
         labels: `(slice, y, x)`, 0 for what stays uncoloured.
         titles: one for each slice.
         n_columns: slices in a row.
+        class_names: of labels 1, 2, ..., for a legend.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
+    colours = colormaps["tab10"]
     layers = 1 if labels is None else 2
     n_rows = -(-len(images) // n_columns) * layers
     aspect = images.shape[1] / images.shape[2]
@@ -41,7 +47,10 @@ def contact_sheet(
             ax.imshow(image, cmap="gray", vmin=0, vmax=1.1 * np.quantile(image, 0.99))
             if layer:
                 shown = np.ma.masked_equal(labels[number], 0)
-                ax.imshow(shown, cmap="tab10", vmin=0, vmax=9, alpha=0.75, interpolation="nearest")
+                ax.imshow(shown, cmap=colours, vmin=0, vmax=9, alpha=0.75, interpolation="nearest")
             elif titles:
                 ax.set_title(titles[number], fontsize=7)
+    if class_names:
+        handles = [Patch(color=colours(label), label=name) for label, name in enumerate(class_names, start=1)]
+        figure.legend(handles=handles, loc="outside upper center", ncol=len(handles), fontsize=8, frameon=False)
     return figure

@@ -20,6 +20,16 @@ def test_sheet_has_each_slice_once_and_once_more_with_its_labels(tmp_path):
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
+def test_legend_names_the_colours_of_the_labels():
+    labels = np.zeros((2, 8, 8), np.uint8)
+    labels[1, 2:4] = 2
+    figure = contact_sheet(np.ones((2, 8, 8)), labels, n_columns=2, class_names=["bone", "cartilage"])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["bone", "cartilage"]
+    overlay = figure.axes[3].images[1]
+    assert legend.get_patches()[1].get_facecolor()[:3] == tuple(overlay.cmap(overlay.norm(2)))[:3]
+
+
 def test_without_labels_nothing_is_drawn_twice():
     figure = contact_sheet(np.ones((4, 8, 8)), n_columns=4)
     assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 1]

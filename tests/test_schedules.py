@@ -215,6 +215,8 @@ def test_fast_timesteps():
     assert len(times) == 25 and times[0] == 500 and times[-1] == 0
     steps = [a - b for a, b in itertools.pairwise(times)]
     assert steps[0] > 3 * steps[-1] > 0
+    assert [fast_timesteps(n)[0] for n in (2, 10, 30, 50, 100)] == [500, 500, 600, 990, 990]
+    assert fast_timesteps(100) == list(range(990, -1, -10))
     assert fast_timesteps(3, start=100, power=1.0) == [100, 50, 0]
     with pytest.raises(ValueError, match="`n_steps` must be at least 2"):
         fast_timesteps(1)

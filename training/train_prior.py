@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 
 from sgr_diffusers.models.denoising import TIMESTEP_SAMPLING
 from sgr_diffusers.models.prior import PREDICTION_TYPES, PRIOR_PRESETS, create_prior, create_scheduler
-from sgr_diffusers.training.data import add_data_arguments, read_selection, slices_of
+from sgr_diffusers.training.data import add_data_arguments, check_shift, read_selection, slices_of, whole_number_from
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions, given_architecture, parse_with_settings
 from sgr_diffusers.training.prior_task import PriorLoss, PriorPictures, PriorValidation, check_prior
@@ -58,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--init_from", help="folder of a prior (a pipeline, or its `unet`) whose weights to start from"
     )
-    parser.add_argument("--prediction_type", default="epsilon", choices=PREDICTION_TYPES)
+    parser.add_argument("--prediction_type", choices=PREDICTION_TYPES, help="default: that of init_from, or epsilon")
     parser.add_argument(
         "--snr_gamma", type=float, help="min-SNR weighting of the loss, or of the timesteps drawn; 5 in its paper"
     )
@@ -70,7 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--no_mirror", action="store_true", help="do not mirror left and right")
     parser.add_argument("--no_phase", action="store_true", help="do not rotate the global phase")
-    parser.add_argument("--validation_slices", type=int, default=48)
+    parser.add_argument("--validation_slices", type=whole_number_from(1), default=48)
     parser.add_argument(
         "--validation_timesteps", type=int, nargs="+", default=[10, 50, 100, 200, 300, 400, 500, 600, 750, 900]
     )
@@ -82,12 +82,31 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parse_with_settings(parser, SETTINGS, arguments)
 
 
+def prior_folder(path: str) -> Path:
+    """Folder of a prior's network: that of a pipeline or of a run holds it as `unet`."""
+    return Path(path, "unet") if Path(path, "unet").is_dir() else Path(path)
+
+
+def choose_prediction_type(given: str | None, init_from: str | None) -> str:
+    """What the prior is to predict: what was asked for, which must be what it did if it goes on from another.
+
+    Raises:
+        ValueError: it is another.
+    """
+    scheduler = prior_folder(init_from).parent / "scheduler" if init_from else None
+    if scheduler is None or not scheduler.is_dir():
+        return given or "epsilon"
+    found = DDIMScheduler.load_config(scheduler).get("prediction_type", "epsilon")
+    if given not in (None, found):
+        raise ValueError(f"`init_from` {init_from} predicts {found}, not {given}: leave out --prediction_type.")
+    return found
+
+
 def create_model(args: argparse.Namespace) -> UNet2DModel:
     """The network to train, new or from a folder."""
     overrides = given_architecture(args, ARCHITECTURE)
     if args.init_from:
-        folder = Path(args.init_from)
-        return UNet2DModel.from_pretrained(folder / "unet" if (folder / "unet").is_dir() else folder)
+        return UNet2DModel.from_pretrained(prior_folder(args.init_from))
     # The noise is what is trained here; the paper's checkpoint carries two more channels for a learned sigma.
     return create_prior(args.preset, **{**overrides, "out_channels": 2})
 
@@ -96,6 +115,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Parse, load, train, write. Returns the training record."""
     args = parse_arguments(arguments)
     options = TrainingOptions.from_arguments(args)
+    args.prediction_type = choose_prediction_type(args.prediction_type, args.init_from)
     start_logging()
     accelerator = create_accelerator(options)
     with torch.random.fork_rng():
@@ -105,8 +125,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     selection = read_selection(args.slices, args.min_foreground, tuple(args.has_class))
     common = {"echo": args.echo, "with_labels": False}
-    dataset = slices_of(args.data_dir, "train", selection, preload=not args.no_preload, size=args.size, **common)
+    dataset = slices_of(
+        args.data_dir,
+        "train",
+        selection,
+        options.skip_memory_check,
+        preload=not args.no_preload,
+        size=args.size,
+        **common,
+    )
     check_prior(model, dataset.size)
+    check_shift(args.max_shift, dataset.size)
     held_out = slices_of(args.data_dir, "val", size=dataset.size, **common)
     chosen = np.linspace(0, len(held_out) - 1, min(args.validation_slices, len(held_out))).round().astype(int)
     images = torch.stack([held_out[index]["image"] for index in chosen.tolist()]).to(accelerator.device)

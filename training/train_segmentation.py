@@ -18,7 +18,7 @@ import torch
 from sgr_diffusers.data.skm_tea import CLASS_NAMES
 from sgr_diffusers.models.adversarial import ATTACK_LOSSES, ATTACK_NORMS
 from sgr_diffusers.models.segmentation import SegmentationUNet
-from sgr_diffusers.training.data import add_data_arguments, read_selection, slices_of
+from sgr_diffusers.training.data import add_data_arguments, check_shift, read_selection, slices_of
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions, given_architecture, parse_with_settings
 from sgr_diffusers.training.segmentation_task import (
@@ -117,8 +117,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     check_segmentation_model(model, CLASS_NAMES)
 
     selection = read_selection(args.slices, args.min_foreground, tuple(args.has_class))
-    common = {"echo": args.echo, "preload": not args.no_preload}
+    common = {
+        "echo": args.echo,
+        "preload": not args.no_preload,
+        "skip_memory_check": options.skip_memory_check,
+    }
     dataset = slices_of(args.data_dir, "train", selection, size=args.size, **common)
+    check_shift(args.max_shift, dataset.size)
     held_out = slices_of(args.data_dir, "val", size=dataset.size, **common)
     validation = SegmentationValidation(
         held_out, CLASS_NAMES, attack, args.adversarial_validation_slices, options.seed

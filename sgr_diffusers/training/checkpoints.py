@@ -118,7 +118,8 @@ def prepare_output_dir(accelerator: Accelerator, options: TrainingOptions, name:
         for leftover in folder.glob(".*.partial"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if options.overwrite_output_dir:
-            for path in [*old, *(folder / one for one in (name, f"{name}_best", "pictures", "hub"))]:
+            failed = [*folder.glob("nonfinite-step-*"), *folder.glob("damaged-checkpoint-*")]
+            for path in [*old, *failed, *(folder / one for one in (name, f"{name}_best", "pictures", "hub"))]:
                 if path.exists():
                     remove_folder(path)
             (folder / "training_record.json").unlink(missing_ok=True)

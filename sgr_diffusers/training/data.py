@@ -1,30 +1,63 @@
 """What a command line says of the data enters; checked training and validation slices leave, before the first step."""
 
 import argparse
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+import torch
 
 from sgr_diffusers.data.load import resolve_root
 from sgr_diffusers.data.selection import SliceSelection, parse_selection, select_slices
 from sgr_diffusers.data.skm_tea import CLASS_NAMES, SkmTeaScan, SkmTeaSlices, list_scans
+from sgr_diffusers.training.memory import GIB, available_memory
 
-__all__ = ["add_data_arguments", "describe_data", "read_ahead", "read_selection", "scans_of", "slices_of"]
+__all__ = [
+    "add_data_arguments",
+    "check_shift",
+    "describe_data",
+    "read_ahead",
+    "read_selection",
+    "scans_of",
+    "slices_of",
+    "whole_number_from",
+]
 
 Item = TypeVar("Item")
 
 
+def whole_number_from(least: int) -> Callable[[str], int]:
+    """A type for `argparse`: whole numbers, `least` and larger."""
+
+    def whole_number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return int(text)
+
+    return whole_number
+
+
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """What the training scripts are told of the data: where it is, and which slices, how large, displaced how far."""
+    from_0, from_1 = whole_number_from(0), whole_number_from(1)
     parser.add_argument("--data_dir", required=True, help="folder in the SKM-TEA layout, or a repository of tarballs")
-    parser.add_argument("--size", type=int, nargs=2, help="crop or pad slices to (y, x); needed where scans differ")
-    parser.add_argument("--echo", type=int, default=1, help="echo to train on (default: %(default)s)")
+    parser.add_argument("--size", type=from_1, nargs=2, help="crop or pad slices to (y, x); needed where scans differ")
+    parser.add_argument("--echo", type=from_1, default=1, help="echo to train on (default: %(default)s)")
     parser.add_argument("--slices", default="all", help="all, paper, n for every n-th, or start:stop:step")
-    parser.add_argument("--min_foreground", type=int, default=0, help="least pixels of tissue in a training slice")
+    parser.add_argument("--min_foreground", type=from_0, default=0, help="least pixels of tissue in a training slice")
     parser.add_argument("--has_class", nargs="+", default=[], choices=CLASS_NAMES, help="train on slices with these")
     parser.add_argument("--no_preload", action="store_true", help="read slices from disk instead of holding them all")
-    parser.add_argument("--max_shift", type=int, nargs=2, default=(0, 0), help="random displacement (y, x) in pixels")
+    parser.add_argument(
+        "--max_shift", type=from_0, nargs=2, default=(0, 0), help="random displacement (y, x) in pixels"
+    )
+
+
+def check_shift(max_shift: Sequence[int], size: Sequence[int]) -> None:
+    """Raise ValueError where slices of a size (y, x) could be displaced out of themselves."""
+    if any(shift >= length for shift, length in zip(max_shift, size, strict=True)):
+        raise ValueError(f"`max_shift` {tuple(max_shift)} leaves nothing of slices of {tuple(size)} pixels. Lower it.")
 
 
 def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -87,6 +120,7 @@ def slices_of(
     data_dir: str | os.PathLike,
     split: str,
     selection: SliceSelection | None = None,
+    skip_memory_check: bool = False,
     **settings: Any,
 ) -> SkmTeaSlices:
     """The slices of a split, after a look at the file of every scan: none is found missing after hours.
@@ -95,11 +129,13 @@ def slices_of(
         data_dir: folder in the SKM-TEA layout, or repository.
         split: "train" or "val".
         selection: of slices; all of them if not given.
+        skip_memory_check: hold preloaded slices even if they seem not to fit.
         **settings: of `SkmTeaSlices`.
 
     Raises:
         FileNotFoundError: a split or the file of a scan is missing.
         IndexError: a scan does not have the echo.
+        MemoryError: slices to be preloaded, by every process of this machine, would not fit.
         ValueError: a file is damaged, sizes differ, or no slice is left.
     """
     scans = scans_of(data_dir, split)
@@ -113,7 +149,22 @@ def slices_of(
         scan.target(0, settings.get("echo", 1))
         if settings.get("with_labels", True) and not scan.labels_file.exists():
             raise FileNotFoundError(f"{scan.labels_file} is missing: scan {scan.scan_id} has no segmentation.")
+    if settings.get("preload") and not skip_memory_check:
+        n_slices = sum(map(len, chosen)) if chosen is not None else sum(scan.n_slices for scan in scans)
+        _check_memory(n_slices, settings.get("size") or max(scan.matrix_shape[1:] for scan in scans), split)
     return SkmTeaSlices(scans, chosen=chosen, **settings)
+
+
+def _check_memory(n_slices: int, size: Sequence[int], split: str) -> None:
+    """Raise MemoryError where the slices of a split cannot be held by every process of this machine."""
+    needed = 8 * n_slices * math.prod(size) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    available = available_memory(torch.device("cpu"))
+    if available is not None and needed > available:
+        raise MemoryError(
+            f"{n_slices} slices of {size[0]} x {size[1]} of the split {split!r} take {needed / GIB:.1f} GiB and "
+            f"{available / GIB:.1f} GiB are available. Read them from disk by --no_preload (and "
+            "--dataloader_num_workers 2), take fewer by --slices, or try nevertheless by --skip_memory_check."
+        )
 
 
 def describe_data(dataset: SkmTeaSlices) -> dict[str, Any]:

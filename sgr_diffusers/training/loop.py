@@ -66,7 +66,8 @@ def fit(
 
     Args:
         model: a diffusers model. Ends with its averaged weights.
-        dataset: map-style; dictionaries that the default collation understands.
+        dataset: map-style; dictionaries that the default collation understands. Items are made in a thread or in
+            processes of their own: they must not draw from the global generators.
         compute_loss: ``(model, batch, generator) -> loss``, a scalar; tensors of the batch are on the device already.
             All its randomness must come from the (CPU) generator.
         options: see `TrainingOptions`.
@@ -92,8 +93,10 @@ def fit(
     n_processes, rank = accelerator.num_processes, accelerator.process_index
     own_batch, n_micro = options.train_batch_size, options.gradient_accumulation_steps
     output_dir = Path(options.output_dir)
-    prepare_output_dir(accelerator, options, name)
+    # What cannot work is refused before anything of an earlier run is deleted.
     check_accelerator(accelerator, options)
+    SliceSampler(len(dataset), options.seed, foreground, options.foreground_fraction)
+    prepare_output_dir(accelerator, options, name)
     last_step = options.last_step(len(dataset), n_processes)
     learning_rate = options.learning_rate * (options.images_per_step(n_processes) if options.scale_lr else 1)
     state = TrainingState()

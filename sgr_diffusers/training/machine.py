@@ -2,6 +2,8 @@
 
 import datetime
 import importlib.util
+import logging
+import os
 from collections.abc import Iterable
 
 import torch
@@ -11,6 +13,8 @@ from torch import nn
 
 from sgr_diffusers.training.checkpoints import is_sharded
 from sgr_diffusers.training.options import TrainingOptions
+
+logger = logging.getLogger(__name__)
 
 # Others wait while the main process validates, or writes. The 10 minutes that NCCL allows by itself can be too short.
 PATIENCE = datetime.timedelta(hours=6)
@@ -28,6 +32,15 @@ def create_accelerator(options: TrainingOptions) -> Accelerator:
         ValueError: float16 without a GPU.
         ImportError: a tracker is not installed; names the package.
     """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", options.mixed_precision):
+        logger.warning(
+            "`accelerate launch` was told mixed precision %s, which does not count here: pass --mixed_precision %s to "
+            "the script. It trains with %s.",
+            launched,
+            launched,
+            options.mixed_precision,
+        )
     for name in options.report_to:
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"`report_to`: {name} is not installed. Run `pip install {name}`, or leave it out.")
@@ -48,11 +61,18 @@ def create_accelerator(options: TrainingOptions) -> Accelerator:
 
 
 def check_accelerator(accelerator: Accelerator, options: TrainingOptions) -> None:
-    """Refuse what a kind of distribution cannot do, and tell DeepSpeed the size of a batch.
+    """Refuse what a device or a kind of distribution cannot do, and tell DeepSpeed the size of a batch.
 
     Raises:
-        ValueError: averaged weights where a process holds a part of them only, or rounded ones.
+        ImportError: 8-bit AdamW without bitsandbytes.
+        ValueError: averaged weights where a process holds a part of them only, or rounded ones; 8-bit AdamW without
+            a GPU.
     """
+    if options.use_8bit_adam:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ImportError("`use_8bit_adam`: bitsandbytes is not installed. Run `pip install bitsandbytes`.")
+        if accelerator.device.type != "cuda":
+            raise ValueError(f"`use_8bit_adam` needs a GPU, the device is {accelerator.device}.")
     if options.ema_decay and is_sharded(accelerator):
         raise ValueError(
             f"`ema_decay` {options.ema_decay}: weights cannot be averaged while they are sharded (FSDP, or ZeRO stage "
@@ -75,12 +95,7 @@ def check_accelerator(accelerator: Accelerator, options: TrainingOptions) -> Non
 def create_optimizer(
     parameters: Iterable[nn.Parameter], options: TrainingOptions, device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW as the options have it.
-
-    Raises:
-        ImportError: 8-bit AdamW without bitsandbytes.
-        ValueError: 8-bit AdamW without a GPU.
-    """
+    """AdamW as the options have it, which `check_accelerator` has passed."""
     settings = {
         "lr": options.learning_rate,
         "betas": (options.adam_beta1, options.adam_beta2),
@@ -89,10 +104,6 @@ def create_optimizer(
     }
     if not options.use_8bit_adam:
         return torch.optim.AdamW(parameters, fused=device.type in ("cpu", "cuda"), **settings)
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError("`use_8bit_adam`: bitsandbytes is not installed. Run `pip install bitsandbytes`.")
-    if device.type != "cuda":
-        raise ValueError(f"`use_8bit_adam` needs a GPU, the device is {device}.")
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(parameters, **settings)

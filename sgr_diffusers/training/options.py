@@ -98,8 +98,9 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
-        for name in ("dataloader_num_workers", "lr_warmup_steps", "validation_steps", "checkpointing_steps"):
-            if getattr(self, name) < 0:
+        not_negative = ("dataloader_num_workers", "lr_warmup_steps", "validation_steps", "checkpointing_steps")
+        for name in (*not_negative, "checkpoints_total_limit", "max_grad_norm", "weight_decay", "ema_power"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.lr_scheduler not in LR_SCHEDULERS:
             raise ValueError(f"`lr_scheduler` must be one of {LR_SCHEDULERS}, got {self.lr_scheduler!r}.")
@@ -107,8 +108,9 @@ class TrainingOptions:
             raise ValueError("`lr_scheduler` is 'constant_with_warmup': pass `lr_warmup_steps`, or take 'constant'.")
         if not 0 < self.lr_cooldown_fraction <= 1:
             raise ValueError(f"`lr_cooldown_fraction` must be in (0, 1], got {self.lr_cooldown_fraction}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
+        for name in ("ema_decay", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
         unknown = set(self.report_to) - set(TRACKERS)
         if unknown:
             raise ValueError(f"`report_to` must be out of {TRACKERS}, got {sorted(unknown)}.")

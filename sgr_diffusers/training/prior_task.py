@@ -71,7 +71,13 @@ class PriorLoss:
     max_shift: Sequence[int] = (0, 0)
 
     def __post_init__(self) -> None:
-        """Turn weights into a density where timesteps are drawn by them."""
+        """Turn weights into a density where timesteps are drawn by them.
+
+        Raises:
+            ValueError: `snr_gamma` is not positive.
+        """
+        if self.snr_gamma is not None and not self.snr_gamma > 0:
+            raise ValueError(f"`snr_gamma` must be positive, got {self.snr_gamma}. Leave it out for no weights.")
         self._density = None
         if self.timestep_sampling == "importance":
             self._density = timestep_density(self.scheduler, 5 if self.snr_gamma is None else self.snr_gamma)
@@ -118,7 +124,14 @@ class PriorPictures:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Read the slices, so that a missing mask is found before the first step."""
+        """Read the slices, so that a missing mask is found before the first step.
+
+        Raises:
+            ValueError: a scan stores no masks, or a number is out of range.
+        """
+        for name in ("n_samples", "n_slices"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         self._slices = []
         for number in range(self.n_slices):
             scan = self.scans[number % len(self.scans)]
@@ -181,6 +194,22 @@ class PriorValidation:
     timesteps: Sequence[int]
     seed: int = 0
     pictures: PriorPictures | None = None
+
+    def __post_init__(self) -> None:
+        """Find out before the first step what would fail at the first validation.
+
+        Raises:
+            ValueError: there is no slice or timestep, or the scheduler does not have that many.
+        """
+        n_timesteps = self.scheduler.config.num_train_timesteps
+        if not len(self.images):
+            raise ValueError("`images` is empty: at least one validation slice is needed.")
+        if not self.timesteps or not all(0 <= one < n_timesteps for one in self.timesteps):
+            raise ValueError(f"`timesteps` of the validation must be in 0..{n_timesteps - 1}, got {self.timesteps}.")
+        if self.pictures is not None and not 1 <= self.pictures.n_steps <= n_timesteps:
+            raise ValueError(
+                f"`n_steps` of the validation's pictures must be in 1..{n_timesteps}, got {self.pictures.n_steps}."
+            )
 
     def __call__(self, network: UNet2DModel) -> Validation:
         """`val_eps_mse`, the mean over noise levels; `val_errors` for each; `val_psnr` of the reconstructions."""

@@ -97,6 +97,9 @@ class SegmentationLoss:
         gain_range: images are scaled by 1 ± this at most,
         contrast_range: and raised to 1 ± this at most.
         attack: on a part of each batch, or none.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -112,6 +115,11 @@ class SegmentationLoss:
         """Keep the settings."""
         from monai.losses import DiceCELoss
 
+        if not max_noise >= 0:
+            raise ValueError(f"`max_noise` must not be negative, got {max_noise}.")
+        for name, value in (("gain_range", gain_range), ("contrast_range", contrast_range)):
+            if not 0 <= value < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {value}.")
         self.model, self.attack = model, attack
         self.axes = {"none": (), "x": (-1,), "both": (-1, -2)}[mirror_axes]
         self.max_shift, self.max_noise = tuple(max_shift), max_noise
@@ -160,6 +168,11 @@ class SegmentationValidation:
     attack: Attack | None = None
     n_attacked: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where an attack would be validated on no slice."""
+        if self.attack is not None and self.n_attacked < 1:
+            raise ValueError(f"`n_attacked`, the slices validated under attack, must be >= 1, got {self.n_attacked}.")
 
     @property
     def main_result(self) -> str:

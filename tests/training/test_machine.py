@@ -10,7 +10,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
-from tiny_training import finish, start_processes, tiny_model, train
+from tiny_training import finish, forget_accelerator, start_processes, tiny_model, train
 
 from sgr_diffusers.training.checkpoints import is_sharded
 from sgr_diffusers.training.machine import check_accelerator, create_accelerator, create_optimizer
@@ -90,9 +90,19 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
 
 
 def test_8_bit_adam_says_what_it_needs():
-    weights = [torch.nn.Parameter(torch.zeros(2))]
     with pytest.raises((ImportError, ValueError), match=r"pip install bitsandbytes|needs a GPU"):
-        create_optimizer(weights, TrainingOptions(max_train_steps=1, use_8bit_adam=True), torch.device("cpu"))
+        check_accelerator(Accelerator(cpu=True), TrainingOptions(max_train_steps=1, use_8bit_adam=True))
+
+
+def test_precision_that_was_told_to_the_launcher_is_not_ignored_in_silence(tmp_path, monkeypatch, caplog):
+    forget_accelerator()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    accelerator = create_accelerator(TrainingOptions(str(tmp_path), max_train_steps=1, cpu=True))
+    assert accelerator.mixed_precision == "no" and "pass --mixed_precision bf16" in caplog.text
+    caplog.clear()
+    forget_accelerator()
+    create_accelerator(TrainingOptions(str(tmp_path), max_train_steps=1, cpu=True, mixed_precision="bf16"))
+    assert not caplog.text
 
 
 def test_the_optimizer_is_as_the_options_say():

@@ -18,6 +18,9 @@ from sgr_diffusers.training.options import TrainingOptions, parse_with_settings
         ({"max_train_steps": 1, "ema_decay": 1.0}, "`ema_decay`"),
         ({"max_train_steps": 1, "learning_rate": 0.0}, "`learning_rate`"),
         ({"max_train_steps": 1, "checkpointing_steps": -1}, "`checkpointing_steps`"),
+        ({"max_train_steps": 1, "checkpoints_total_limit": -1}, "`checkpoints_total_limit`"),
+        ({"max_train_steps": 1, "max_grad_norm": -1.0}, "`max_grad_norm`"),
+        ({"max_train_steps": 1, "adam_beta2": 1.0}, "`adam_beta2`"),
         ({"max_train_steps": 1, "report_to": ("paper",)}, "`report_to`"),
         (
             {"max_train_steps": 1, "overwrite_output_dir": True, "resume_from_checkpoint": "latest"},

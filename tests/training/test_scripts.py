@@ -15,6 +15,7 @@ from pipeline_parts import build_unet
 from safetensors.torch import load_file
 from tiny_training import forget_accelerator
 
+from sgr_diffusers.models.prior import create_scheduler
 from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.training.options import TrainingOptions
 
@@ -123,7 +124,7 @@ def test_resume_with_another_recipe_is_refused(data, tmp_path):
         script("train_segmentation", *options, "--resume_from_checkpoint", "latest", "--max_noise", 0.1)
 
 
-def test_slices_read_from_disk_by_workers_train_the_same(data, tmp_path):
+def test_slices_read_from_disk_train_the_same(data, tmp_path):
     def weights(folder, *options):
         output = tmp_path / folder
         network = ["--channels", 4, 8, "--strides", 2, "--num_res_units", 1]
@@ -132,7 +133,9 @@ def test_slices_read_from_disk_by_workers_train_the_same(data, tmp_path):
 
     held = weights("held", "--min_foreground", 1)
     read = weights("read", "--min_foreground", 1, "--no_preload", "--dataloader_num_workers", 1)
+    read_by_thread = weights("thread", "--min_foreground", 1, "--no_preload")
     assert all(torch.equal(held[key], read[key]) for key in held)
+    assert all(torch.equal(held[key], read_by_thread[key]) for key in held)
     assert json.loads((tmp_path / "read/training_record.json").read_text())["data"]["slices"] == 4
 
 
@@ -166,12 +169,62 @@ def test_other_ways_to_the_same_loss(data, tmp_path, mode):
         ("train_prior", ["--use_8bit_adam"], ImportError, "pip install bitsandbytes"),
         ("train_segmentation", ["--adversarial_fraction", 2], ValueError, "`adversarial_fraction`"),
         ("train_segmentation", ["--echo", 7], IndexError, "`echo` 7"),
+        ("train_prior", ["--snr_gamma", -1], ValueError, "`snr_gamma` must be positive"),
+        ("train_prior", ["--validation_timesteps", 1000], ValueError, "must be in 0..999"),
+        ("train_prior", ["--validation_inference_steps", 0], ValueError, "must be in 1..1000, got 0"),
+        ("train_prior", ["--validation_samples", -1], ValueError, "`n_samples` must not be negative"),
+        ("train_prior", ["--validation_slices", 0], SystemExit, "2"),
+        ("train_prior", ["--max_shift", 500, 0], ValueError, "`max_shift` .500, 0. leaves nothing"),
+        ("train_segmentation", ["--max_noise", -1], ValueError, "`max_noise` must not be negative"),
+        ("train_segmentation", ["--gain_range", 3], ValueError, "`gain_range` must be in"),
+        (
+            "train_segmentation",
+            ["--adversarial_fraction", 1, "--adversarial_validation_slices", -2],
+            ValueError,
+            "validated under attack",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_step(data, tmp_path, script_name, options, error, message):
     with pytest.raises(error, match=message):
         script(script_name, "--data_dir", data, "--output_dir", tmp_path / "out", "--max_train_steps", 1, *options)
     assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_data_that_does_not_fit_is_refused_before_it_is_read(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("sgr_diffusers.training.data.available_memory", lambda device: 1000)
+    options = ["--data_dir", data, "--output_dir", tmp_path / "out", "--max_train_steps", 1]
+    for name in ("train_prior", "train_segmentation"):
+        with pytest.raises(MemoryError, match=r"of the split 'train' take .* --no_preload"):
+            script(name, *options)
+    network = ["--channels", 4, 8, "--strides", 2, "--num_res_units", 1]
+    script("train_segmentation", *options, *network, "--skip_memory_check")
+
+
+def test_a_run_that_is_refused_deletes_nothing_of_an_earlier_one(data, tmp_path):
+    output = tmp_path / "out"
+    network = ["--channels", 4, 8, "--strides", 2, "--num_res_units", 1]
+    options = ["--data_dir", data, "--output_dir", output, *SHARED, *network]
+    script("train_segmentation", *options)
+    (output / "nonfinite-step-7").mkdir()
+    before = sorted(output.rglob("*"))
+    for wrong in (["--use_8bit_adam"], ["--foreground_fraction", 1.5]):
+        with pytest.raises((ImportError, ValueError), match=r"use_8bit_adam|foreground_fraction"):
+            script("train_segmentation", *options, "--overwrite_output_dir", *wrong)
+        assert sorted(output.rglob("*")) == before
+    script("train_segmentation", *options, "--overwrite_output_dir")
+    assert not (output / "nonfinite-step-7").exists()
+
+
+def test_a_prior_goes_on_predicting_what_it_did(data, tmp_path):
+    build_unet().save_pretrained(tmp_path / "prior/unet")
+    create_scheduler("v_prediction").save_pretrained(tmp_path / "prior/scheduler")
+    options = ["--data_dir", data, "--output_dir", tmp_path / "out", "--max_train_steps", 1]
+    for start in ("prior", "prior/unet"):
+        with pytest.raises(ValueError, match="predicts v_prediction, not epsilon"):
+            script("train_prior", *options, "--init_from", tmp_path / start, "--prediction_type", "epsilon")
+    script("train_prior", *options, *QUICK, "--init_from", tmp_path / "prior")
+    assert DDIMScheduler.from_pretrained(tmp_path / "out/scheduler").config.prediction_type == "v_prediction"
 
 
 def test_data_that_is_not_there_is_named(data, tmp_path):

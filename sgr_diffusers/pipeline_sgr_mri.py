@@ -322,7 +322,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         else:
             latents = latents.to(device, torch.float32).repeat_interleave(n_branches, dim=0)
         latents = latents * sampler.init_noise_sigma
-        defaults = [b / sampler.pushes_per_step for b in sampler.strengths(self.config.guidance_strength)]
+        defaults = sampler.strengths(self.config.guidance_strength)
 
         # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward
         # pass: those of the step before are expected again, and the others looked at without one first.

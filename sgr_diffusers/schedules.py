@@ -211,8 +211,12 @@ class ScheduledSampler:
         return own + (PUSH_EXPONENT["DDPMScheduler"] - own) * self.fresh_noise**2
 
     def strengths(self, strength: float) -> list[float]:
-        """Default strength b of the step of each evaluation, from that of 100 steps of DDIM with eta = 1."""
-        return [default_strength(share, self.fresh_noise, self.push_exponent, strength) for share in self.shares]
+        """Default strength b of each evaluation, from that of 100 steps of DDIM with eta = 1.
+
+        Two evaluations of a step that are both pushed each count as half of it.
+        """
+        parts = [share / self.pushes_per_step for share in self.shares]
+        return [default_strength(part, self.fresh_noise, self.push_exponent, strength) for part in parts]
 
     @property
     def init_noise_sigma(self) -> float:

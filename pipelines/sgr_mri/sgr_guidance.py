@@ -62,10 +62,10 @@ DETERMINISTIC_FACTOR = 0.12
 def default_strength(
     share: float, fresh_noise: float = 1.0, exponent: float = 0.7, strength: float = PAPER_STRENGTH
 ) -> float:
-    """Strength b of one step that leaves the bounds as wide as `strength` in each of 100 steps of DDIM with eta = 1.
+    """Strength b of one evaluation that leaves the bounds as wide as `strength` in each of 100 of DDIM with eta = 1.
 
     Args:
-        share: part of the training time that the step covers; 1/100 in the paper.
+        share: part of the training time that it covers; 1/100 in the paper.
         fresh_noise: eta of the sampler, 1 in the paper, 0 for deterministic ones.
         exponent: with which the push has to go with `share`, measured (`scheduler_table.PUSH_EXPONENT`). 1 would keep
             the total push; fewer steps need less in total, since data consistency takes back less of it.

@@ -81,7 +81,7 @@ FRESH_NOISE = {
     "DDPMScheduler": 1.0,
     "DPMSolverSDEScheduler": 1.0,
     "EulerAncestralDiscreteScheduler": 1.0,
-    "KDPM2AncestralDiscreteScheduler": 1.0,
+    "KDPM2AncestralDiscreteScheduler": 0.975,
     "LTXEulerAncestralRFScheduler": 1.0,
     "SASolverScheduler": 0.3,
     "TCDScheduler": 0.93,
@@ -89,14 +89,14 @@ FRESH_NOISE = {
     "sde-dpmsolver++": 0.95,
 }
 
-# How the push of a step has to go with the training time that the step covers, so that the bounds are as wide with 25
+# How the push of an evaluation has to go with the training time that it covers, so that the bounds are as wide with 25
 # steps as with 100 (V_unc / V_up on validation slices of the synthetic knee). All classes that are not named: 1, the
 # same push in total. Less for samplers with fresh noise, since with fewer steps data consistency takes back less of a
-# push; more for deterministic ones of first order, whose long steps carry less of it on.
+# push; more for deterministic ones of first order, whose long steps carry less of it on, and of two evaluations.
 PUSH_EXPONENT = {
     "DDPMParallelScheduler": 0.7,
     "DDPMScheduler": 0.7,
-    "DPMSolverSDEScheduler": 0.7,
+    "DPMSolverSDEScheduler": 0.9,
     "EulerAncestralDiscreteScheduler": 0.7,
     "LTXEulerAncestralRFScheduler": 0.7,
     "KDPM2AncestralDiscreteScheduler": 0.85,
@@ -108,9 +108,9 @@ PUSH_EXPONENT = {
     "DDIMParallelScheduler": 1.15,
     "EulerDiscreteScheduler": 1.15,
     "FlowMatchEulerDiscreteScheduler": 1.15,
-    "FlowMatchHeunDiscreteScheduler": 1.15,
-    "HeunDiscreteScheduler": 1.15,
-    "KDPM2DiscreteScheduler": 1.15,
+    "FlowMatchHeunDiscreteScheduler": 1.35,
+    "HeunDiscreteScheduler": 1.35,
+    "KDPM2DiscreteScheduler": 1.35,
     "LMSDiscreteScheduler": 1.28,
     "PNDMScheduler": 1.28,
 }

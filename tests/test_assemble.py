@@ -37,6 +37,8 @@ def test_train_assemble_load_and_reconstruct(tmp_path):
     quality = tmp_path / "quality.json"
     measured = {
         "command": "python benchmark",
+        "weights": "of-these",
+        "split": "test",
         "scans": ["a"],
         "steps": 7,
         "seed": 0,

@@ -48,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--data_command", default="sgr synthesize runs/knee", help="wrote the data; for the card")
+    parser.add_argument("--data_command", help="that wrote the data; without it, the card names none")
     parser.add_argument("--prior", required=True, nargs="+")
     parser.add_argument("--segmentation", required=True)
     parser.add_argument("--quality")

@@ -115,7 +115,7 @@ def _publish_model(args: argparse.Namespace) -> None:
     def fill(stage: Path) -> None:
         stage_model(args.folder, stage, args.repo, args.dataset, args.report, args.license)
         if (stage / "case.h5").is_file() and not args.skip_snippet:
-            run_snippet(stage, args.license)
+            run_snippet(stage)
 
     _push(args, "model", fill)
 

@@ -35,12 +35,13 @@ _SCORE_NAMES = {
 }
 
 
-def model_card(folder: str | Path, source: str, dataset: str | None = None, licence: str | None = None) -> str:
+def model_card(folder: str | Path, source: str | Path, dataset: str | None = None, licence: str | None = None) -> str:
     """Render the card of a pipeline.
 
     Args:
         folder: of the pipeline, with its records.
-        source: what `from_pretrained` is to be given in it: a repository, or a folder.
+        source: what `from_pretrained` is to be given in it: a repository, or a folder (if it is still to be made: a
+            `Path`).
         dataset: repository of the data set on the Hub, if it is there.
         licence: of the weights, by its name on the Hub; `None` for what follows from synthetic data or SKM-TEA.
 
@@ -63,17 +64,18 @@ def card_snippet(folder: str | Path, source: str) -> str:
     return _snippet(model_facts(folder)["case"], source)
 
 
-def _snippet(case: dict[str, Any] | None, source: str) -> str:
+def _snippet(case: dict[str, Any] | None, source: str | Path) -> str:
     """Of records, only the acceleration gets into it, a number."""
-    is_folder = Path(source).is_dir() or source.count("/") != 1
-    values = {"source": _quoted(source), "case_file": _quoted(f"{source}/case.h5"), "source_is_folder": is_folder}
+    is_folder = isinstance(source, Path) or Path(source).is_dir() or source.count("/") != 1
+    case_file = _quoted(Path(source) / "case.h5")
+    values = {"source": _quoted(source), "case_file": case_file, "source_is_folder": is_folder}
     values["acceleration"] = None if case is None else case["acceleration"]
     return render_card("snippet.py.jinja", values).rstrip()
 
 
-def _quoted(text: str) -> str:
+def _quoted(text: str | Path) -> str:
     """As a string in Python."""
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text.as_posix() if isinstance(text, Path) else text, ensure_ascii=False)
 
 
 def model_facts(folder: str | Path) -> dict[str, Any]:
@@ -215,7 +217,7 @@ def _scores(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _metadata(facts: dict[str, Any], source: str, dataset: str | None, licence: str | None) -> str:
+def _metadata(facts: dict[str, Any], source: str | Path, dataset: str | None, licence: str | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     name, evaluation = facts["data"]["name"], facts["evaluation"] or {}
@@ -250,7 +252,7 @@ def _metadata(facts: dict[str, Any], source: str, dataset: str | None, licence: 
         **licences.get(name, {"license": licence}),
         tags=["mri", "image-reconstruction", "uncertainty", "segmentation", "diffusion", "medical"],
         datasets=[dataset] if dataset else None,
-        model_name=source.rsplit("/", maxsplit=1)[-1] if results else None,
+        model_name=str(source).rsplit("/", maxsplit=1)[-1] if results else None,
         eval_results=results or None,
     ).to_yaml()
 

@@ -422,9 +422,11 @@ def test_the_space_is_complete_or_refused(tmp_path, monkeypatch):
     assert (tmp_path / "stage" / "requirements.txt").read_text() == f"{address}\n"
     assert f"pip install '{address}'" in (tmp_path / "stage" / "README.md").read_text()
     for who in ("user:a-password@", "a-token@", ":a-password@"):
-        with pytest.raises(ValueError, match="must hold no user name, password or token") as refusal:
-            stage_space(tmp_path / "stage", package=address.replace("example.org", f"{who}example.org"))
-        assert "a-" not in str(refusal.value)
+        private = address.replace("example.org", f"{who}example.org")
+        for wrong in (private, private.replace("https", "git+https"), private.replace("sgr-diffusers[app]", "x y")):
+            with pytest.raises(ValueError, match="must hold no user name, password or token") as refusal:
+                stage_space(tmp_path / "stage", package=wrong)
+            assert "a-" not in str(refusal.value)
     for wrong in ("gradio", "sgr-diffusers", "sgr-diffusers[app] https://example.org"):
         with pytest.raises(ValueError, match="`package` must be"):
             stage_space(tmp_path / "stage", package=wrong)

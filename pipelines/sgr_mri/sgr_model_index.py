@@ -117,8 +117,8 @@ def check_folder(folder: str | Path) -> None:
         alone = [one for one in pickles if not (component / one).with_suffix(".safetensors").is_file()]
         if alone:  # the same name: another variant's safetensors do not keep diffusers from this one
             raise UnsafeCheckpointError(
-                f"`{name}` has its weights only as {alone[0]}, and files that are unpickled can run any code. Ask "
-                "for weights as .safetensors, or convert them where nothing can be harmed."
+                f"`{name}` has weights only as {alone[0]}, and files that are unpickled can run any code. Ask for "
+                "weights as .safetensors, convert them where nothing can be harmed, or delete what is not needed."
             )
 
 

@@ -94,13 +94,15 @@ def publish(
     except ConnectionError as error:
         if not look_only:
             raise
-        report(f"It could not be compared with the Hub, all is shown as new: {error}")
-        changes = _all_new(_files(stage))
+        report(f"What is there could not be compared, so that all is shown as new: {error}")
+        changes, place = _all_new(_files(stage)), f"{repo_id}:"
+    else:
+        place = f"{repo_id} on {api.endpoint}{'' if changes.head else ', a new repository'}:"
     to_gate = gated and not changes.is_gated
     if not changes.new and not changes.changed and not to_gate:
         report(f"{repo_id} is up to date.")
         return None
-    report(f"{repo_id} on {api.endpoint}{'' if changes.head else ', a new repository'}:")
+    report(place)
     for line in [*changes.lines(), *(["  gated: only readers who agree to its conditions"] if to_gate else [])]:
         report(line)
     if look_only or not is_sure(f"Push to {repo_id}?"):
@@ -111,6 +113,7 @@ def publish(
             api.create_repo(repo_id, repo_type=kind, private=private, space_sdk=space_sdk, exist_ok=True)
         if to_gate:
             api.update_repo_settings(repo_id=repo_id, repo_type=kind, gated="auto")
+            report(f"{repo_id} is gated.")
         if not changes.new and not changes.changed:
             return None
         commit = api.upload_folder(

@@ -19,7 +19,7 @@ def hub_errors(what: str) -> Iterator[None]:
         what: that was asked for, such as the name of a repository.
 
     Raises:
-        OSError: instead of those.
+        OSError: instead of those; a `ConnectionError` where it cannot be reached.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
@@ -32,7 +32,7 @@ def hub_errors(what: str) -> Iterator[None]:
         raise
     except HfHubHTTPError.__bases__ as error:
         reason = redact(_one_line(error)) or type(error).__name__
-        raise OSError(f"{what}: the Hub at {constants.ENDPOINT} cannot be reached ({reason}).") from None
+        raise ConnectionError(f"{what}: the Hub at {constants.ENDPOINT} cannot be reached ({reason}).") from None
 
 
 def redact(text: str) -> str:

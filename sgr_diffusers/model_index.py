@@ -36,7 +36,9 @@ _LARGEST_FILE = 1_000_000  # bytes
 _DEEPEST = 8
 _MOST_ENTRIES = 20_000
 _LONGEST_TEXT = 20_000
-_LARGEST_COUNT = 100_000  # of channels, layers, timesteps
+_LARGEST_COUNT = 100_000  # of timesteps, pixels
+_MOST_LEVELS = 64
+_LARGEST = {"layers_per_block": 64, "num_res_units": 64, "channels": 8192, "block_out_channels": 8192}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _MODULE = re.compile(rf"{_NAME.pattern}(\.{_NAME.pattern})*")
 
@@ -104,17 +106,18 @@ def check_folder(folder: str | Path) -> None:
     for name in COMPONENTS:
         component = Path(folder) / name
         files = [path for path in component.glob("*") if path.is_file()] if component.is_dir() else []
-        pickles = sorted(path.name for path in files if path.suffix in PICKLES)
-        if pickles and not any(path.suffix == ".safetensors" for path in files):
-            raise UnsafeCheckpointError(
-                f"`{name}` has its weights only as {pickles[0]}, and files that are unpickled can run any code. Ask "
-                "for weights as .safetensors, or convert them where nothing can be harmed."
-            )
         for path in files:
-            if path.name.endswith(".safetensors.index.json"):
+            if path.suffix == ".json" and ".safetensors." in path.name:  # of a variant: ....index.fp16.json
                 _check_shards(read_json(path), path)
-            elif path.suffix == ".json" and not path.name.endswith(".index.json"):
+            elif path.suffix == ".json" and ".index." not in path.name:
                 _check_counts(read_json(path), path)
+        pickles = sorted(path.name for path in files if path.suffix in PICKLES)
+        alone = [one for one in pickles if not (component / one).with_suffix(".safetensors").is_file()]
+        if alone:  # the same name: another variant's safetensors do not keep diffusers from this one
+            raise UnsafeCheckpointError(
+                f"`{name}` has weights only as {alone[0]}, and files that are unpickled can run any code. Ask for "
+                "weights as .safetensors, convert them where nothing can be harmed, or delete what is not needed."
+            )
 
 
 def _check_shards(content: Any, file: str | Path) -> None:
@@ -205,15 +208,23 @@ def _check_extent(content: Any, file: str | Path) -> None:
 
 
 def _check_counts(content: Any, file: str | Path) -> None:
-    level = [content]
+    """No entry may ask for a network that takes forever to build, whatever weights there are for it."""
+    level = [("", content)]
     while level:
-        for one in level:
-            if isinstance(one, int) and abs(one) > _LARGEST_COUNT:
+        below = []
+        for name, one in level:
+            most = _LARGEST.get(name, _LARGEST_COUNT)
+            if isinstance(one, int) and abs(one) > most:
                 raise UnsafeCheckpointError(
-                    f"{_short(file)} must have no count above {_LARGEST_COUNT}, got {_shown(one)}."
+                    f"{_short(file)} must have no {name or 'count'} above {most}, got {_shown(one)}."
                 )
-        values = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
-        level = [one for group in values for one in group]
+            if isinstance(one, list) and name in _LARGEST and len(one) > _MOST_LEVELS:
+                raise UnsafeCheckpointError(f"{_short(file)} must have at most {_MOST_LEVELS} {name}, got {len(one)}.")
+            if isinstance(one, dict):
+                below += one.items()
+            elif isinstance(one, list):
+                below += [(name, part) for part in one]
+        level = below
 
 
 def _is_name(value: Any) -> bool:

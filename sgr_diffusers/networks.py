@@ -11,7 +11,7 @@ from diffusers import UNet2DModel
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-__all__ = ["batches", "check_networks", "class_names_of", "predict", "segment", "size_multiple"]
+__all__ = ["batches", "check_complete", "check_networks", "class_names_of", "predict", "segment", "size_multiple"]
 
 
 def predict(unet: UNet2DModel, noisy: Float[Tensor, "batch 2 y x"], timestep: Tensor) -> Float[Tensor, "batch 2 y x"]:
@@ -68,6 +68,23 @@ def class_names_of(model: nn.Module | None) -> tuple[str, ...] | None:
     """Names that a segmentation model gives to its classes, label 1 first; `None` if it gives none."""
     names = getattr(getattr(model, "config", None), "class_names", None) or getattr(model, "class_names", None)
     return None if names is None else tuple(names)
+
+
+def check_complete(**networks: object) -> None:
+    """Refuse networks of which the files lacked something: diffusers warns, and leaves such weights without values.
+
+    Raises:
+        ValueError: naming the network and a weight of it.
+    """
+    for name, network in networks.items():
+        if not isinstance(network, nn.Module) or any(hasattr(module, "_hf_hook") for module in network.modules()):
+            continue  # what accelerate has moved elsewhere has no values here either
+        missing = [key for key, value in network.state_dict().items() if value.is_meta]
+        if missing:
+            raise ValueError(
+                f"`{name}` has no values for {len(missing)} of its weights, such as {missing[0]}: the files it was "
+                "loaded from are not complete, or belong to another configuration. Get them again."
+            )
 
 
 def check_networks(

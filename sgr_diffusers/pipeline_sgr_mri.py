@@ -26,7 +26,7 @@ from .inputs import (
 from .mri.consistency import data_residual, fully_consistent
 from .mri.operators import SenseOperator, channels_to_complex, complex_to_channels
 from .mri.solvers import conjugate_gradient
-from .networks import batches, check_networks, class_names_of, predict, segment, size_multiple
+from .networks import batches, check_complete, check_networks, class_names_of, predict, segment, size_multiple
 from .pipeline_output import SGRMRIPipelineOutput
 from .scheduler_checks import check_scheduler, noise_fingerprint
 from .schedules import ScheduledSampler
@@ -82,8 +82,13 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         guidance_strength: float = PAPER_STRENGTH,
         trained_with: dict[str, Any] | None = None,
     ):
-        """Register the components."""
+        """Register the components.
+
+        Raises:
+            ValueError: a network was loaded from files that lack some of its weights.
+        """
         super().__init__()
+        check_complete(unet=unet, segmentation_model=segmentation_model)
         self.register_modules(unet=unet, scheduler=scheduler, segmentation_model=segmentation_model)
         trained_with = trained_with or noise_fingerprint(scheduler)
         self.register_to_config(

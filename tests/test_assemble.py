@@ -5,10 +5,12 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.data.synthetic_knee import SyntheticKneeConfig, write_synthetic_dataset
+from sgr_diffusers.evaluation.identity import weights_hash
 from sgr_diffusers.mri.io import read_skm_tea
 from sgr_diffusers.publishing.cards import card_faults
 
@@ -34,18 +36,31 @@ def test_train_assemble_load_and_reconstruct(tmp_path):
     prior, segmentation, output = (str(tmp_path / name) for name in ("prior", "segmentation", "pipeline"))
     script("train_prior")([*common, "--output_dir", prior, "--block_out_channels", "8", "32", *quick])
     script("train_segmentation")([*common, "--output_dir", segmentation])
+    folders = ["--data_dir", str(data), "--prior", prior, "--segmentation", segmentation, "--output_dir", output]
+    script("assemble_pipeline")(folders)
+    assert "## Evaluation\n\nNot measured." in Path(output, "README.md").read_text()
+    assert f'{output}/case.h5"' in Path(output, "README.md").read_text()
+    pipe = SGRMRIPipeline.from_pretrained(output)
     quality = tmp_path / "quality.json"
     measured = {
         "command": "python benchmark",
+        "weights": f"{weights_hash(pipe.unet)}-{weights_hash(pipe.segmentation_model)}",
+        "split": "test",
         "scans": ["a"],
         "steps": 7,
         "seed": 0,
         "dice": {"meniscus": 0.4321},
         "psnr_4x": {"zero_filled": 20.0, "cg_sense": 30.0, "unguided": 31.5},
     }
+    quality.write_text(json.dumps({**measured, "weights": "of-others"}))
+    with pytest.raises(ValueError, match=r"quality.json is of other weights"):
+        script("assemble_pipeline")([*folders, "--quality", str(quality)])
+    with pytest.raises(OSError, match="typing-error"):  # and what was there stays
+        script("assemble_pipeline")([*folders, "--prior", str(tmp_path / "typing-error")])
+    assert "Not measured." in Path(output, "README.md").read_text()
     quality.write_text(json.dumps(measured))
-    folders = ["--prior", prior, "--segmentation", segmentation, "--output_dir", output]
-    script("assemble_pipeline")(["--data_dir", str(data), *folders, "--quality", str(quality)])
+    script("assemble_pipeline")([*folders, "--quality", str(quality)])
+    assert {path.name for path in tmp_path.iterdir()} == {"knee", "prior", "segmentation", "pipeline", "quality.json"}
 
     card = (tmp_path / "pipeline" / "README.md").read_text()
     record = json.loads((tmp_path / "pipeline" / "training" / "1_prior.json").read_text())
@@ -64,10 +79,19 @@ def test_train_assemble_load_and_reconstruct(tmp_path):
         "bounds": [{"acceleration": 4.0, "reference": "manual", "model": "difference", **scores}],
     }
     (tmp_path / "comparison.json").write_text(json.dumps(comparison))
+    folders_of_all = folders
     folders = ["--run", segmentation, "--output_dir", str(tmp_path / "robust")]
     script("assemble_segmentation")(
         ["--data_dir", str(data), *folders, "--comparison", str(tmp_path / "comparison.json")]
     )
+    for folder in (tmp_path, segmentation, prior, tmp_path / "pipeline", data):
+        with pytest.raises(FileExistsError, match="`output_dir`"):
+            script("assemble_segmentation")(
+                ["--data_dir", str(data), "--run", segmentation, "--output_dir", str(folder)]
+            )
+    for folder in (tmp_path, segmentation, prior, tmp_path / "robust", data):
+        with pytest.raises(FileExistsError, match="`output_dir`"):
+            script("assemble_pipeline")([*folders_of_all, "--output_dir", str(folder)])
     card = (tmp_path / "robust" / "README.md").read_text()
     assert not card_faults(card, "network", tmp_path / "robust") and "license: apache-2.0" in card
     assert "| robust | 0.500 | 0.250 |" in card and "| 4x | manual | difference | +0.750 | -0.125 | +0.250 |" in card

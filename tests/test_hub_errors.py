@@ -38,9 +38,17 @@ def test_what_was_asked_for_and_where_is_said(tmp_path, asked_for, ask):
 
 
 def test_publishing_ends_in_one_line(capsys):
-    assert cli.main(["publish", "space", "--repo", "org/sgr", "--dry-run"]) == 2
+    assert cli.main(["publish", "space", "--repo", "org/sgr", "--yes"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("sgr: error: org/sgr: the Hub at") and error.count("\n") == 1
+    assert cli.main(["publish", "space", "--repo", "org/sgr", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "could not be compared" in printed
+        and "a new repository" not in printed
+        and "  + app.py" in printed
+        and "Nothing was pushed" in printed
+    )
 
 
 def test_errors_of_the_disk_stay_what_they_are():

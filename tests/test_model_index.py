@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from pipeline_parts import build
+from safetensors.torch import load_file, save_file
 
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.model_index import UnsafeCheckpointError, read_model_index
@@ -132,7 +133,10 @@ def test_not_utf_8(folder):
 @pytest.mark.parametrize(
     ("component", "file", "entry", "value"),
     [
-        ("unet", "config.json", "layers_per_block", 10**9),
+        ("unet", "config.json", "layers_per_block", 3000),
+        ("unet", "config.json", "block_out_channels", [100_000, 8]),
+        ("unet", "config.json", "block_out_channels", [8] * 1000),
+        ("segmentation_model", "config.json", "num_res_units", 3000),
         ("unet", "config.json", "block_out_channels", [10**12, 10**12]),
         ("segmentation_model", "config.json", "channels", [10**9, 8]),
         ("segmentation_model", "config.json", "class_names", nested(100)),
@@ -160,7 +164,7 @@ class Bomb:
 def test_pickles_are_refused_and_not_opened(folder, tmp_path, component, name, loader):
     (folder / component / "diffusion_pytorch_model.safetensors").unlink()
     torch.save(Bomb(tmp_path / "exploded"), folder / component / name)
-    with pytest.raises(UnsafeCheckpointError, match=f"`{component}` has its weights only as {name}"):
+    with pytest.raises(UnsafeCheckpointError, match=f"`{component}` has weights only as {name}"):
         loader.from_pretrained(folder)
     assert not (tmp_path / "exploded").exists()
 
@@ -179,6 +183,41 @@ def test_shards_that_are_no_safetensors_are_refused_and_not_opened(folder, tmp_p
     with pytest.raises(UnsafeCheckpointError, match=r"index.json must name files beside it that end in .safetensors"):
         loader.from_pretrained(folder)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("loader", [SGRMRIPipeline, DiffusionPipeline])
+def test_shards_of_a_variant(folder, tmp_path, loader):
+    """diffusers calls their index ....safetensors.index.fp16.json."""
+    build("unet").to(torch.float16).save_pretrained(folder, variant="fp16", max_shard_size="3KB")
+    loader.from_pretrained(folder, variant="fp16")  # though its `total_size` is no count of channels
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["conv_in.weight"] = "shard.bin"
+    file.write_text(json.dumps(index))
+    torch.save(Bomb(tmp_path / "exploded"), folder / "unet" / "shard.bin")
+    with pytest.raises(UnsafeCheckpointError, match=r"index.fp16.json must name files beside it that end in .safeten"):
+        loader.from_pretrained(folder, variant="fp16")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("loader", [SGRMRIPipeline, DiffusionPipeline])
+def test_a_variant_that_is_a_pickle_beside_safetensors_is_refused(folder, tmp_path, loader):
+    for component in ("unet", "segmentation_model"):
+        torch.save(Bomb(tmp_path / "exploded"), folder / component / "diffusion_pytorch_model.fp16.bin")
+    with pytest.raises(UnsafeCheckpointError, match=r"has weights only as diffusion_pytorch_model.fp16.bin"):
+        loader.from_pretrained(folder, variant="fp16")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("loader", [SGRMRIPipeline, DiffusionPipeline])
+@pytest.mark.parametrize("component", ["unet", "segmentation_model"])
+def test_files_that_lack_a_weight_are_refused(folder, loader, component):
+    file = folder / component / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    name = sorted(weights)[1]
+    save_file({key: value for key, value in weights.items() if key != name}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"`{component}` has no values for 1 of its weights, such as {name}"):
+        loader.from_pretrained(folder)
 
 
 def test_a_pickle_beside_safetensors_is_not_opened(folder, tmp_path):

@@ -5,7 +5,8 @@
 
 A prior trained in several runs, each started from the one before (``--init_from``), is given as ``--prior RUN RUN
 ...``; the last holds the weights, all are recorded. With ``--quality FILE``, the json written by
-``tests/benchmarks/benchmark_quality.py``, the card shows what was measured. All records are kept in the folder, and
+``tests/benchmarks/benchmark_quality.py`` on this very pipeline, the card shows what was measured. An output of an
+earlier run is replaced once the new one is whole. All records are kept in the folder, and
 every number of the card is read from them: ``sgr publish model`` makes the same card again.
 """
 
@@ -24,7 +25,14 @@ from sgr_diffusers.data.skm_tea import SkmTeaScan, known_data, list_scans
 from sgr_diffusers.guidance import strength_for_size
 from sgr_diffusers.hub_layout import make_portable
 from sgr_diffusers.hub_reading import drop_code
+from sgr_diffusers.publishing.measured import check_measured
 from sgr_diffusers.publishing.model_card import model_card
+from sgr_diffusers.training.files import check_own_output, replaced_folder
+
+RECORD = "training/assembly.json"
+# What lies in an output of this script; a folder with anything else in it is not replaced.
+NETWORKS = ("model_index.json", "unet", "scheduler", "segmentation_model", "*.py")
+WRITTEN = (*NETWORKS, "case.h5", "training", "evaluation", "README.md")
 
 
 def choose_slices(labels: np.ndarray) -> list[int]:
@@ -48,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--data_command", default="sgr synthesize runs/knee", help="wrote the data; for the card")
+    parser.add_argument("--data_command", help="that wrote the data; without it, the card names none")
     parser.add_argument("--prior", required=True, nargs="+")
     parser.add_argument("--segmentation", required=True)
     parser.add_argument("--quality")
@@ -73,9 +81,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Assemble and write the card."""
     args = parse_arguments(arguments)
-    output = Path(args.output_dir)
-    shutil.rmtree(output, ignore_errors=True)
+    inputs = [args.data_dir, *args.prior, args.segmentation, *([args.quality] if args.quality else [])]
+    check_own_output(Path(args.output_dir), RECORD, WRITTEN, inputs)
+    with replaced_folder(Path(args.output_dir).absolute()) as output:
+        assemble(args, output)
+    size = sum(path.stat().st_size for path in Path(args.output_dir).rglob("*") if path.is_file())
+    print(f"{args.output_dir}: {size / 2**20:.1f} MiB")
 
+
+def assemble(args: argparse.Namespace, output: Path) -> None:
+    """Fill an empty folder, which is to become `args.output_dir`."""
     prior = Path(args.prior[-1])
     unet = UNet2DModel.from_pretrained(prior / "unet")
     size = unet.config.sample_size
@@ -112,13 +127,12 @@ def main(arguments: list[str] | None = None) -> None:
         (output / "training" / f"{number}_{name}.json").write_text(json.dumps(record, indent=1))
     data = {"command": args.data_command, "config": config, "name": known_data(scans)}
     assembly = {"data": data, "case": case, "note": args.note}
-    (output / "training" / "assembly.json").write_text(json.dumps(assembly, indent=1))
+    (output / RECORD).write_text(json.dumps(assembly, indent=1))
     if args.quality:
         (output / "evaluation").mkdir()
         shutil.copyfile(args.quality, output / "evaluation" / "quality.json")
-    (output / "README.md").write_text(model_card(output, output.as_posix(), licence=args.license))
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    print(f"{output}: {size / 2**20:.1f} MiB")
+        check_measured(output)
+    (output / "README.md").write_text(model_card(output, Path(args.output_dir), licence=args.license))
 
 
 if __name__ == "__main__":

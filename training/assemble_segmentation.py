@@ -9,7 +9,6 @@ the json of ``tests/benchmarks/benchmark_robust.py``, the card shows it.
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -17,6 +16,10 @@ import torch
 from sgr_diffusers import SegmentationUNet
 from sgr_diffusers.data.skm_tea import known_data, list_scans
 from sgr_diffusers.publishing.training_card import training_card
+from sgr_diffusers.training.files import check_own_output, replaced_folder
+
+RECORD = "training_record.json"
+WRITTEN = (RECORD, "segmentation_model", "comparison.json", "README.md")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -32,21 +35,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Assemble and write the card."""
     args = parse_arguments(arguments)
-    run, output = Path(args.run), Path(args.output_dir)
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    inputs = [args.data_dir, args.run, *([args.comparison] if args.comparison else [])]
+    check_own_output(Path(args.output_dir), RECORD, WRITTEN, inputs)
+    with replaced_folder(Path(args.output_dir).absolute()) as output:
+        assemble(args, output)
+
+
+def assemble(args: argparse.Namespace, output: Path) -> None:
+    """Fill an empty folder, which is to become `args.output_dir`."""
+    run = Path(args.run)
     # Half precision on disk keeps the package small; `from_pretrained` loads it as float32 unless told otherwise.
     model = SegmentationUNet.from_pretrained(run / "segmentation_model_best", dtype=torch.float16)
     model.register_to_config(_name_or_path=None)
     model.save_pretrained(output / "segmentation_model")
     record = json.loads((run / "training_record.json").read_text())
     record["data"]["name"] = known_data(list_scans(args.data_dir, "train"))
-    (output / "training_record.json").write_text(json.dumps(record, indent=1) + "\n")
+    (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     comparison = None
     if args.comparison:
         comparison = json.loads(Path(args.comparison).read_text())
         (output / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")
-    card = training_card(record, "segmentation_model", output.as_posix(), comparison=comparison)
+    card = training_card(record, "segmentation_model", Path(args.output_dir).as_posix(), comparison=comparison)
     (output / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -35,7 +35,7 @@ from .sgr_inputs import (
 from .sgr_consistency import data_residual, fully_consistent
 from .sgr_operators import SenseOperator, channels_to_complex, complex_to_channels
 from .sgr_solvers import conjugate_gradient
-from .sgr_networks import batches, check_networks, class_names_of, predict, segment, size_multiple
+from .sgr_networks import batches, check_complete, check_networks, class_names_of, predict, segment, size_multiple
 from .sgr_pipeline_output import SGRMRIPipelineOutput
 from .sgr_scheduler_checks import check_scheduler, noise_fingerprint
 from .sgr_schedules import ScheduledSampler
@@ -91,8 +91,13 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         guidance_strength: float = PAPER_STRENGTH,
         trained_with: dict[str, Any] | None = None,
     ):
-        """Register the components."""
+        """Register the components.
+
+        Raises:
+            ValueError: a network was loaded from files that lack some of its weights.
+        """
         super().__init__()
+        check_complete(unet=unet, segmentation_model=segmentation_model)
         self.register_modules(unet=unet, scheduler=scheduler, segmentation_model=segmentation_model)
         trained_with = trained_with or noise_fingerprint(scheduler)
         self.register_to_config(

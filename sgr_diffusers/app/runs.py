@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from ..inputs import check_measurement
-from ..mri.operators import SenseOperator
+from ..mri.operators import SenseOperator, ifft2c
 from ..pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruct import SamplingSettings, ScanSlices, VolumeReconstruction, n_progress_steps, reconstruct_volume
 from ..reconstruct_file import read_scan
@@ -133,7 +134,7 @@ def run_case(
         request: what to make.
         limits: of time and steps.
         on_progress: called after each step with the steps done, those there are, and the seconds that are left.
-        is_stopped: asked after each step.
+        is_stopped: asked after each step, and once coil maps are estimated.
 
     Raises:
         RunStopped: `is_stopped` said so.
@@ -155,7 +156,7 @@ def run_case(
     total = n_progress_steps(pipe, scan, settings)
     if plain_settings is not None:
         total += n_progress_steps(pipe, scan, plain_settings)
-    start, done, max_seconds = time.monotonic(), 0, 60 * limits.max_minutes
+    start, done, max_seconds, setup = time.monotonic(), 0, 60 * limits.max_minutes, 0.0
 
     def after_step() -> None:
         nonlocal done
@@ -163,7 +164,7 @@ def run_case(
         if is_stopped():
             raise RunStopped
         elapsed = time.monotonic() - start
-        expected = elapsed / done * total
+        expected = setup + (elapsed - setup) / done * total
         if elapsed > max_seconds or (done >= _STEPS_TO_JUDGE and expected > 1.5 * max_seconds):
             raise RunRefused(
                 f"This would take about {expected / 60:.1f} minutes, but at most {limits.max_minutes:g} are allowed "
@@ -172,8 +173,20 @@ def run_case(
         on_progress(done, total, expected - elapsed)
 
     try:
-        bounds = reconstruct_volume(pipe, scan, settings, after_step)
-        plain = None if plain_settings is None else reconstruct_volume(pipe, scan, plain_settings, after_step)
+        known = scan
+        if scan.coil_maps is None:  # once for both reconstructions, and within the time
+            measurement = check_measurement(scan.kspace, scan.mask, None, scan.kspace.device)
+            known = replace(scan, coil_maps=measurement.known_or_estimated_maps())
+            setup = time.monotonic() - start
+            if is_stopped():
+                raise RunStopped
+            if setup > max_seconds:
+                raise RunRefused(
+                    f"To estimate the coil maps alone took {setup / 60:.1f} minutes, but at most "
+                    f"{limits.max_minutes:g} are allowed here. Store coil maps in the file, or fewer coils."
+                )
+        bounds = reconstruct_volume(pipe, known, settings, after_step)
+        plain = None if plain_settings is None else reconstruct_volume(pipe, known, plain_settings, after_step)
     except (RunRefused, RunStopped):
         raise
     except USABLE as error:
@@ -186,14 +199,20 @@ def preview_slice(
 ) -> tuple[ScanSlices, Float[np.ndarray, "y x"], Float[np.ndarray, "y x"] | None]:
     """The measurement, its zero-filled image, and the fully sampled one if it is known, both magnitudes.
 
+    Without stored coil maps the coils are combined by the root of the sum of squares: a preview must not make others
+    wait for an estimate.
+
     Raises:
         ValueError: as `SliceRequest.read`, or the data cannot be used.
     """
     scan = request.read()
     try:
         measurement = check_measurement(scan.kspace, scan.mask, scan.coil_maps, scan.kspace.device)
-        operator = SenseOperator(measurement.known_or_estimated_maps(), measurement.mask)
-        zero_filled = operator.adjoint(measurement.kspace)[0].abs().numpy()
+        if measurement.coil_maps is None:
+            zero_filled = torch.linalg.vector_norm(ifft2c(measurement.kspace)[0], dim=0).numpy()
+        else:
+            operator = SenseOperator(measurement.coil_maps, measurement.mask)
+            zero_filled = operator.adjoint(measurement.kspace)[0].abs().numpy()
     except USABLE as error:
         raise ValueError(readable(error, request.case.path, request.case.name)) from error
     return scan, zero_filled, None if scan.target is None else scan.target[0].abs().numpy()

@@ -80,10 +80,16 @@ def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) 
         masks, n_echoes = stored_choices(path)
         raw = read_raw(path, [0])
         n_coils, *size = raw.kspace.shape[1:]
+        extent = f"a slice of {name} has {size[0]} x {size[1]} pixels and {n_coils} coils"
         if raw.kspace[0].numel() > limits.max_pixels:
+            raise ValueError(f"{extent}, which is more than can be reconstructed here ({limits.max_pixels} values).")
+        # of many coils, time and memory of the estimate grow with the square
+        cost = raw.kspace[0].numel() * max(n_coils / 16, 1)
+        if raw.coil_maps is None and n_coils > 1 and cost > limits.max_pixels_without_maps:
             raise ValueError(
-                f"a slice of {name} has {size[0]} x {size[1]} pixels and {n_coils} coils, which is more than can be "
-                f"reconstructed here ({limits.max_pixels} values)."
+                f"{extent}, but no coil maps, and to estimate them would take too long here (at most "
+                f"{limits.max_pixels_without_maps} values of 16 coils, and fewer of more coils). Store coil maps in "
+                "the file, or fewer (virtual) coils."
             )
         voxel_size_mm = stored_voxel_size(path) or raw.voxel_size_mm
     except USABLE as error:

@@ -44,7 +44,7 @@ REQUIRED_SECTIONS = {
     "space": (),
 }
 _LEFT_OPEN = ("[More Information Needed]", "TODO", "{{", "{%", "lorem ipsum")
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}")
+_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}")
 
 
 def template_folder() -> Path:
@@ -153,6 +153,6 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def token_like(text: str) -> bool:
+def token_like(text: str | bytes) -> bool:
     """Whether something in it looks like a token of the Hub."""
-    return bool(_TOKEN.search(text))
+    return bool(_TOKEN.search(text.encode(errors="replace") if isinstance(text, str) else text))

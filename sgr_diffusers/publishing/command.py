@@ -86,14 +86,11 @@ def _add_target(command: argparse.ArgumentParser) -> None:
     how.add_argument("--dry-run", action="store_true", help="show what would change and push nothing")
 
 
-def _push(args: argparse.Namespace, kind: str, fill: Callable[[Path], None], space_sdk: str | None = None) -> None:
+def _push(args: argparse.Namespace, kind: str, fill: Callable[[Path], None], **more: Any) -> None:
     from .push import ask_on_terminal, publish
 
     if args.repo.count("/") != 1:
         raise ValueError(f"--repo must be like org/name, got {args.repo!r}.")
-    is_sure = ask_on_terminal
-    if args.yes or args.dry_run:
-        is_sure = lambda question: args.yes  # noqa: E731 - one of two answers
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder))
         address = publish(
@@ -102,8 +99,9 @@ def _push(args: argparse.Namespace, kind: str, fill: Callable[[Path], None], spa
             kind,
             message=args.message or f"Publish the {kind} by sgr",
             private=args.private,
-            is_sure=is_sure,
-            space_sdk=space_sdk,
+            is_sure=(lambda question: True) if args.yes else ask_on_terminal,
+            look_only=args.dry_run,
+            **more,
         )
     if address:
         print(address)
@@ -115,7 +113,7 @@ def _publish_model(args: argparse.Namespace) -> None:
     def fill(stage: Path) -> None:
         stage_model(args.folder, stage, args.repo, args.dataset, args.report, args.license)
         if (stage / "case.h5").is_file() and not args.skip_snippet:
-            run_snippet(stage, args.license)
+            run_snippet(stage)
 
     _push(args, "model", fill)
 
@@ -124,7 +122,7 @@ def _publish_dataset(args: argparse.Namespace) -> None:
     from .dataset_card import stage_index, stage_synthetic
 
     stage_data = stage_index if args.index else stage_synthetic
-    _push(args, "dataset", lambda stage: stage_data(args.folder, stage, args.repo))
+    _push(args, "dataset", lambda stage: stage_data(args.folder, stage, args.repo), gated=args.index)
 
 
 def _publish_space(args: argparse.Namespace) -> None:

@@ -18,8 +18,9 @@ from ..guidance import PAPER_STRENGTH
 from ..model_index import read_json, read_model_index
 from ..output_folder import RECORD_FILE
 from .cards import SKM_TEA_LICENCE, render_card
+from .measured import QUALITY_FILE, names_its_weights
 
-__all__ = ["WATTS_PER_CORE", "model_card", "model_facts", "write_eval_results"]
+__all__ = ["WATTS_PER_CORE", "card_snippet", "model_card", "model_facts", "write_eval_results"]
 
 # For the estimate of energy only, and stated beside it: what a core of a server draws under load, with its share of
 # the machine. Nothing is assumed for GPUs, which differ by a factor of ten.
@@ -34,12 +35,13 @@ _SCORE_NAMES = {
 }
 
 
-def model_card(folder: str | Path, source: str, dataset: str | None = None, licence: str | None = None) -> str:
+def model_card(folder: str | Path, source: str | Path, dataset: str | None = None, licence: str | None = None) -> str:
     """Render the card of a pipeline.
 
     Args:
         folder: of the pipeline, with its records.
-        source: what `from_pretrained` is to be given in it: a repository, or a folder.
+        source: what `from_pretrained` is to be given in it: a repository, or a folder (if it is still to be made: a
+            `Path`).
         dataset: repository of the data set on the Hub, if it is there.
         licence: of the weights, by its name on the Hub; `None` for what follows from synthetic data or SKM-TEA.
 
@@ -49,9 +51,31 @@ def model_card(folder: str | Path, source: str, dataset: str | None = None, lice
     """
     folder = Path(folder)
     facts = model_facts(folder)
-    is_folder = Path(source).is_dir() or source.count("/") != 1
-    values = facts | {"source": source, "source_is_folder": is_folder}
+    values = facts | {"quoted_source": _quoted(source), "snippet": _snippet(facts["case"], source)}
     return render_card("model_card.md.jinja", values | {"metadata": _metadata(facts, source, dataset, licence)})
+
+
+def card_snippet(folder: str | Path, source: str) -> str:
+    """The example of a pipeline's card alone, as Python.
+
+    Raises:
+        ValueError: a record is missing or damaged.
+    """
+    return _snippet(model_facts(folder)["case"], source)
+
+
+def _snippet(case: dict[str, Any] | None, source: str | Path) -> str:
+    """Of records, only the acceleration gets into it, a number."""
+    is_folder = isinstance(source, Path) or Path(source).is_dir() or source.count("/") != 1
+    case_file = _quoted(Path(source) / "case.h5")
+    values = {"source": _quoted(source), "case_file": case_file, "source_is_folder": is_folder}
+    values["acceleration"] = None if case is None else case["acceleration"]
+    return render_card("snippet.py.jinja", values).rstrip()
+
+
+def _quoted(text: str | Path) -> str:
+    """As a string in Python."""
+    return json.dumps(text.as_posix() if isinstance(text, Path) else text, ensure_ascii=False)
 
 
 def model_facts(folder: str | Path) -> dict[str, Any]:
@@ -90,15 +114,24 @@ def model_facts(folder: str | Path) -> dict[str, Any]:
         "machine": "{cores} cores, {platform}, {device}".format(**machine),
         "versions": ", ".join(f"{key} {value}" for key, value in last["versions"].items()),
         "data": {**assembly["data"], **last["data"], "is_synthetic": is_synthetic, "name": name},
-        "case": assembly["case"],
+        "case": _case(assembly["case"]),
         "note": assembly["note"],
-        "quality": _quality(folder / "evaluation" / "quality.json"),
+        "quality": _quality(folder / "evaluation" / QUALITY_FILE),
         "table1": [list(row.values()) for row in table1_cells(_table1(folder), missing="")],
         "evaluation": _evaluation(folder / "evaluation" / RECORD_FILE),
         "scores": _scores(folder),
         "figures": _figures(folder),
         "cost": _cost(runs),
     }
+
+
+def _case(case: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The acceleration gets into the example, which is run: only a number may."""
+    value = None if case is None else case["acceleration"]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if case is not None and not (is_number and 0 < value < math.inf):
+        raise ValueError(f"`case.acceleration` of training/assembly.json must be a positive number, got {value!r}.")
+    return case
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -132,10 +165,15 @@ def _figures(folder: Path) -> list[dict[str, str]]:
 
 
 def _quality(path: Path) -> dict[str, Any] | None:
-    """Measured numbers of the quality benchmark, as the template wants them; `None` if it was not run."""
+    """Measured numbers of the quality benchmark, as the template wants them.
+
+    `None` if it was not run, or its record does not say of which weights and scans it is.
+    """
     if not path.is_file():
         return None
     measured = _record(path)
+    if not names_its_weights(measured):
+        return None
     for kind in ("psnr", "bounds"):
         rows = {key.removeprefix(f"{kind}_"): row for key, row in measured.items() if key.startswith(f"{kind}_")}
         measured[kind] = [{"acceleration": name.rstrip("x"), **row} for name, row in rows.items()]
@@ -164,26 +202,22 @@ def _table1(folder: Path) -> list[dict[str, Any]]:
 
 
 def _scores(folder: Path) -> list[dict[str, Any]]:
-    """Scores of the guided bounds, one at a time: acceleration, metric, value, and of what they are."""
-    rows = [row for row in _table1(folder) if row["method"] == "SGR"]
-    found = [
-        {"acceleration": row["acceleration"], "metric": name, "value": row[name], "reference": row["reference"]}
+    """Scores of the guided bounds, one at a time: acceleration, metric, value, of what they are and on which split."""
+    evaluation = _evaluation(folder / "evaluation" / RECORD_FILE) or {}
+    rows = [{**row, "split": evaluation.get("split")} for row in _table1(folder) if row["method"] == "SGR"]
+    quality = _quality(folder / "evaluation" / QUALITY_FILE)
+    if not rows and quality is not None:
+        same = {"reference": "fully_sampled", "split": quality["split"]}
+        rows = [{**row, "acceleration": float(row["acceleration"]), **same} for row in quality["bounds"]]
+    return [
+        {"metric": name, "value": row[name], **{key: row[key] for key in ("acceleration", "reference", "split")}}
         for row in rows
         for name in _TABLE1_SCORES
-        if not math.isnan(row[name])
-    ]
-    quality = _quality(folder / "evaluation" / "quality.json")
-    if found or quality is None:
-        return found
-    return [
-        {"acceleration": float(row["acceleration"]), "metric": name, "value": row[name], "reference": "fully_sampled"}
-        for row in quality["bounds"]
-        for name in _TABLE1_SCORES
-        if name in row
+        if not math.isnan(row.get(name, math.nan))
     ]
 
 
-def _metadata(facts: dict[str, Any], source: str, dataset: str | None, licence: str | None) -> str:
+def _metadata(facts: dict[str, Any], source: str | Path, dataset: str | None, licence: str | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     name, evaluation = facts["data"]["name"], facts["evaluation"] or {}
@@ -205,7 +239,7 @@ def _metadata(facts: dict[str, Any], source: str, dataset: str | None, licence: 
             dataset_type=dataset or {SYNTHETIC: "synthetic-knee", SKM_TEA: "skm-tea"}.get(name, "skm-tea-layout"),
             dataset_name=evaluation.get("data") or name or "data in the SKM-TEA layout",
             dataset_config=f"{one['acceleration']:g}x, reference {one['reference'].replace('_', ' ')}",
-            dataset_split=evaluation.get("split", "test"),
+            dataset_split=one["split"],
             metric_type=one["metric"],
             metric_name=_SCORE_NAMES[one["metric"]],
             metric_value=round(one["value"], 4),
@@ -218,7 +252,7 @@ def _metadata(facts: dict[str, Any], source: str, dataset: str | None, licence: 
         **licences.get(name, {"license": licence}),
         tags=["mri", "image-reconstruction", "uncertainty", "segmentation", "diffusion", "medical"],
         datasets=[dataset] if dataset else None,
-        model_name=source.rsplit("/", maxsplit=1)[-1] if results else None,
+        model_name=str(source).rsplit("/", maxsplit=1)[-1] if results else None,
         eval_results=results or None,
     ).to_yaml()
 
@@ -241,7 +275,8 @@ def write_eval_results(folder: str | Path, dataset: str) -> list[str]:
             dataset_id=dataset,
             task_id=f"{one['metric']}_{one['acceleration']:g}x_{one['reference']}",
             value=round(one["value"], 4),
-            notes=f"{_SCORE_NAMES[one['metric']]} at {one['acceleration']:g}x, guided bounds, test split",
+            notes=f"{_SCORE_NAMES[one['metric']]} at {one['acceleration']:g}x, guided bounds"
+            + (f", {one['split']} split" if one["split"] else ""),
         )
         for one in _scores(Path(folder))
     ]

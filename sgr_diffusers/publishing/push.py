@@ -15,8 +15,8 @@ from .cards import card_faults, token_like
 
 __all__ = ["Changes", "ask_on_terminal", "check_stage", "compare", "publish"]
 
-_TEXTS = {".md", ".json", ".yaml", ".yml", ".py", ".txt", ".csv", ".cfg", ".toml"}
 _LONGEST_DIFF = 200  # lines
+_BLOCK = 1 << 22  # bytes of a file that are looked through at a time
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Changes:
         only_there: files on the Hub alone; they stay.
         card: unified diff of the card, empty if it is the same.
         head: commit that was compared with; `None` for a repository that is not there yet.
+        is_gated: whether readers must have agreed to conditions there.
     """
 
     new: list[str]
@@ -36,6 +37,7 @@ class Changes:
     only_there: list[str]
     card: str
     head: str | None
+    is_gated: bool = False
 
     def lines(self) -> list[str]:
         """For a terminal."""
@@ -56,6 +58,8 @@ def publish(
     is_sure: Callable[[str], bool],
     report: Callable[[str], None] = print,
     space_sdk: str | None = None,
+    gated: bool = False,
+    look_only: bool = False,
 ) -> str | None:
     """Check a folder, show what would change, ask, push in one commit.
 
@@ -70,6 +74,8 @@ def publish(
         is_sure: asked with a question before anything is changed.
         report: is called with lines of text.
         space_sdk: of a new Space.
+        gated: let in only readers who have agreed to the conditions of the card; before anything is uploaded.
+        look_only: push nothing, whatever `is_sure` says; a Hub that cannot be reached is no error then.
 
     Returns:
         Address of the commit; `None` if there was nothing to change, or the answer was no.
@@ -82,19 +88,34 @@ def publish(
 
     check_stage(stage, kind)
     api = HfApi()
+    try:
+        with hub_errors(repo_id):
+            changes = compare(api, stage, repo_id, kind)
+    except ConnectionError as error:
+        if not look_only:
+            raise
+        report(f"What is there could not be compared, so that all is shown as new: {error}")
+        changes, place = _all_new(_files(stage)), f"{repo_id}:"
+    else:
+        place = f"{repo_id} on {api.endpoint}{'' if changes.head else ', a new repository'}:"
+    to_gate = gated and not changes.is_gated
+    if not changes.new and not changes.changed and not to_gate:
+        report(f"{repo_id} is up to date.")
+        return None
+    report(place)
+    for line in [*changes.lines(), *(["  gated: only readers who agree to its conditions"] if to_gate else [])]:
+        report(line)
+    if look_only or not is_sure(f"Push to {repo_id}?"):
+        report("Nothing was pushed.")
+        return None
     with hub_errors(repo_id):
-        changes = compare(api, stage, repo_id, kind)
-        if not changes.new and not changes.changed:
-            report(f"{repo_id} is up to date.")
-            return None
-        report(f"{repo_id} on {api.endpoint}{'' if changes.head else ', a new repository'}:")
-        for line in changes.lines():
-            report(line)
-        if not is_sure(f"Push to {repo_id}?"):
-            report("Nothing was pushed.")
-            return None
         if changes.head is None:
             api.create_repo(repo_id, repo_type=kind, private=private, space_sdk=space_sdk, exist_ok=True)
+        if to_gate:
+            api.update_repo_settings(repo_id=repo_id, repo_type=kind, gated="auto")
+            report(f"{repo_id} is gated.")
+        if not changes.new and not changes.changed:
+            return None
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=stage,
@@ -122,23 +143,34 @@ def check_stage(stage: Path, kind: str) -> None:
         name = path.relative_to(stage).as_posix()
         if path.suffix in PICKLES and kind != "dataset":
             faults.append(f"{name} would have to be unpickled; only safetensors are published")
-        content = path.read_bytes() if path.stat().st_size < 10_000_000 else b""
-        is_text_with_token = path.suffix in _TEXTS and token_like(content.decode(errors="replace"))
-        if is_text_with_token or (own and own.encode() in content):
+        if _holds_token(path, own):
             faults.append(f"{name} holds what looks like a token of the Hub")
     if faults:
         raise ValueError("this cannot be published: " + "; ".join(faults) + ".")
+
+
+def _holds_token(path: Path, own: str | None) -> bool:
+    """Whether any file, be it text or not, has something in it like a token, or the one in use."""
+    end = b""
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            content = end + block
+            if token_like(content) or (own and own.encode() in content):
+                return True
+            end = content[-1024:]  # a token may begin in one block and end in the next
+    return False
 
 
 def compare(api: Any, stage: Path, repo_id: str, kind: str) -> Changes:
     """What a push of a folder would change in a repository."""
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-    here = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
+    here = _files(stage)
     try:
-        head = api.repo_info(repo_id, repo_type=kind).sha
+        info = api.repo_info(repo_id, repo_type=kind)
     except RepositoryNotFoundError:
-        return Changes(list(here), [], [], "", None)
+        return _all_new(here)
+    head = info.sha
     there = {}
     for entry in api.list_repo_tree(repo_id, repo_type=kind, revision=head, recursive=True):
         if hasattr(entry, "blob_id"):
@@ -150,11 +182,32 @@ def compare(api: Any, stage: Path, repo_id: str, kind: str) -> Changes:
             old = Path(api.hf_hub_download(repo_id, "README.md", repo_type=kind, revision=head)).read_text("utf-8")
         except EntryNotFoundError:
             old = ""
-        new = here["README.md"].read_text("utf-8")
-        names = ("README.md on the Hub", "README.md")
-        card = "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), *names, n=2, lineterm=""))
+        card = _card_diff(old, here)
+    elif "README.md" not in there:
+        card = _card_diff("", here)
     only_there = [name for name in there if name not in here and name != ".gitattributes"]
-    return Changes([name for name in here if name not in there], changed, only_there, card, head)
+    return Changes(
+        [name for name in here if name not in there],
+        changed,
+        only_there,
+        card,
+        head,
+        bool(getattr(info, "gated", False)),
+    )
+
+
+def _files(stage: Path) -> dict[str, Path]:
+    return {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
+
+
+def _all_new(here: dict[str, Path]) -> Changes:
+    return Changes(list(here), [], [], _card_diff("", here), None)
+
+
+def _card_diff(old: str, here: dict[str, Path]) -> str:
+    new = here["README.md"].read_text("utf-8")
+    names = ("README.md on the Hub", "README.md")
+    return "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), *names, n=2, lineterm=""))
 
 
 def _is_same(path: Path, size: int, digest: str) -> bool:

@@ -9,12 +9,16 @@ from pathlib import Path
 from ..hub_layout import INDEX, make_portable
 from ..model_index import read_json
 from ..output_folder import RECORD_FILE
-from .cards import python_blocks, template_folder
-from .model_card import model_card, write_eval_results
+from .cards import template_folder, token_like
+from .measured import QUALITY_FILE, check_measured, names_its_weights
+from .model_card import card_snippet, model_card, write_eval_results
 
 __all__ = ["run_snippet", "stage_model", "stage_space"]
 
 _LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.pyc", "*.part", "*~")
+# Of what a pipeline's repository holds; all else may be raw data, which comes in more formats than can be listed.
+_ALLOWED = (".json", ".safetensors", ".py", ".md", ".txt", ".csv", ".yaml", ".yml", ".png", ".svg", ".h5")
+_ALLOWED_NAMES = ("LICENSE", "NOTICE")
 
 
 def stage_model(
@@ -36,58 +40,61 @@ def stage_model(
         licence: of the weights, where it does not follow from the data.
 
     Raises:
-        ValueError: it is not the folder of a pipeline, a record is missing, it holds k-space of a person, or the
-            report is of other weights.
+        ValueError: it is not the folder of a pipeline, or of one that does not load; a record is missing; a file
+            may be data of a person; or what was measured is of other weights.
     """
     folder = Path(folder)
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} holds no {INDEX}: not the folder of a pipeline.")
-    _check_hdf5(folder)
     shutil.copytree(folder, stage, dirs_exist_ok=True, ignore=_LEFT_OUT)
+    _check_data(stage)  # what was copied: links have been followed
     make_portable(stage)
     if report is not None:
-        _add_report(Path(report), folder, stage / "evaluation")
+        _add_report(Path(report), stage / "evaluation")
+    quality = stage / "evaluation" / QUALITY_FILE
+    if quality.is_file() and not names_its_weights(read_json(quality)):
+        quality.unlink()
+    check_measured(stage)
     (stage / "README.md").write_text(model_card(stage, repo_id, dataset, licence), encoding="utf-8")
     if dataset:
         write_eval_results(stage, dataset)
 
 
-def _add_report(report: Path, pipeline: Path, evaluation: Path) -> None:
-    """Copy Table 1, the figures and the record of a report, once it is known to be of these weights."""
-    from ..evaluation.identity import weights_hash
-    from ..reconstruct import load_pipeline
-
+def _add_report(report: Path, evaluation: Path) -> None:
+    """Copy Table 1, the figures and the record of a report."""
     record = report / RECORD_FILE
     if not (report / "table1.csv").is_file() or not record.is_file():
         raise ValueError(f"`report` {report} holds no table1.csv and {RECORD_FILE}: not a folder of `sgr report`.")
-    identity = read_json(record)["identity"]
-    pipe = load_pipeline(pipeline, "cpu", identity["settings"]["dtype"])
-    found = [weights_hash(network) for network in (pipe.unet, pipe.segmentation_model)]
-    if found != identity["weights"].split("-")[:2]:  # a second segmentation model may follow
-        raise ValueError(
-            f"`report` {report} is of other weights than those of {pipeline}: {identity['weights']} there, "
-            f"{'-'.join(found)} here. Evaluate this pipeline: sgr evaluate DATA_DIR --model {pipeline}."
-        )
     shutil.rmtree(evaluation, ignore_errors=True)
     evaluation.mkdir()
     for path in (report / "table1.csv", record, *report.glob("*.png")):
         shutil.copyfile(path, evaluation / path.name)
 
 
-def _check_hdf5(folder: Path) -> None:
-    """Raw data may come along only as the synthetic test case."""
-    import h5py
-
-    for path in sorted(path for suffix in ("h5", "hdf5", "nii", "gz", "dcm") for path in folder.rglob(f"*.{suffix}")):
-        scan_id = ""
-        if path.suffix == ".h5":
-            with h5py.File(path) as file:
-                scan_id = str(file.attrs.get("scan_id", ""))
-        if not scan_id.startswith("SYN_"):
+def _check_data(stage: Path) -> None:
+    """Of data, only the synthetic test case may come along; what is of no known kind may be data, too."""
+    for path in sorted(path for path in stage.rglob("*") if path.is_file()):
+        name = path.relative_to(stage).as_posix()
+        if path.suffix not in _ALLOWED and path.name not in _ALLOWED_NAMES:
             raise ValueError(
-                f"{path} may hold data of a person, which is never published with a model. Only a case of synthetic "
+                f"{name} may hold data of a person, which is never published with a model: files may end in "
+                f"{', '.join(_ALLOWED)}. Remove it from the folder."
+            )
+        if path.suffix == ".h5" and not _is_synthetic(path):
+            raise ValueError(
+                f"{name} may hold data of a person, which is never published with a model. Only a case of synthetic "
                 "data may come along."
             )
+
+
+def _is_synthetic(path: Path) -> bool:
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            return str(file.attrs.get("scan_id", "")).startswith("SYN_")
+    except OSError:  # no HDF5 file, whatever it is called
+        return False
 
 
 def stage_space(stage: Path, model: str | None = None, package: str | None = None) -> None:
@@ -121,6 +128,11 @@ def _require(stage: Path, package: str) -> None:
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
+    if re.search(r"://[^/\s]*@", package) or token_like(package):  # first of all: no error repeats it
+        raise ValueError(
+            "`package` must hold no user name, password or token: it is published in the Space's requirements and "
+            "card. Give an address that needs none."
+        )
     try:
         wanted = Requirement(package)
     except InvalidRequirement as error:
@@ -135,17 +147,18 @@ def _require(stage: Path, package: str) -> None:
     (stage / "README.md").write_text(card.replace(before, package), encoding="utf-8")
 
 
-def run_snippet(folder: Path, licence: str | None = None) -> str:
-    """Run the first Python block of a model's card as it would run for a user, at two steps. Returns what it printed.
+def run_snippet(folder: Path) -> str:
+    """Run the example of a model's card as it would run for a user, at two steps. Returns what it printed.
+
+    It is rendered by itself: no other text of a record is run.
 
     Args:
         folder: of the pipeline, with its records and `case.h5`.
-        licence: as for `stage_model`.
 
     Raises:
         ValueError: it ends in an error, or prints nothing.
     """
-    code = python_blocks(model_card(folder, str(folder), licence=licence))[0]
+    code = card_snippet(folder, str(folder))
     code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", code)
     printed = io.StringIO()
     try:

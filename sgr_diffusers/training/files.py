@@ -10,8 +10,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 __all__ = [
     "MANIFEST_FILE",
     "DiskError",
+    "check_own_output",
     "disk_errors",
     "find_damage",
     "only_run",
@@ -157,6 +159,33 @@ def _set_aside(folder: Path) -> Path:
     leftover = folder.with_name(f".{folder.name}.removed.partial")
     shutil.rmtree(leftover, ignore_errors=True)
     return folder.rename(leftover)
+
+
+def check_own_output(final: Path, record: str, names: Iterable[str], inputs: Iterable[str | Path]) -> None:
+    """Refuse to replace a folder unless all that it holds is what the same script wrote there before.
+
+    Args:
+        final: folder to be written by `replaced_folder`.
+        record: file that such an output has.
+        names: patterns of what else lies in one.
+        inputs: of the script; none of them may be in the folder.
+
+    Raises:
+        FileExistsError: naming what would be lost.
+    """
+    inside = [str(one) for one in inputs if Path(one).resolve().is_relative_to(final.resolve())]
+    if inside:
+        raise FileExistsError(f"`output_dir` {final} contains {inside[0]}, which is read. Choose another folder.")
+    if not final.exists():
+        return
+    found = sorted(path.name for path in final.iterdir()) if final.is_dir() else [final.name]
+    names = list(names)
+    foreign = [name for name in found if not any(fnmatch(name, pattern) for pattern in names)]
+    if foreign or (found and not (final / record).is_file()):
+        lost = foreign[0] if foreign else f"no {record}"
+        raise FileExistsError(
+            f"`output_dir` {final} is there and was not written by this script (it has {lost}). Choose another folder."
+        )
 
 
 @contextmanager

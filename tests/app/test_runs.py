@@ -118,6 +118,39 @@ def test_a_run_that_takes_too_long_is_refused(pipe, request_of_the_scan, n_steps
         assert len(seen) < 10
 
 
+@pytest.fixture(scope="module")
+def without_maps(tmp_path_factory):
+    """Two coils, whose maps must be estimated; no fully sampled image."""
+    y, x = np.meshgrid(np.linspace(-1, 1, 32), np.linspace(-1, 1, 24), indexing="ij")
+    body = (y**2 + x**2 < 0.6) * (1 + 0.2 * np.cos(5 * y))
+    coils = np.stack([body * np.exp(x + 0.3j * y), body * np.exp(-x)])
+    kspace = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(coils, axes=(1, 2)), norm="ortho"), axes=(1, 2))
+    path = tmp_path_factory.mktemp("maps") / "scan.npy"
+    np.save(path, kspace[None].astype(np.complex64))
+    return SliceRequest(describe_case(path, LIMITS), voxel_size_mm=(2.0, 1.0, 1.0)), np.linalg.norm(coils, axis=0)
+
+
+def test_a_preview_estimates_no_coil_maps(without_maps, monkeypatch):
+    measurement, root_sum_of_squares = without_maps
+    monkeypatch.setattr("sgr_diffusers.inputs.estimate_coil_maps", lambda *given: pytest.fail("maps were estimated"))
+    scan, zero_filled, fully_sampled = preview_slice(measurement)
+    assert scan.coil_maps is None and fully_sampled is None
+    np.testing.assert_allclose(zero_filled, root_sum_of_squares, atol=1e-5)
+
+
+def test_the_time_of_a_run_has_the_estimate_of_coil_maps_in_it(pipe, without_maps):
+    request = RunRequest(without_maps[0], CLASSES, 2)
+    done = []
+    with pytest.raises(RunRefused, match=r"To estimate the coil maps alone took .* Store coil maps in the file"):
+        run_case(pipe, request, AppLimits(max_minutes=1e-7), lambda *progress: done.append(progress))
+    with pytest.raises(RunStopped):
+        run_case(pipe, request, LIMITS, lambda *progress: done.append(progress), lambda: True)
+    assert not done
+    result = run_case(pipe, request, LIMITS)
+    expected = reconstruct_volume(pipe, without_maps[0].read(), request.settings())
+    np.testing.assert_array_equal(result.bounds.magnitudes, expected.magnitudes)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

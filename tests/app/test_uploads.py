@@ -104,6 +104,20 @@ def test_bad_files_are_refused_in_words_that_can_be_shown(tmp_path, write, said)
     assert path.name in str(caught.value)
 
 
+def test_files_whose_coil_maps_would_have_to_be_estimated_have_a_limit_of_their_own(tmp_path, scan):
+    limits = AppLimits(max_pixels_without_maps=500)
+    assert describe_case(scan, limits).n_coils == 2  # 768 values, with maps
+    np.save(tmp_path / "one.npy", random_complex(1, 1, 24, 32))
+    assert describe_case(tmp_path / "one.npy", limits).n_coils == 1
+    np.save(tmp_path / "two.npy", random_complex(1, 2, 24, 16))
+    with pytest.raises(ValueError, match=r"two.npy has 24 x 16 pixels and 2 coils, but no coil maps, .*at most 500"):
+        describe_case(tmp_path / "two.npy", limits)
+    np.save(tmp_path / "many.npy", random_complex(1, 64, 12, 12))  # 9216 values, of four times the cost
+    assert describe_case(tmp_path / "many.npy", AppLimits(max_pixels_without_maps=40_000)).n_coils == 64
+    with pytest.raises(ValueError, match=r"64 coils, but no coil maps"):
+        describe_case(tmp_path / "many.npy", AppLimits(max_pixels_without_maps=30_000))
+
+
 def test_a_file_beyond_the_limit(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((4, 50, 50), np.complex64))
     with pytest.raises(ValueError, match=r"has 0 MB, but at most 0 MB"):

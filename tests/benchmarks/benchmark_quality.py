@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sgr_diffusers import SGRMRIPipeline
+from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.data.skm_tea import CLASS_NAMES, list_scans
+from sgr_diffusers.evaluation.identity import weights_hash
 from sgr_diffusers.evaluation.metrics import dice, psnr
 from sgr_diffusers.mri.operators import SenseOperator
 from sgr_diffusers.mri.solvers import conjugate_gradient
@@ -87,14 +88,17 @@ def main():
     parser.add_argument("--output", help="also write the numbers to this json file")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
-    pipe = SGRMRIPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    pipe = SGRMRIPipeline.from_pretrained(args.model)
     if args.segmentation_model:
-        model = SegmentationUNet.from_pretrained(args.segmentation_model, dtype=getattr(torch, args.dtype))
-        pipe.register_modules(segmentation_model=model.eval())
+        pipe.register_modules(segmentation_model=SegmentationUNet.from_pretrained(args.segmentation_model))
+    weights = "-".join(weights_hash(network) for network in (pipe.unet, pipe.segmentation_model))  # as float32
+    pipe.to(getattr(torch, args.dtype))
     pipe.set_progress_bar_config(disable=True)
     scans = list_scans(args.data_dir, args.split)[: args.n_scans]
     results = {
         "command": " ".join(["python", *sys.argv]),
+        "weights": weights,
+        "split": args.split,
         "scans": [scan.scan_id for scan in scans],
         "steps": args.steps,
         "seed": args.seed,

@@ -182,6 +182,16 @@ class Handler(BaseHTTPRequestHandler):
             del self.server.repositories[kind, name]
             self.send(200, {})
 
+    def settings(self, kind, name):
+        repository = self.find(kind, name, write=True)
+        if repository:
+            asked = json.loads(self.body)
+            if asked.get("gated", False) not in ("auto", "manual", False):
+                return self.refuse(400, "", "gated must be auto, manual or false")
+            repository.gated = bool(asked.get("gated", repository.gated))
+            return self.send(200, asked)
+        return None
+
     def add_reference(self, kind, name, what, reference):
         repository = self.find(kind, name, write=True)
         if repository:
@@ -354,6 +364,7 @@ ROUTES = [
     ("POST", "/api/validate-yaml", Handler.validate_yaml),
     ("POST", "/api/repos/create", Handler.create),
     ("DELETE", "/api/repos/delete", Handler.delete),
+    ("PUT", rf"{API}/settings", Handler.settings),
     ("POST", rf"{API}/(?P<what>branch|tag)/(?P<reference>.+)", Handler.add_reference),
     ("POST", rf"{API}/preupload/(?P<revision>.+)", Handler.preupload),
     ("POST", rf"{API}/commit/(?P<revision>.+)", Handler.commit),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from sgr_diffusers import SegmentationUNet
 from sgr_diffusers.evaluation.identity import weights_hash
@@ -198,10 +199,99 @@ def test_a_report_comes_along(folder, tmp_path):
 def test_a_report_of_other_weights_is_refused(folder, tmp_path):
     report = report_of(folder, tmp_path / "report", weights="0123-4567")
     (tmp_path / "stage").mkdir()
-    with pytest.raises(ValueError, match=r"of other weights than those of .*: 0123-4567 there, \w{16}-\w{16} here"):
+    with pytest.raises(
+        ValueError, match=r"settings.json is of other weights than .*: 0123-4567 there, \w{16}-\w{16} her"
+    ):
         stage_model(folder, tmp_path / "stage", "org/knee", report=report)
     with pytest.raises(ValueError, match=r"holds no table1.csv and settings.json"):
-        stage_model(folder, tmp_path / "stage", "org/knee", report=folder)
+        stage_model(folder, tmp_path / "stage", "org/knee", report=tmp_path)
+
+
+def halve_the_prior(folder):
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    save_file({key: value / 2 for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+def test_an_evaluation_that_was_there_before_the_weights_is_refused(folder, tmp_path):
+    halve_the_prior(folder)
+    with pytest.raises(ValueError, match=r"evaluation/settings.json is of other weights"):
+        stage_model(folder, tmp_path / "stage", "org/knee")
+
+
+@pytest.mark.parametrize("name", ["table1.csv", "figure3_bounds.png"])
+def test_an_evaluation_without_its_record_is_refused(folder, tmp_path, name):
+    for path in (folder / "evaluation").iterdir():
+        if path.name != name:
+            path.unlink()
+    with pytest.raises(ValueError, match=rf"evaluation/{name} cannot be published without settings.json"):
+        stage_model(folder, tmp_path / "stage", "org/knee")
+
+
+def write_quality(folder, **entries):
+    """A record as the quality benchmark leaves it, for whatever weights are there."""
+    pipe = load_pipeline(folder, "cpu")
+    measured = {
+        "command": "python benchmark",
+        "weights": "-".join(weights_hash(network) for network in (pipe.unet, pipe.segmentation_model)),
+        "split": "val",
+        "scans": ["a"],
+        "steps": 7,
+        "seed": 0,
+        "dice": {"meniscus": 0.4321},
+        "psnr_4x": {"zero_filled": 20.0, "cg_sense": 30.0, "unguided": 31.5},
+    }
+    measured["bounds_4x"] = dict.fromkeys(("ordered", "uncertain_share", "precision_lower", "recall_upper"), 0.875)
+    measured["bounds_4x"] |= {"psnr_lower": -0.25, "psnr_upper": -0.125}
+    (folder / "evaluation/quality.json").write_text(json.dumps({**measured, **entries}))
+
+
+def test_numbers_of_the_quality_benchmark(folder, tmp_path):
+    for path in (folder / "evaluation").iterdir():
+        path.unlink()
+    write_quality(folder)
+    stage_model(folder, tmp_path / "stage", "org/knee", "org/data")
+    card = (tmp_path / "stage/README.md").read_text()
+    assert "on 1 scans of the split val, 7 steps" in card and "meniscus 0.432" in card
+    results = ModelCard(card).data.eval_results
+    assert {(one.dataset_split, one.metric_value) for one in results} == {("val", 0.875)}
+    entries = yaml.safe_load((tmp_path / "stage/.eval_results/org--data.yaml").read_text())
+    assert entries[0]["notes"] == "Precision of the lower bound at 4x, guided bounds, val split"
+    halve_the_prior(folder)
+    with pytest.raises(ValueError, match=r"evaluation/quality.json is of other weights"):
+        stage_model(folder, tmp_path / "other", "org/knee")
+
+
+def test_numbers_that_do_not_say_of_which_weights_they_are_are_left_out(folder, tmp_path):
+    write_quality(folder, weights=None)
+    stage_model(folder, tmp_path / "stage", "org/knee")
+    assert "0.432" not in (tmp_path / "stage/README.md").read_text()
+    assert not (tmp_path / "stage/evaluation/quality.json").exists()
+
+
+def test_results_name_the_split_that_was_recorded(folder):
+    path = folder / "evaluation/settings.json"
+    record = json.loads(path.read_text())
+    record["identity"]["settings"]["split"] = "val"
+    path.write_text(json.dumps(record))
+    write_eval_results(folder, "org/data")
+    notes = {one["notes"] for one in yaml.safe_load((folder / ".eval_results/org--data.yaml").read_text())}
+    assert notes and all(note.endswith(", val split") for note in notes)
+
+
+def test_a_pipeline_without_weights_is_not_published(folder, tmp_path):
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "case.h5").unlink()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        stage_model(folder, tmp_path / "stage", "org/knee")
+
+
+def test_a_command_that_was_not_recorded_is_not_named(folder):
+    path = folder / "training/assembly.json"
+    assembly = json.loads(path.read_text())
+    assert assembly["data"]["command"] in model_card(folder, "org/knee")
+    assembly["data"]["command"] = None
+    path.write_text(json.dumps(assembly))
+    assert "free to use (Apache-2.0).\n\n120 training scans" in model_card(folder, "org/knee")
 
 
 def test_the_package_is_a_link_where_its_address_is_known(monkeypatch):
@@ -254,13 +344,58 @@ def test_the_snippet_of_the_card_runs(folder):
         run_snippet(folder)
 
 
+@pytest.mark.parametrize("acceleration", ["(open('ran', 'w'), 8.0)[1]", True, float("nan"), float("inf"), -8.0, None])
+def test_only_a_number_gets_into_the_example(folder, tmp_path, monkeypatch, acceleration):
+    path = folder / "training/assembly.json"
+    assembly = json.loads(path.read_text())
+    assembly["case"]["acceleration"] = acceleration
+    path.write_text(json.dumps(assembly))
+    monkeypatch.chdir(tmp_path)
+    for use in (run_snippet, lambda folder: model_card(folder, "org/knee")):
+        with pytest.raises(ValueError, match=r"`case.acceleration` .* must be a positive number, got"):
+            use(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_other_text_of_a_record_is_run(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = folder / "training/1_prior.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "parameters": "1\n```python\nopen('ran', 'w')\n```\n"})
+    )
+    assert "femoral_cartilage" in run_snippet(folder)
+    strange = folder.rename(tmp_path / 'a" + str(open("ran", "w")) + "')
+    assert "femoral_cartilage" in run_snippet(strange)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_raw_data_of_people_does_not_come_along(folder, tmp_path):
     import h5py
 
-    with h5py.File(folder / "case.h5", "r+") as file:
+    people = tmp_path / "people"
+    people.mkdir()
+    with h5py.File(people / "MTR_005.h5", "w") as file:
         file.attrs["scan_id"] = "MTR_005"
-    with pytest.raises(ValueError, match="may hold data of a person"):
-        stage_model(folder, tmp_path / "stage", "org/knee")
+    (folder / "scans").symlink_to(people)
+    with pytest.raises(ValueError, match=r"scans/MTR_005.h5 may hold data of a person"):
+        stage_model(folder, tmp_path / "linked", "org/knee")
+    (folder / "scans").unlink()
+    for name in (
+        "SCAN.H5",
+        "scan.h5",
+        "scan.mat",
+        "scan.cfl",
+        "scan.hdr",
+        "P1.7",
+        "meas.dat",
+        "a.mrd",
+        "b.nii.gz",
+        "c.DCM",
+    ):
+        (folder / name).write_bytes(b"raw")
+        with pytest.raises(ValueError, match=f"{name} may hold data of a person"):
+            stage_model(folder, tmp_path / name.replace(".", "_"), "org/knee")
+        (folder / name).unlink()
 
 
 def test_installed_packages_have_the_templates():
@@ -286,6 +421,12 @@ def test_the_space_is_complete_or_refused(tmp_path, monkeypatch):
     stage_space(tmp_path / "stage", package=address)
     assert (tmp_path / "stage" / "requirements.txt").read_text() == f"{address}\n"
     assert f"pip install '{address}'" in (tmp_path / "stage" / "README.md").read_text()
+    for who in ("user:a-password@", "a-token@", ":a-password@"):
+        private = address.replace("example.org", f"{who}example.org")
+        for wrong in (private, private.replace("https", "git+https"), private.replace("sgr-diffusers[app]", "x y")):
+            with pytest.raises(ValueError, match="must hold no user name, password or token") as refusal:
+                stage_space(tmp_path / "stage", package=wrong)
+            assert "a-" not in str(refusal.value)
     for wrong in ("gradio", "sgr-diffusers", "sgr-diffusers[app] https://example.org"):
         with pytest.raises(ValueError, match="`package` must be"):
             stage_space(tmp_path / "stage", package=wrong)

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,7 +19,7 @@ from sgr_diffusers.data.synthetic_knee import SyntheticKneeConfig, write_synthet
 from sgr_diffusers.hub_bundle import bundle_files
 from sgr_diffusers.hub_errors import redact
 from sgr_diffusers.publishing.dataset_card import INDEX_COLUMNS, check_synthetic, stage_index
-from sgr_diffusers.publishing.push import ask_on_terminal, check_stage
+from sgr_diffusers.publishing.push import _BLOCK, ask_on_terminal, check_stage
 from sgr_diffusers.reconstruct import PRETRAINED
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +61,7 @@ def test_publish_a_model(hub, worker, sgr, folder):
     assert (
         code == 0 and "a new repository" in printed and "+ pipeline.py" in printed and "Nothing was pushed" in printed
     )
+    assert "+## Evaluation" not in printed and "+library_name: diffusers" in printed  # the card, as far as it is shown
     assert ("model", "org/published") not in hub.repositories
 
     code, printed = sgr(*arguments, "--skip-snippet")
@@ -142,6 +145,18 @@ def test_publish_a_synthetic_data_set(hub, worker, sgr, tmp_path):
     assert worker.run(snippet + "\nresult = list(dataset[0]['kspace'].shape)") == [2, 24, 20]
 
 
+def anonymous(hub, name):
+    """Status of the answer to somebody without a token who asks for the first file of a data set."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        url = f"{hub.url}/datasets/{name}/resolve/main/data/train-00000-of-00001.parquet"
+        with opener.open(url) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
 def test_of_people_only_an_index_is_published(hub, sgr, tmp_path):
     data = write_tiny_skm_tea(tmp_path / "data")
     close_files()
@@ -150,7 +165,19 @@ def test_of_people_only_an_index_is_published(hub, sgr, tmp_path):
     assert ("dataset", "org/people") not in hub.repositories
     code, printed = sgr("publish", "dataset", data, "--repo", "org/index", "--index", "--yes")
     assert code == 0, printed
-    files = hub.repository("org/index", "dataset").files
+    assert anonymous(hub, "org/index") == 401
+    repository = hub.repository("org/index", "dataset")
+    asked = [path for method, path, _ in hub.requests if "org/index" in path and method in ("PUT", "POST")]
+    assert asked.index("/api/datasets/org/index/settings") < asked.index("/api/datasets/org/index/commit/main")
+    repository.gated, n_commits = False, len(repository.commits)  # as an earlier version left it
+    assert anonymous(hub, "org/index") == 200
+    code, printed = sgr("publish", "dataset", data, "--repo", "org/index", "--index", "--dry-run")
+    assert code == 0 and "  gated: only readers who agree" in printed and not repository.gated
+    code, printed = sgr("publish", "dataset", data, "--repo", "org/index", "--index", "--yes")
+    assert code == 0 and anonymous(hub, "org/index") == 401 and len(repository.commits) == n_commits
+    code, printed = sgr("publish", "dataset", data, "--repo", "org/index", "--index", "--yes")
+    assert code == 0 and "is up to date" in printed
+    files = repository.files
     assert {name for name in files if not name.startswith("data/")} == {".gitattributes", "README.md"}
     annotations = json.loads((data / "annotations/v1.0.0/train.json").read_text())["images"]
     rows = pq.read_table(io.BytesIO(files["data/train-00000-of-00001.parquet"])).to_pylist()
@@ -203,6 +230,13 @@ def test_a_token_in_a_file_is_not_published(tmp_path, monkeypatch):
         check_stage(tmp_path, "model")
     assert OWNER not in str(refusal.value)
     (tmp_path / "log.txt").unlink()
+    for name in ("train.log", "notebook.ipynb"):
+        (tmp_path / name).write_text(f"token={OWNER}")
+    (tmp_path / "large.safetensors").write_bytes(b"\0" * (_BLOCK - 10) + OWNER.encode())  # across two blocks
+    with pytest.raises(ValueError, match=r"large.safetensors holds.*notebook.ipynb holds.*train.log holds"):
+        check_stage(tmp_path, "model")
+    for name in ("train.log", "notebook.ipynb", "large.safetensors"):
+        (tmp_path / name).unlink()
     monkeypatch.setenv("HF_TOKEN", "an unusual token")
     (tmp_path / "weights.safetensors").write_bytes(b"...an unusual token...")
     with pytest.raises(ValueError, match=r"weights.safetensors holds"):

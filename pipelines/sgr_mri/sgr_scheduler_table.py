@@ -96,7 +96,6 @@ FRESH_NOISE = {
 PUSH_EXPONENT = {
     "DDPMParallelScheduler": 0.7,
     "DDPMScheduler": 0.7,
-    "DPMSolverSDEScheduler": 0.9,
     "EulerAncestralDiscreteScheduler": 0.7,
     "LTXEulerAncestralRFScheduler": 0.7,
     "KDPM2AncestralDiscreteScheduler": 0.85,

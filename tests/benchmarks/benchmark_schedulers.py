@@ -186,7 +186,7 @@ def main():
         for number in spread_order(len(scans))
         for k in range(args.slices_per_scan)
     ]
-    output = Path(args.output)
+    n_slices, output = len(slices), Path(args.output)
     done = json.loads(output.read_text()) if output.exists() else {}
     setting = f"{args.acceleration:g}x | seed {args.seed} | strength {args.strength_factor} | {args.dtype}"
     columns = [REFERENCE] if args.strength_factor is None else []
@@ -223,7 +223,10 @@ def main():
         ]
         if not any("error" in row for _, row in found):
             rows[column] = summarize(found)
-    text = tables(rows, args, f"{len(slices)} slices of {len({scan.scan_id for scan, _ in slices})} scans")
+    of_how_many = f"{len(slices)} slices of {len({scan.scan_id for scan, _ in slices})} scans"
+    if len(slices) < n_slices:
+        of_how_many += f", the first that were complete of the command's {n_slices},"
+    text = tables(rows, args, of_how_many)
     print(text)
     if args.guide:
         guide = Path(args.guide)

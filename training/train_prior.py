@@ -29,6 +29,7 @@ from sgr_diffusers.training.session import run_training, start_logging
 SETTINGS = {
     "paper": {
         "preset": "paper",
+        "prediction_type": "epsilon",
         "train_batch_size": 2,
         "max_train_steps": 1_000_000,
         "learning_rate": 1e-4,

@@ -157,9 +157,16 @@ def wait_for_notice(page, text):
 
 def set_steps(page, number, seed=0):
     page.get_by_text("More settings").click()
-    for label, value in (("#sgr-steps input[type=number]", number), ("#sgr-seed input", seed)):
-        page.locator(label).fill(str(value))
-        page.locator(label).blur()
+    fields = [("#sgr-steps input[type=number]", number), ("#sgr-seed input", seed)]
+    shown = [*fields, ("#sgr-steps input[type=range]", number)]
+    for _ in range(20):  # a page that is still being built puts the old values back
+        for label, value in fields:
+            page.locator(label).fill(str(value))
+            page.locator(label).blur()
+        page.wait_for_timeout(500)
+        if all(page.locator(label).input_value() == str(value) for label, value in shown):
+            return
+    raise AssertionError(f"the page does not keep {shown}")
 
 
 def choose_file(page, path, wait_for="slices of"):
@@ -285,8 +292,9 @@ def test_two_visitors_take_turns_and_each_gets_the_own_result(open_page, hold, m
         run(second)
         second.locator("#sgr-status").get_by_text(re.compile(r"queue: 1/1")).first.wait_for()
         assert first.locator("#sgr-picture img").count() == 0
-    for page in (first, second):
+    for page, n_steps, seed in ((first, 4, 0), (second, 3, 7)):
         page.wait_for_selector("#sgr-picture img")
+        assert f"{n_steps} fast steps, strength 1, seed {seed}," in page.locator("#sgr-headline").inner_text()
     assert_rows(table_of(first)[1], expected_rows(model, scan, 4))
     assert_rows(table_of(second)[1], expected_rows(model, scan, 3, seed=7))
 

@@ -5,6 +5,7 @@ depends on (seed, n, micro-step, process) alone: a run that was interrupted ends
 not, as long as its end is given in steps.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sgr_diffusers.data.sampling import SliceSampler
 from sgr_diffusers.training.checkpoints import Checkpoints, averaged_weights, is_sharded, prepare_output_dir
+from sgr_diffusers.training.compiling import check_compiled, compile_network
 from sgr_diffusers.training.data import read_ahead
 from sgr_diffusers.training.files import disk_errors
 from sgr_diffusers.training.learning_rate import learning_rate_factor
@@ -87,6 +89,7 @@ def fit(
     Raises:
         FileExistsError: the folder holds an earlier run that is not to be resumed.
         ValueError: when resuming a run of another configuration, or from a damaged checkpoint.
+        RuntimeError: with `compile`, the compiled network's gradient is wrong.
         FloatingPointError: when the loss or its gradient becomes NaN or infinite; names the step and the slices.
         DiskError: something could not be written.
     """
@@ -111,7 +114,7 @@ def fit(
     if options.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if options.compile:
-        model.compile()
+        compile_network(model, accelerator.device)
     model.to(accelerator.device)
     ema = None
     if options.ema_decay:
@@ -168,6 +171,10 @@ def fit(
 
     wrapped.train()
     batches = _batches(dataset, foreground, options, accelerator, first_draw=state.step * n_micro * own_batch)
+    if options.compile:
+        first = next(batches)
+        check_compiled(wrapped, compute_loss, first, accelerator, options.seed)
+        batches = itertools.chain([first], batches)
     while (done := progress()) < 1:
         factor = learning_rate_factor(
             options.lr_scheduler,

@@ -63,7 +63,7 @@ class TrainingOptions:
     # machine
     mixed_precision: str = _option("no", "precision of the network calls", choices=("no", "fp16", "bf16"))
     gradient_checkpointing: bool = _option(False, "less memory, more time")
-    compile: bool = _option(False, "compile the network by torch.compile (dropout draws other numbers)")
+    compile: bool = _option(False, "compile the network by torch.compile, and check its gradient first")
     allow_tf32: bool = _option(False, "faster float32 products on Ampere GPUs and later, with 10 bits of mantissa")
     num_threads: int | None = _option(None, "threads of PyTorch", type=int)
     cpu: bool = _option(False, "do not use a GPU that is there")

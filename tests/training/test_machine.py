@@ -10,10 +10,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
-from tiny_training import assert_same_bits, finish, forget_accelerator, start_processes, train
+from tiny_training import Slices, assert_same_bits, finish, forget_accelerator, start_processes, tiny_model, train
 
 from sgr_diffusers.training import loop
 from sgr_diffusers.training.checkpoints import is_sharded
+from sgr_diffusers.training.compiling import check_compiled
 from sgr_diffusers.training.machine import check_accelerator, create_accelerator, create_optimizer
 from sgr_diffusers.training.options import TrainingOptions
 
@@ -185,6 +186,20 @@ def test_a_network_whose_compiled_gradient_is_wrong_is_not_trained(tmp_path, mon
     forget_accelerator()
     train(tmp_path / "plain", mixed_precision=precision)
     assert_same_bits(tmp_path / "right/checkpoint-7", tmp_path / "plain/checkpoint-7")
+
+
+def test_inputs_that_the_network_itself_searched_for_are_searched_once():
+    model, accelerator = tiny_model(), Accelerator(cpu=True)
+    model.compile(backend="eager")
+    batch, calls = {"image": Slices.images[:3]}, []
+
+    def loss(network, batch, generator):
+        calls.append(len(calls))  # as a search would, that ends elsewhere when its rounding differs
+        return network(batch["image"] + calls[-1], 3).sample.square().mean()
+
+    check_compiled(model, loss, batch, accelerator, seed=0)
+    assert calls == [0, 1]
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def sharded(output_dir, **options):

@@ -57,6 +57,7 @@ class ScoreTables:
         quality: SSIM and PSNR of each volume and image.
         scores: one row for each acceleration, method, strength, segmenter, reference and group of scans.
         differences: of paired scores, SGR - RR.
+        growth: by which factor V_unc / V_up of SGR and RR grows from the lowest to the highest acceleration.
         curve: scores of RR against its number of samples, and of SGR in the same slices.
         findings: what becomes of rare findings.
         budgets: for each acceleration, the mean number of samples that cost as much as SGR does.
@@ -67,6 +68,7 @@ class ScoreTables:
     quality: pd.DataFrame
     scores: pd.DataFrame
     differences: pd.DataFrame
+    growth: pd.DataFrame
     curve: pd.DataFrame
     findings: pd.DataFrame
     budgets: pd.DataFrame
@@ -106,6 +108,7 @@ def score(results: EvaluationResults, seed: int = 0) -> ScoreTables:
         quality,
         scores=pd.DataFrame(_score_rows(volumes, quality, groups, seed)),
         differences=pd.DataFrame(_difference_rows(volumes, quality, default, seed)),
+        growth=pd.DataFrame(_growth_rows(volumes, default, seed)),
         curve=pd.DataFrame(_curve_rows(main, default, seed)),
         findings=pd.DataFrame(_finding_rows(counts, default)),
         budgets=budgets.groupby("acceleration", as_index=False).mean(),
@@ -223,6 +226,31 @@ def _difference_rows(
             if baseline == "RR":
                 row |= _quality_differences(quality[quality["acceleration"] == names["acceleration"]], default, seed)
             yield row
+
+
+def _growth_rows(volumes: pd.DataFrame, default: float, seed: int) -> Iterator[dict[str, Any]]:
+    """Ratio of the medians at the highest and the lowest acceleration, which share the scans of each resample."""
+    ends = volumes["acceleration"].min(), volumes["acceleration"].max()
+    if ends[0] == ends[1]:
+        return
+    is_shown = (volumes["method"] == "RR") | ((volumes["method"] == "SGR") & np.isclose(volumes["strength"], default))
+    shown = volumes[is_shown & volumes["acceleration"].isin(ends)]
+    for key, part in shown.groupby(["method", "segmenter", "reference"], sort=True):
+        table = part.pivot_table("uncertain_share", "scan_id", ["acceleration", "label"], dropna=False)
+        table = table.reindex(columns=pd.MultiIndex.from_product([ends, sorted(part["label"].unique())]))
+        table = table.dropna(how="all")
+
+        def growth(resampled: Float[np.ndarray, "resample value"], n_items: int = table.shape[1]) -> np.ndarray:
+            by_end = resampled.reshape(len(resampled), -1, 2, n_items // 2)
+            medians = [bootstrap.median(by_end[:, :, end].reshape(len(resampled), -1)) for end in (0, 1)]
+            return _ratio(medians[1], medians[0])
+
+        one = bootstrap.estimate(table.to_numpy(np.float64), growth, seed)
+        yield {
+            **dict(zip(("method", "segmenter", "reference"), key, strict=True)),
+            **{"from_acceleration": ends[0], "to_acceleration": ends[1], "n_scans": len(table)},
+            **{"growth": one.value, "growth_ci_low": one.low, "growth_ci_high": one.high},
+        }
 
 
 def _quality_differences(quality: pd.DataFrame, default: float, seed: int) -> dict[str, float]:

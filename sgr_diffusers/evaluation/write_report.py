@@ -42,12 +42,13 @@ def write_report(
     tables = score(results, seed)
     rows = table1_rows(tables, results.strength)
     is_skm_tea = results.config["data"] == SKM_TEA
-    claims = check_claims(rows)
+    claims = check_claims(rows, tables.growth.to_dict("records"))
     with whole_folder(output, overwrite) as folder:
         save_table1(folder, rows, is_skm_tea)
         for name, frame in {
             "scores": tables.scores,
             "differences": tables.differences,
+            "growth": tables.growth,
             "rr_curve": tables.curve,
             "equal_budget": tables.budgets,
             "findings": tables.findings,

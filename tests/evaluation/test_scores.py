@@ -92,6 +92,25 @@ def test_differences_are_paired(tables):
     assert row["psnr"] == pytest.approx(0.0, abs=1e-12)
 
 
+def test_growth_is_the_ratio_of_medians_over_the_same_scans(tmp_path, tables):
+    assert tables.growth.empty  # one acceleration
+    made = HandMade(tmp_path / "two", EvaluationPlan((4.0, 16.0), rr_samples=2))
+    shares = {"A": (1 / 4, 2 / 4), "B": (2 / 4, 3 / 4), "C": (1 / 4, 4 / 4)}  # of an upper bound of 4 voxels
+    for scan, pair in shares.items():
+        made.reference(scan, 0, labels(one=[0, 1]))
+        for acceleration, share in zip((4.0, 16.0), pair, strict=True):
+            lower, upper = labels(one=range(round(4 * (1 - share)))), labels(one=range(4))
+            made.guided(scan, 0, [(lower, upper), (NONE, NONE)], acceleration)
+            made.samples(scan, 0, [upper, upper], acceleration)
+    growth = score(load_results(made.finish())).growth
+    row = one(growth, method="SGR", reference="fully_sampled", segmenter="guiding")
+    assert (row["growth"], row["n_scans"]) == ((3 / 4) / (1 / 4), 3)
+    assert (row["from_acceleration"], row["to_acceleration"]) == (4.0, 16.0)
+    # Scans stay together: the smallest ratio of any resample is B's own, the largest C's.
+    assert (row["growth_ci_low"], row["growth_ci_high"]) == (1.5, 4.0)
+    assert np.isnan(one(growth, method="RR", reference="fully_sampled", segmenter="guiding")["growth"])
+
+
 def test_strength_zero_is_the_first_unguided_sample(tables):
     zero = one(
         tables.volumes, method="SGR", strength=0.0, scan_id="A", label=1, segmenter="guiding", reference="manual"

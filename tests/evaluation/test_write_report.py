@@ -60,7 +60,7 @@ def report(tmp_path_factory):
 
 def test_files_are_there(report):
     names = {path.name for path in report.iterdir()}
-    tables = {"scores", "differences", "rr_curve", "equal_budget", "findings", "volumes", "costs", "claims"}
+    tables = {"scores", "differences", "growth", "rr_curve", "equal_budget", "findings", "volumes", "costs", "claims"}
     figures = {"3_bounds", "4_boundaries", "5_scores", "6_ablation", "7_samples", "8_coverage"}
     assert names == {
         *(f"{name}.csv" for name in (*tables, "table1")),
@@ -167,3 +167,6 @@ def test_claims_hold_for_the_papers_own_numbers_and_fail_for_worse():
             row |= {"precision_lower": 0.9, "uncertain_share": 0.2, "psnr": row["psnr"] - 0.5}
     assert [claim["holds"] for claim in check_claims(rows)] == ["no", "yes", "no", "no", "yes", "no"]
     assert check_claims(rows[:1]) == []
+    interval = {"segmenter": "guiding", "reference": "fully_sampled", "growth_ci_low": 2.0, "growth_ci_high": 3.125}
+    numbers = [claim["numbers"] for claim in check_claims(rows, [{"method": "RR", **interval}])]
+    assert numbers[3] == "2.51x (95 %: 2.00 to 3.12)" and "95 %" not in numbers[2]

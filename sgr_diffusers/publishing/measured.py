@@ -25,7 +25,8 @@ def check_measured(folder: Path) -> None:
     from ..reconstruct import load_pipeline
 
     claims = _claims(folder / "evaluation")
-    for dtype in {dtype for _, dtype in claims.values()} or {"float32"}:  # the hash is of weights as they are loaded
+    # The hash is of weights as they are loaded.
+    for dtype in dict.fromkeys(dtype for _, dtype in claims.values()) or ["float32"]:
         pipe = load_pipeline(folder, "cpu", dtype)
         found = [weights_hash(network) for network in (pipe.unet, pipe.segmentation_model)]
         for name, (claimed, of_dtype) in claims.items():

@@ -191,6 +191,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
         "split": settings["split"],
         "n_slices": record["n_slices"],
         "steps": settings["num_inference_steps"],
+        "strength": f"{settings['guidance_strength']:.4g}",
         "seed": settings["seed"],
         "commands": list(dict.fromkeys(run["command"] for run in record["runs"])),
     }

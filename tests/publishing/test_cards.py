@@ -167,7 +167,13 @@ def report_of(pipeline, report, **identity):
     """A folder as `sgr report` leaves it."""
     pipe = load_pipeline(pipeline, "cpu")
     weights = "-".join(weights_hash(network) for network in (pipe.unet, pipe.segmentation_model))
-    settings = {"dtype": "float32", "num_inference_steps": 7, "seed": 3, "split": "val"}
+    settings = {
+        "dtype": "float32",
+        "num_inference_steps": 7,
+        "guidance_strength": 0.00999999,
+        "seed": 3,
+        "split": "val",
+    }
     identity = {"settings": settings, "weights": f"{weights}-ofthesecond", **identity}
     record = {
         "data": "Knees",
@@ -189,7 +195,8 @@ def test_a_report_comes_along(folder, tmp_path):
     files = {path.name for path in (tmp_path / "stage/evaluation").iterdir()}
     assert files == {"table1.csv", "settings.json", "figure3_bounds.png"}  # and nothing of an earlier evaluation
     card = (tmp_path / "stage/README.md").read_text()
-    assert "5 slices of the split val of Knees, 7 steps, seed 3, by\n\n```\nsgr evaluate here\n```\n\n| acc." in card
+    protocol = "5 slices of the split val of Knees, 7 steps, b = 0.01 in each, seed 3, by"
+    assert f"{protocol}\n\n```\nsgr evaluate here\n```\n\n| acc." in card
     assert "![figure3 bounds](evaluation/figure3_bounds.png)" in card
     result = ModelCard(card).data.eval_results[0]
     assert (result.dataset_name, result.dataset_split) == ("Knees", "val")

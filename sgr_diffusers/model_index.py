@@ -162,7 +162,12 @@ def _check_component(name: str, value: Any, file: str | Path) -> None:
 
 def _check_settings(index: dict[str, Any], file: str | Path) -> None:
     """Settings of the pipeline, as `SGRMRIPipeline.__init__` takes them."""
-    limits = {"scale_quantile": (0, 1), "scale_correction": (0, 1e6), "guidance_strength": (0, 1e3)}
+    limits = {
+        "scale_quantile": (0, 1),
+        "scale_correction": (0, 1e6),
+        "guidance_strength": (0, 1e3),
+        "guidance_from": (0, 1),
+    }
     for name, (least, most) in {**limits, "cg_iterations": (-1, 1000)}.items():
         value = index.get(name)
         is_number = isinstance(value, int if name == "cg_iterations" else int | float) and not isinstance(value, bool)

@@ -182,16 +182,22 @@ class ScheduledSampler:
         return 1 if self._name == "DPMSolverSDEScheduler" else self._scheduler.order
 
     @property
-    def shares(self) -> list[float]:
+    def times(self) -> list[float]:
+        """Timestep of each evaluation as share of the training time, 1 for pure noise."""
+        return [float(t) / self._scheduler.config.num_train_timesteps for t in self._scheduler.timesteps]
+
+    def shares(self, guidance_from: float = 1.0) -> list[float]:
         """Part of the training time that the step of each evaluation covers, the same for both evaluations of a step.
 
         Lengths in t, whatever the spacing, so that a sum over them does not depend on where and how many they are.
-        Timesteps of the caller's share the whole of it, even if they start late: nothing is pushed above them.
+        Timesteps of the caller's that start within the time that is guided share all of it: nothing is pushed above.
+
+        Args:
+            guidance_from: as in `SGRMRIPipeline`.
         """
-        scheduler = self._scheduler
-        times = [float(t) / scheduler.config.num_train_timesteps for t in scheduler.timesteps]
+        scheduler, times = self._scheduler, self.times
         starts = times[:: scheduler.order]  # a second evaluation goes with the first
-        whole = starts[0] if self._has_own_timesteps else 1.0
+        whole = min(starts[0] / guidance_from, 1.0) if self._has_own_timesteps else 1.0
         spans = [(start - max((t for t in starts if t < start), default=0.0)) / whole for start in starts]
         return [spans[k // scheduler.order] for k in range(len(times))]
 
@@ -211,12 +217,16 @@ class ScheduledSampler:
             return own
         return own + (PUSH_EXPONENT["DDPMScheduler"] - own) * self.fresh_noise**2
 
-    def strengths(self, strength: float) -> list[float]:
+    def is_guided_from(self, guidance_from: float) -> list[bool]:
+        """Whether guidance has set in by each evaluation; `guidance_from` as in `SGRMRIPipeline`."""
+        return [guidance_from >= 1 or time < guidance_from for time in self.times]
+
+    def strengths(self, strength: float, guidance_from: float = 1.0) -> list[float]:
         """Default strength b of each evaluation, from that of 100 steps of DDIM with eta = 1.
 
         Two evaluations of a step that are both pushed each count as half of it.
         """
-        parts = [share / self.pushes_per_step for share in self.shares]
+        parts = [share / self.pushes_per_step for share in self.shares(guidance_from)]
         return [default_strength(part, self.fresh_noise, self.push_exponent, strength) for part in parts]
 
     @property

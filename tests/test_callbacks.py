@@ -79,6 +79,15 @@ def test_a_window_skips_backward_passes_outside(start, stop, steps):
     assert sum(has_graph for _, has_graph in forward) == steps
 
 
+@pytest.mark.parametrize(("start", "steps"), [(None, 1), (0.0, 9), (0.5, 4)])
+def test_guidance_sets_in_where_the_checkpoint_says_unless_it_has_a_start_of_its_own(start, steps):
+    pipe = build(guidance_from=0.2)  # 10 steps are at t = 900, 800, ..., 0 of 1000
+    _, backward = count_backward(pipe)
+    guidance = SegmentationGuidance(start=start)
+    call(pipe, target="upper", classes=["bright"], num_inference_steps=10, guidance=guidance)
+    assert len(backward) == steps
+
+
 def test_two_windows_are_one_whole():
     """Guidance in the first and in the second half, as two objects, is guidance throughout."""
     halves = [SegmentationGuidance(stop=0.5), SegmentationGuidance(start=0.5)]

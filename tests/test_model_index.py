@@ -77,6 +77,8 @@ HOSTILE = {
     "correction": {"scale_correction": -1.0},
     "correction that is huge": {"scale_correction": 1e300},
     "strength": {"guidance_strength": -0.005},
+    "guidance from nowhere": {"guidance_from": 0.0},
+    "guidance before the start": {"guidance_from": 1.5},
     "strength as text": {"guidance_strength": "0.005"},
     "iterations": {"cg_iterations": 10**9},
     "iterations that are half": {"cg_iterations": 2.5},

@@ -248,7 +248,8 @@ def test_seeds_decide_and_global_state_is_neither_read_nor_moved():
 
 @pytest.mark.parametrize("loader", [SGRMRIPipeline, DiffusionPipeline])
 def test_save_and_load(tmp_path, loader):
-    pipe = build("unet", scale_quantile=0.95, scale_correction=1.1, cg_iterations=2, guidance_strength=0.5)
+    numbers = {"cg_iterations": 2, "guidance_strength": 0.5, "guidance_from": 0.3}
+    pipe = build("unet", scale_quantile=0.95, scale_correction=1.1, **numbers)
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == ["pipeline", "SGRMRIPipeline"]
@@ -259,7 +260,7 @@ def test_save_and_load(tmp_path, loader):
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded) is SGRMRIPipeline
     assert (loaded.config.scale_quantile, loaded.config.scale_correction) == (0.95, 1.1)
-    own = build("unet", scale_quantile=0.95, scale_correction=1.1)
+    own = build("unet", scale_quantile=0.95, scale_correction=1.1, guidance_from=0.3)
     assert_same(call(loaded), call(own, cg_iterations=2, guidance_scale=100.0), rtol=1e-5, atol=1e-5)
     assert loaded.class_names == ("one", "two")
     assert_same(call(loaded), call(pipe), rtol=0, atol=0)

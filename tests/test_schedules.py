@@ -162,7 +162,7 @@ def test_a_push_to_the_noise_of_one_evaluation_is_carried_on_exactly(name, setti
 @pytest.mark.parametrize("n", [10, 50])
 def test_steps_together_cover_the_training_time_from_the_first(name, n):
     sampler = ScheduledSampler(create(name), n_steps_of(name, n), 0.0, seeded(1), CPU)
-    shares, order = sampler.shares, getattr(diffusers, name).order
+    shares, order = sampler.shares(), getattr(diffusers, name).order
     assert len(shares) == len(sampler.timesteps) and min(shares) >= 0
     first = float(sampler.timesteps[0]) / 1000
     once = dict(zip(sampler.timesteps[::order].tolist(), shares[::order], strict=True))  # PNDM visits one time twice
@@ -172,16 +172,29 @@ def test_steps_together_cover_the_training_time_from_the_first(name, n):
 
 
 def test_shares_of_the_paper():
-    shares = ScheduledSampler(create_scheduler(), 100, 1.0, seeded(1), CPU).shares
+    shares = ScheduledSampler(create_scheduler(), 100, 1.0, seeded(1), CPU).shares()
     assert shares == pytest.approx([0.01] * 99 + [0.0])
 
 
 def test_own_timesteps_share_the_whole_push():
     scheduler = diffusers.DDPMScheduler.from_config(create_scheduler().config, clip_sample=False)
-    late = ScheduledSampler(scheduler, 25, 1.0, seeded(1), CPU, fast_timesteps(25)).shares
+    late = ScheduledSampler(scheduler, 25, 1.0, seeded(1), CPU, fast_timesteps(25)).shares()
     assert sum(late) == pytest.approx(1) and late[0] > late[-2] > 0 == late[-1]
-    from_the_top = ScheduledSampler(scheduler, 25, 1.0, seeded(1), CPU, fast_timesteps(25, start=999)).shares
+    from_the_top = ScheduledSampler(scheduler, 25, 1.0, seeded(1), CPU, fast_timesteps(25, start=999)).shares()
     assert late == pytest.approx(from_the_top, abs=3e-3)  # both ends of a step are rounded: 1 / 500 + 1 / 999
+
+
+def test_steps_below_the_start_of_guidance_are_pushed_as_hard_whatever_comes_before():
+    """A step's push is that of its share of the training time, if the caller's timesteps cover what is guided."""
+    scheduler = diffusers.DDPMScheduler.from_config(create_scheduler().config, clip_sample=False)
+    for start in (999, 500, 200):
+        own = ScheduledSampler(scheduler, 25, 1.0, seeded(1), CPU, fast_timesteps(25, start=start))
+        guided = own.is_guided_from(0.2)
+        shares = [share for share, is_guided in zip(own.shares(0.2), guided, strict=True) if is_guided]
+        first = next(t for t, is_guided in zip(own.times, guided, strict=True) if is_guided)
+        assert sum(shares) == pytest.approx(first) and first < 0.2
+    late = ScheduledSampler(scheduler, 25, 1.0, seeded(1), CPU, fast_timesteps(25, start=100))
+    assert sum(late.shares(0.2)) == pytest.approx(0.2)  # as if it had been guided from there
 
 
 @pytest.mark.parametrize(

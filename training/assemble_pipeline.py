@@ -69,6 +69,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=float,
         help="default of the pipeline; without it, the paper's, brought to this image size",
     )
+    parser.add_argument(
+        "--guidance_from",
+        type=float,
+        default=1.0,
+        help="default of the pipeline: images are pushed below this share of the training time; 1 for all steps",
+    )
     parser.add_argument("--note", help="what the records do not say of the training, for the card")
     parser.add_argument("--case_scan", type=int, default=0, help="number of the test scan that gives the case")
     parser.add_argument(
@@ -101,6 +107,7 @@ def assemble(args: argparse.Namespace, output: Path) -> None:
         SegmentationUNet.from_pretrained(Path(args.segmentation) / "segmentation_model"),
         cg_iterations=args.cg_iterations,
         guidance_strength=args.guidance_strength or round(strength_for_size(size), 4),
+        guidance_from=args.guidance_from,
     )
     pipe.save_pretrained(output)
     # Half precision on disk keeps the package small; `from_pretrained` loads it as float32 unless told otherwise.

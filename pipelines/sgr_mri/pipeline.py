@@ -64,6 +64,9 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         cg_iterations: default of the call's. Few iterations fit less noise: to be chosen on validation scans.
         guidance_strength: b of paper Eq. 14, for 100 steps of DDIM with eta=1, of which a call's default is made.
             The paper's is for its image size; smaller images need more (`guidance.strength_for_size`).
+        guidance_from: timestep below which images are pushed, as share of the training time; 1 for all steps, as in
+            the paper. Pushes at high noise are forgotten with the fresh noise of later steps, those in the middle cost
+            image quality and precision (README, "When to push"): to be chosen on validation scans.
         trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
     """
 
@@ -90,6 +93,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         cg_iterations: int = 5,
         guidance_strength: float = PAPER_STRENGTH,
         trained_with: dict[str, Any] | None = None,
+        guidance_from: float = 1.0,
     ):
         """Register the components.
 
@@ -106,6 +110,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             cg_iterations=cg_iterations,
             guidance_strength=guidance_strength,
             trained_with=trained_with,
+            guidance_from=guidance_from,
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -336,7 +341,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         else:
             latents = latents.to(device, torch.float32).repeat_interleave(n_branches, dim=0)
         latents = latents * sampler.init_noise_sigma
-        defaults = sampler.strengths(self.config.guidance_strength)
+        defaults = sampler.strengths(self.config.guidance_strength, self.config.guidance_from)
+        is_from = sampler.is_guided_from(self.config.guidance_from)
 
         # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward
         # pass: those of the step before are expected again, and the others looked at without one first.
@@ -349,7 +355,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             default = defaults[i] if guidance_strength is None else guidance_strength
             own = {g: default if g.config.strength is None else g.config.strength for g in guidance}
             strengths = {g: guidance_scale * strength for g, strength in own.items()}
-            active = [g for g in guidance if strengths[g] > 0 and not is_last and g.is_on(i, n_steps)]
+            active = [g for g in guidance if strengths[g] > 0 and not is_last and g.is_on(i, n_steps, is_from[i])]
             model_output, x0, eps, x0_consistent = (torch.empty_like(latents) for _ in range(4))
             push = torch.zeros_like(latents)
 

@@ -31,7 +31,8 @@ class Guidance(PipelineCallback):
 
     Args:
         strength: b of paper Eq. 14, per step; `None` for what the pipeline is called with, or its default.
-        start: share of the trajectory at which the guidance sets in, 0 the first step.
+        start: share of the trajectory at which the guidance sets in, 0 the first step; `None` for where the checkpoint
+            has it set in (`pipe.config.guidance_from`).
         stop: share at which it ends, 1 after the last. Outside of the window nothing is differentiated.
 
     Raises:
@@ -43,11 +44,11 @@ class Guidance(PipelineCallback):
     tensor_inputs: ClassVar[list[str]] = ["x0_consistent"]
 
     @register_to_config
-    def __init__(self, strength: float | None = None, start: float = 0.0, stop: float = 1.0):
+    def __init__(self, strength: float | None = None, start: float | None = None, stop: float = 1.0):
         """Check strength and window."""
         if strength is not None and not 0 <= strength < float("inf"):
             raise ValueError(f"`strength` must be 0 or larger, got {strength}; None gives the pipeline's.")
-        if not 0 <= start < stop <= 1:
+        if not 0 <= (start or 0.0) < stop <= 1:
             raise ValueError(
                 f"`start` and `stop` must be shares of the trajectory, 0 <= start < stop <= 1, got {start} and {stop}."
             )
@@ -70,9 +71,16 @@ class Guidance(PipelineCallback):
             ValueError: the guidance needs a class that the model does not have.
         """
 
-    def is_on(self, step: int, n_steps: int) -> bool:
-        """Whether `step` of `n_steps` network evaluations, counted from 0, lies in the window."""
-        return self.config.start <= step / n_steps < self.config.stop
+    def is_on(self, step: int, n_steps: int, is_from: bool = True) -> bool:
+        """Whether `step` of `n_steps` network evaluations, counted from 0, lies in the window.
+
+        Args:
+            step: of the call.
+            n_steps: of the call.
+            is_from: whether the checkpoint has guidance set in by then; for a guidance without a `start` of its own.
+        """
+        has_started = is_from if self.config.start is None else self.config.start <= step / n_steps
+        return has_started and step / n_steps < self.config.stop
 
     def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Tensor]) -> dict:
         """The protocol of diffusers: the score of the tensors asked for, as `{"score": (image,)}`."""
@@ -102,7 +110,7 @@ class SegmentationGuidance(Guidance):
         target: str | None = None,
         classes: list[str | int] | str | int | None = None,
         strength: float | None = None,
-        start: float = 0.0,
+        start: float | None = None,
         stop: float = 1.0,
         objective: str = "likelihood",
     ):

@@ -121,6 +121,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add(method, "scheduler", metavar="CLASS", help="of diffusers (default: the pipeline's)")
     add(method, "eta", type=float, default=1.0, help="share of fresh noise, for DDIM (default: %(default)s)")
     add(method, "strength", type=float, help="b of paper Eq. 14, per step (default: the pipeline's)")
+    add(
+        method,
+        "guidance-from",
+        type=float,
+        metavar="SHARE",
+        help="images are pushed below this share of the training time; 1 for all steps, as in the paper (default: the "
+        "checkpoint's)",
+    )
     add(method, "strengths", type=float, nargs="+", default=[], help="further ones, for the ablation (paper Fig. 6)")
     add(method, "ablation-acceleration", type=float, help="of these (default: the highest)")
     add(method, "ablation-slices", type=int, metavar="K", help="of each scan (default: all that are evaluated)")
@@ -254,6 +262,7 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
         references=args.reference,
         second_segmentation=args.second_segmentation,
         scheduler="DDPMScheduler" if args.fast else args.scheduler,
+        guidance_from=args.guidance_from,
         dtype=args.dtype,
         n_threads=args.num_threads,
         command=shlex.join(["sgr", *(argv if argv[:1] == ["evaluate"] else ["evaluate", *argv])]),

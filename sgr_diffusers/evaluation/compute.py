@@ -70,8 +70,10 @@ def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: 
         return asked
     arguments = (settings.num_inference_steps, settings.eta, [torch.Generator()], pipe.device, settings.timesteps)
     sampler = ScheduledSampler(pipe.scheduler, *arguments)
-    strengths = sampler.strengths(pipe.config.guidance_strength)
-    pushed = strengths[:-1] or strengths
+    guidance_from = pipe.config.guidance_from
+    strengths = sampler.strengths(pipe.config.guidance_strength, guidance_from)
+    is_from = sampler.is_guided_from(guidance_from)[:-1]
+    pushed = [own for own, is_pushed in zip(strengths, is_from, strict=False) if is_pushed] or strengths
     return sum(pushed) / len(pushed)
 
 

@@ -77,6 +77,7 @@ class EvaluationRequest:
     references: str = "both"
     second_segmentation: str | None = None
     scheduler: str | None = None
+    guidance_from: float | None = None
     dtype: str = "float32"
     n_threads: int = 1
     command: str = ""
@@ -165,6 +166,13 @@ def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
     if request.segmentation is not None:
         own = load_segmentation("segmentation", request.segmentation, process.device)
         pipe.register_modules(segmentation_model=own)
+    if request.guidance_from is not None:
+        if not 0 < request.guidance_from <= 1:
+            raise ValueError(
+                "`guidance_from` must be a share of the training time, above 0 and up to 1, got "
+                f"{request.guidance_from}."
+            )
+        pipe.register_to_config(guidance_from=request.guidance_from)
     second = None
     if request.second_segmentation is not None:
         second = load_segmentation("second_segmentation", request.second_segmentation, process.device)
@@ -209,6 +217,7 @@ def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, A
         "settings": {
             **asdict(request.settings),
             "guidance_strength": used_strength(pipe, request.settings),
+            "guidance_from": float(pipe.config.guidance_from),
             "cg_iterations": computer.settings.cg_iterations or pipe.config.cg_iterations,
             **chosen,
             "references": request.references,

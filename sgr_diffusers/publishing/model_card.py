@@ -108,6 +108,7 @@ def model_facts(folder: str | Path) -> dict[str, Any]:
         "classes": read_json(folder / "segmentation_model" / "config.json")["class_names"],
         "cg_iterations": index["cg_iterations"],
         "guidance_strength": index.get("guidance_strength", PAPER_STRENGTH),
+        "guidance_from": index.get("guidance_from", 1.0),
         "prior": last,
         "segmentation": runs[-1],
         "runs": runs,

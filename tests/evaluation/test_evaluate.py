@@ -152,6 +152,7 @@ def test_damaged_shards_are_named_and_done_again(inputs, whole, tmp_path, capsys
         (("--seed", "1"), "settings.seed: 0 there, 1 now"),
         (("--scheduler", "DDPMScheduler"), "scheduler.class: DDIMScheduler there, DDPMScheduler now"),
         (("--strength", "0.3"), "settings.guidance_strength"),
+        (("--guidance-from", "0.3"), "settings.guidance_from: 1.0 there, 0.3 now"),
         (("--slices", "all"), "settings.slices: relevant there, all now"),
     ],
 )

@@ -31,6 +31,7 @@ __all__ = [
     "PAPER_STRENGTH",
     "class_log_odds",
     "default_strength",
+    "deterministic_factor",
     "guidance_loss",
     "guidance_weight",
     "has_pixels_to_push",
@@ -52,13 +53,30 @@ PAPER_SIZE = (512, 160)
 # A push to the noise is carried to the end in full by a deterministic sampler, and partly forgotten with every draw of
 # fresh noise. For a Gaussian image of variance P, a push of fixed size in every timestep t moves the result by the sum
 # of sigma_t sqrt(P / V_t) with eta = 0, and of sigma_t alpha_t P / V_t with eta = 1, where V_t = alpha_t^2 P +
-# sigma_t^2. With linear betas the second is 0.11 to 0.17 of the first for P of 0.02 to 0.1 (image scale 1); 0.12
-# is what made widths equal on validation slices.
-DETERMINISTIC_FACTOR = 0.12
+# sigma_t^2. With linear betas the second is 0.11 to 0.17 of the first for P of 0.02 to 0.1 (image scale 1); 0.12, that
+# of 0.03, is what made widths equal on validation slices. Late pushes are forgotten less.
+IMAGE_VARIANCE = 0.03
+
+
+def deterministic_factor(guidance_from: float = 1.0) -> float:
+    """How much less a sampler without fresh noise has to be pushed: 0.12, or more where only late steps are pushed.
+
+    Args:
+        guidance_from: share of the training time below which images are pushed, in (0, 1].
+    """
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, 0)[: max(round(1000 * guidance_from), 1)]
+    kept = IMAGE_VARIANCE / (abar * IMAGE_VARIANCE + 1 - abar)
+    sigma = (1 - abar).sqrt()
+    return float((sigma * abar.sqrt() * kept).sum() / (sigma * kept.sqrt()).sum())
 
 
 def default_strength(
-    share: float, fresh_noise: float = 1.0, exponent: float = 0.7, strength: float = PAPER_STRENGTH
+    share: float,
+    fresh_noise: float = 1.0,
+    exponent: float = 0.7,
+    strength: float = PAPER_STRENGTH,
+    guidance_from: float = 1.0,
 ) -> float:
     """Strength b of one evaluation that leaves the bounds as wide as `strength` in each of 100 of DDIM with eta = 1.
 
@@ -66,10 +84,14 @@ def default_strength(
         share: part of the training time that it covers; 1/100 in the paper.
         fresh_noise: eta of the sampler, 1 in the paper, 0 for deterministic ones.
         exponent: with which the push has to go with `share`, measured (`scheduler_table.PUSH_EXPONENT`). 1 would keep
-            the total push; fewer steps need less in total, since data consistency takes back less of it.
+            the total push; fewer steps need less in total, since data consistency takes back less of it. Less so the
+            shorter the time that is guided: the exponent goes to 1.
         strength: the checkpoint's (`SGRMRIPipeline`), or the paper's.
+        guidance_from: share of the training time below which images are pushed, in (0, 1].
     """
-    return strength * (PAPER_STEPS * share) ** exponent * DETERMINISTIC_FACTOR ** (1 - fresh_noise**2)
+    exponent = 1 + (exponent - 1) * guidance_from
+    factor = deterministic_factor(guidance_from) ** (1 - fresh_noise**2)
+    return strength * (PAPER_STEPS * share) ** exponent * factor
 
 
 def strength_for_size(size: Sequence[int]) -> float:

@@ -5,9 +5,10 @@ from torch.nn import functional as F
 
 from sgr_diffusers import create_scheduler
 from sgr_diffusers.guidance import (
-    DETERMINISTIC_FACTOR,
+    IMAGE_VARIANCE,
     class_log_odds,
     default_strength,
+    deterministic_factor,
     guidance_loss,
     guidance_weight,
     has_pixels_to_push,
@@ -155,14 +156,29 @@ def test_default_strength_is_smaller_where_no_fresh_noise_hides_a_push():
     assert deterministic < half < ancestral == default_strength(0.01)
 
 
-def test_deterministic_factor_is_the_ratio_of_the_responses_of_a_gaussian():
-    alpha = create_scheduler().alphas_cumprod.sqrt()
-    sigma = (1 - alpha**2).sqrt()
-    ratios = []
-    for power in (0.02, 0.1):
-        variance = alpha**2 * power + sigma**2
-        ratios.append(float((sigma * alpha * power / variance).sum() / (sigma * (power / variance).sqrt()).sum()))
-    assert ratios[0] < DETERMINISTIC_FACTOR < ratios[1]
+@pytest.mark.parametrize("guidance_from", [1.0, 0.5, 0.2])
+def test_deterministic_factor_is_the_ratio_of_the_responses_of_a_gaussian(guidance_from):
+    """Of a push in every timestep that is guided, by Eq. 13 with the exact denoiser of a Gaussian image."""
+    power, abar = IMAGE_VARIANCE, create_scheduler().alphas_cumprod.double()
+    moved = {}
+    for eta in (0.0, 1.0):
+        shift = torch.zeros((), dtype=torch.float64)  # of the noisy image, by all pushes so far
+        for t in range(999, 0, -1):
+            now, then = abar[t], abar[t - 1]
+            fresh = eta**2 * (1 - then) / (1 - now) * (1 - now / then)
+            x0 = now.sqrt() * power / (now * power + 1 - now) * shift
+            eps = (shift - now.sqrt() * x0) / (1 - now).sqrt() + (t < 1000 * guidance_from)
+            shift = then.sqrt() * x0 + (1 - then - fresh).sqrt() * eps
+        moved[eta] = shift
+    assert float(moved[1.0] / moved[0.0]) == pytest.approx(deterministic_factor(guidance_from), rel=0.05)
+
+
+def test_strength_of_a_late_window():
+    """The total push counts there, whatever the number of steps; with fresh noise in all steps less does."""
+    late, whole = (default_strength(1 / 25, guidance_from=share) / 0.005 for share in (0.01, 1.0))
+    assert whole == pytest.approx(4**0.7) and late == pytest.approx(4, rel=0.01)
+    assert default_strength(0.01, 0.0) == pytest.approx(0.12 * 0.005, rel=0.01)
+    assert default_strength(0.01, 0.0, guidance_from=0.2) > 3 * default_strength(0.01, 0.0)
 
 
 def small_network():

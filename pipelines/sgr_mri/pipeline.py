@@ -66,7 +66,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             The paper's is for its image size; smaller images need more (`guidance.strength_for_size`).
         guidance_from: timestep below which images are pushed, as share of the training time; 1 for all steps, as in
             the paper. Pushes at high noise are forgotten with the fresh noise of later steps, those in the middle cost
-            image quality and precision (README, "When to push"): to be chosen on validation scans.
+            image quality and precision (pipelines/SCHEDULERS.md, "When to push"): to be chosen on validation scans.
         trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
     """
 

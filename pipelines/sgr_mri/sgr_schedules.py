@@ -229,7 +229,8 @@ class ScheduledSampler:
         Two evaluations of a step that are both pushed each count as half of it.
         """
         parts = [share / self.pushes_per_step for share in self.shares(guidance_from)]
-        return [default_strength(part, self.fresh_noise, self.push_exponent, strength) for part in parts]
+        kind = (self.fresh_noise, self.push_exponent, strength, guidance_from)
+        return [default_strength(part, *kind) for part in parts]
 
     @property
     def init_noise_sigma(self) -> float:

@@ -193,6 +193,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
         "n_slices": record["n_slices"],
         "steps": settings["num_inference_steps"],
         "strength": f"{settings['guidance_strength']:.4g}",
+        "guidance_from": settings.get("guidance_from", 1.0),
         "seed": settings["seed"],
         "commands": list(dict.fromkeys(run["command"] for run in record["runs"])),
     }

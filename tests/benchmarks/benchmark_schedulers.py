@@ -68,13 +68,13 @@ def variants():
     return VARIANTS | rest
 
 
-def start_worker(model, strength, dtype, num_threads):
+def start_worker(model, strength, guidance_from, dtype, num_threads):
     """Load the pipeline, once in each process."""
     global PIPE, CONFIG
     torch.set_num_threads(num_threads)
     PIPE = SGRMRIPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
     PIPE.set_progress_bar_config(disable=True)
-    PIPE.register_to_config(guidance_strength=strength)
+    PIPE.register_to_config(guidance_strength=strength, guidance_from=guidance_from)
     CONFIG = PIPE.scheduler.config
 
 
@@ -168,6 +168,7 @@ def parse_arguments():
         "--strength_factor", type=float, help="times 0.5 / steps is the strength; default: the pipeline's own choice"
     )
     parser.add_argument("--strength", type=float, help="b in each of 100 steps of DDIM; default: the checkpoint's")
+    parser.add_argument("--guidance_from", type=float, help="share of the training time; default: the checkpoint's")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes")
@@ -177,8 +178,9 @@ def parse_arguments():
     parser.add_argument("--guide", help="markdown file to write the tables into")
     parser.add_argument("--guide_block", default="all schedulers", help="name of its block that they go into")
     args = parser.parse_args()
-    if args.strength is None:
-        args.strength = json.loads((Path(args.model) / "model_index.json").read_text())["guidance_strength"]
+    index = json.loads((Path(args.model) / "model_index.json").read_text())
+    args.strength = index["guidance_strength"] if args.strength is None else args.strength
+    args.guidance_from = index.get("guidance_from", 1.0) if args.guidance_from is None else args.guidance_from
     return args
 
 
@@ -194,6 +196,8 @@ def main():
     n_slices, output = len(slices), Path(args.output)
     done = json.loads(output.read_text()) if output.exists() else {}
     setting = f"{args.acceleration:g}x | seed {args.seed} | b {args.strength:g} | {args.dtype}"
+    if args.guidance_from < 1:
+        setting += f" | from {args.guidance_from:g}"
     if args.strength_factor is not None:
         setting += f" | factor {args.strength_factor:g}"
     columns = [REFERENCE] if args.strength_factor is None else []
@@ -214,7 +218,7 @@ def main():
         args.workers,
         multiprocessing.get_context("spawn"),
         start_worker,
-        (args.model, args.strength, args.dtype, args.num_threads),
+        (args.model, args.strength, args.guidance_from, args.dtype, args.num_threads),
     ) as pool:
         settings = (args.acceleration, args.seed, args.strength_factor)
         futures = {key: pool.submit(measure, *job, *settings) for key, job in jobs.items() if key not in done}
@@ -249,18 +253,19 @@ def tables(rows, args, slices):
     base = rows.get(REFERENCE) or next(iter(rows.values()))
     command = f"python tests/benchmarks/benchmark_schedulers.py --data_dir runs/knee --n_scans {args.n_scans}"
     command += f" --slices_per_scan {args.slices_per_scan} --acceleration {args.acceleration:g} --dtype {args.dtype}"
-    command += f" --strength {args.strength:g}"
+    command += f" --strength {args.strength:g} --guidance_from {args.guidance_from:g}"
     command += f" --steps {' '.join(map(str, sorted(args.steps)))}"
     if set(args.schedulers) != set(variants()):
         command += f" --schedulers {shlex.join(args.schedulers)}"
+    pushed = "in all steps" if args.guidance_from >= 1 else f"below {args.guidance_from:g} of the training time"
     weights = Path(args.model) / "unet" / "diffusion_pytorch_model.safetensors"
     columns = sorted({steps for _, steps in rows})
     lines = [
         f"`{command} --workers {args.workers} --num_threads {args.num_threads} --output runs/schedulers.json`",
         "",
         f"{slices} of the {args.split} split, {args.acceleration:g}x, seed {args.seed}, networks in {args.dtype}, "
-        f"prior `{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}`, b = {args.strength:g}. In brackets: less "
-        "DDIM with eta=1 and 100 steps. Time: of the bounds, as a multiple of that.",
+        f"prior `{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}`, b = {args.strength:g} {pushed}. "
+        "In brackets: less DDIM with eta=1 and 100 steps. Time: of the bounds, as a multiple of that.",
         "",
         "V_unc / V_up by number of steps:",
         "",

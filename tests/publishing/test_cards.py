@@ -171,6 +171,7 @@ def report_of(pipeline, report, **identity):
         "dtype": "float32",
         "num_inference_steps": 7,
         "guidance_strength": 0.00999999,
+        "guidance_from": 0.25,
         "seed": 3,
         "split": "val",
     }
@@ -195,7 +196,9 @@ def test_a_report_comes_along(folder, tmp_path):
     files = {path.name for path in (tmp_path / "stage/evaluation").iterdir()}
     assert files == {"table1.csv", "settings.json", "figure3_bounds.png"}  # and nothing of an earlier evaluation
     card = (tmp_path / "stage/README.md").read_text()
-    protocol = "5 slices of the split val of Knees, 7 steps, b = 0.01 in each, seed 3, by"
+    protocol = (
+        "5 slices of the split val of Knees, 7 steps, b = 0.01 in each below t = 0.25 of the training time, seed 3, by"
+    )
     assert f"{protocol}\n\n```\nsgr evaluate here\n```\n\n| acc." in card
     assert "![figure3 bounds](evaluation/figure3_bounds.png)" in card
     result = ModelCard(card).data.eval_results[0]

@@ -334,6 +334,12 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         latents = latents * sampler.init_noise_sigma
         defaults = sampler.strengths(self.config.guidance_strength, self.config.guidance_from)
         is_from = sampler.is_guided_from(self.config.guidance_from)
+        if not any(is_from[:-1]) and any(g.config.start is None for g in guidance):
+            raise ValueError(
+                f"`num_inference_steps` must leave a step before the last below {self.config.guidance_from:g} of the "
+                f"training time (`guidance_from`), or nothing is pushed; got {len(is_from)} evaluations. Ask for more "
+                "steps, or guide all of them by guidance=SegmentationGuidance(start=0.0)."
+            )
 
         # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward
         # pass: those of the step before are expected again, and the others looked at without one first.
@@ -350,7 +356,11 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             model_output, x0, eps, x0_consistent = (torch.empty_like(latents) for _ in range(4))
             push = torch.zeros_like(latents)
 
-            for images in batches([k for k in range(n_images) if not (active and is_pushed[k])], batch_size):
+            # Branches of a slice are the same image until one is pushed: computed once.
+            is_one = not active and torch.equal(noisy, noisy[::n_branches].repeat_interleave(n_branches, dim=0))
+            every = n_branches if is_one else 1
+            unguided = [k for k in range(0, n_images, every) if not (active and is_pushed[k])]
+            for images in batches(unguided, batch_size):
                 model_output[images] = predict(self.unet, noisy[images], t)
                 x0[images], eps[images] = level.denoise(model_output[images], noisy[images])  # Eq. 4
                 x0_consistent[images] = make_consistent(x0[images], images, iterations)  # Eq. 5
@@ -358,6 +368,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
                     tensors = (noisy[images], eps[images], x0[images], x0_consistent[images])
                     wants = images_to_push(active, guidance_inputs(active, images, *tensors))
                     is_pushed |= dict(zip(images, wants, strict=True))
+            for whole in (model_output, x0, eps, x0_consistent) if is_one else ():
+                whole.copy_(whole[::n_branches].repeat_interleave(n_branches, dim=0))
 
             for images in batches([k for k in range(n_images) if active and is_pushed[k]], batch_size):
                 with torch.enable_grad():

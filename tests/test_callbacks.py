@@ -88,6 +88,33 @@ def test_guidance_sets_in_where_the_checkpoint_says_unless_it_has_a_start_of_its
     assert len(backward) == steps
 
 
+def test_branches_are_computed_once_until_one_is_pushed():
+    pipe, batches = build(guidance_from=0.5), []
+    handle = pipe.unet.register_forward_hook(lambda _, inputs, __: batches.append(len(inputs[0])))
+    call(pipe, target="both", classes=["bright"], num_inference_steps=10)  # of 2 slices
+    handle.remove()
+    # 900 to 500, then the lower branches are looked at before they get a graph, then 400 to 0
+    assert batches == [2] * 5 + [2] + [4] * 5
+
+
+def test_a_callback_that_sets_branches_apart_is_heeded():
+    def apart(pipe, step, timestep, tensors):
+        if step == 0:
+            return {"latents": tensors["latents"] + torch.arange(4.0)[:, None, None, None]}
+
+    settings = {"target": "both", "classes": ["bright"], "num_inference_steps": 4, "guidance": []}
+    images = call(build(), callback_on_step_end=apart, **settings).images
+    assert not torch.allclose(images[:, :, 0], images[:, :, 1])
+
+
+def test_too_few_steps_for_a_late_window_are_refused():
+    pipe = build(guidance_from=0.2)  # 5 steps are at t = 800, 600, 400, 200, 0, of which the last is never pushed
+    with pytest.raises(ValueError, match=r"`num_inference_steps` must leave a step before the last below 0.2"):
+        call(pipe, target="upper", num_inference_steps=5)
+    call(pipe, target="upper", num_inference_steps=5, guidance=SegmentationGuidance(start=0.0))
+    call(pipe, target="none", num_inference_steps=5)
+
+
 def test_two_windows_are_one_whole():
     """Guidance in the first and in the second half, as two objects, is guidance throughout."""
     halves = [SegmentationGuidance(stop=0.5), SegmentationGuidance(start=0.5)]

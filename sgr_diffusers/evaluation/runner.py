@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -288,7 +289,8 @@ def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[di
     """Seconds of a unit of each kind (for RR of one sample), and where they come from.
 
     Taken from the folder where all kinds are there, otherwise measured on one slice: the time of a step is the
-    difference between calls of 2 and 4 steps, so that what is done once for a slice cancels.
+    difference between calls of a fifth and two fifths of the steps, so that what is done once for a slice cancels, and
+    the steps that are pushed have their share. Other processes on the same cores are not accounted for.
     """
     kinds = {unit.kind for unit in prepared.outstanding.todo}
     if kinds <= set(prepared.outstanding.seconds):
@@ -296,15 +298,21 @@ def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[di
     found: dict[str, float] = {}
     for kind in sorted(kinds):
         unit = next(unit for unit in prepared.outstanding.todo if unit.kind == kind)
-        times = {n_steps: _seconds(prepared.computer, unit, n_steps) for n_steps in (2, 4)}
-        per_step = max(times[4] - times[2], 0.0) / 2
-        whole = times[2] + per_step * (request.settings.num_inference_steps - 2)
-        found[kind] = (times[2] if kind == "reference" else whole) / max(unit.n_samples, 1)
-    return found, "one slice timed at 2 and 4 steps"
+        n_steps = request.settings.num_inference_steps
+        if kind == "reference" or n_steps < 10:
+            whole = _seconds(prepared.computer, unit, n_steps)
+        else:
+            few = n_steps // 5
+            first, second = (_seconds(prepared.computer, unit, n) for n in (few, 2 * few))
+            whole = first + max(second - first, 0.0) / few * (n_steps - few)
+        found[kind] = whole / max(unit.n_samples, 1)
+    return found, "one slice timed, nothing else running"
 
 
 def _seconds(computer: UnitComputer, unit: Unit, n_steps: int) -> float:
-    timesteps = computer.settings.timesteps and computer.settings.timesteps[:n_steps]
+    timesteps = computer.settings.timesteps
+    if timesteps is not None:  # spread over all of them, for not all cost alike
+        timesteps = tuple(timesteps[round(k)] for k in np.linspace(0, len(timesteps) - 1, n_steps))
     settings = replace(computer.settings, num_inference_steps=n_steps, timesteps=timesteps)
     trial = UnitComputer(computer.pipe, computer.second, settings, computer.data, (), computer.with_manual)
     return trial.compute(unit)["seconds"]

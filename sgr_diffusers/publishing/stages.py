@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -148,7 +149,7 @@ def _require(stage: Path, package: str) -> None:
 
 
 def run_snippet(folder: Path) -> str:
-    """Run the example of a model's card as it would run for a user, at two steps. Returns what it printed.
+    """Run the example of a model's card as it would run for a user, at few steps. Returns what it printed.
 
     It is rendered by itself: no other text of a record is run.
 
@@ -159,7 +160,9 @@ def run_snippet(folder: Path) -> str:
         ValueError: it ends in an error, or prints nothing.
     """
     code = card_snippet(folder, str(folder))
-    code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", code)
+    guided_from = float(json.loads((folder / "model_index.json").read_text()).get("guidance_from", 1.0))
+    n_steps = int(1 / guided_from) + 1  # so that one before the last is pushed
+    code = re.sub(r"num_inference_steps=\d+", f"num_inference_steps={n_steps}", code)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):

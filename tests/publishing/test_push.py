@@ -95,7 +95,7 @@ def test_publish_a_model(hub, worker, sgr, folder):
     assert "hf_hub_download" in snippet
     printed = worker.run(
         "import io, contextlib\nprinted = io.StringIO()\nwith contextlib.redirect_stdout(printed):\n    exec("
-        + repr(snippet.replace("steps=100", "steps=2"))
+        + repr(snippet.replace("steps=100", "steps=6"))
         + ")\nresult = printed.getvalue()"
     )
     assert "femoral_cartilage" in printed

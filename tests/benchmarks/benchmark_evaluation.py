@@ -74,7 +74,7 @@ def main():
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        seconds_of(args.data_dir, 2, 1, f"{place}/warm")
+        seconds_of(args.data_dir, args.steps, 1, f"{place}/warm")
         one = seconds_of(args.data_dir, args.steps, 1, f"{place}/one")
         several = seconds_of(args.data_dir, args.steps, args.n_slices, f"{place}/several")
         print(cost_table(f"{place}/several"))

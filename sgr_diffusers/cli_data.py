@@ -92,7 +92,7 @@ def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any)
 
 
 def _run_synthesize(args: argparse.Namespace) -> None:
-    from .data.synthetic_knee import SyntheticKneeConfig, write_synthetic_dataset
+    from .data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
 
     config = SyntheticKneeConfig(
         matrix_shape=tuple(args.matrix),

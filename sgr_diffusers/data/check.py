@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgr_diffusers.data import scan_files
-from sgr_diffusers.data.scan_files import DataFault
-from sgr_diffusers.data.scan_labels import file_labels
-from sgr_diffusers.data.skm_tea import SPLITS
+from . import scan_files
+from .scan_files import DataFault
+from .scan_labels import file_labels
+from .skm_tea import SPLITS
 
 __all__ = ["ScanReport", "check_folder", "report_text"]
 

@@ -14,9 +14,9 @@ import torch
 from datasets import formatting
 from datasets.features.features import _FEATURE_TYPES, register_feature
 
-from sgr_diffusers.data import scan_files
-from sgr_diffusers.data.scan_labels import N_FILE_LABELS, file_labels
-from sgr_diffusers.data.skm_tea import merge_labels
+from . import scan_files
+from .scan_labels import N_FILE_LABELS, file_labels
+from .skm_tea import merge_labels
 
 __all__ = ["CONTENTS", "LazySlice", "SharingTorchFormatter"]
 

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgr_diffusers.data.selection import SliceSelection, parse_selection
-from sgr_diffusers.data.skm_tea import SPLITS
-from sgr_diffusers.hub_errors import hub_errors
+from ..hub_errors import hub_errors
+from .selection import SliceSelection, parse_selection
+from .skm_tea import SPLITS
 
 if TYPE_CHECKING:
     import datasets
@@ -98,7 +98,7 @@ def load_skmtea(
     selection = parse_selection(slices)
     root = resolve_root(data_dir_or_repo, streaming)
 
-    from sgr_diffusers.data.skm_tea_builder import SkmTeaBuilder, fingerprint, skipped_of, warn_of_skipped
+    from .skm_tea_builder import SkmTeaBuilder, fingerprint, skipped_of, warn_of_skipped
 
     splits = tuple(dict.fromkeys(names))
     builder = SkmTeaBuilder(
@@ -143,7 +143,7 @@ def resolve_root(data_dir_or_repo: str | os.PathLike, streaming: bool = False) -
         raise FileNotFoundError(
             f"`data_dir_or_repo` {text} is neither a folder nor the name of a repository such as org/name."
         )
-    from sgr_diffusers.data.mini_set import default_folder, fetch_mini, find_tarballs
+    from .mini_set import default_folder, fetch_mini, find_tarballs
 
     folder = default_folder(text)
     if (folder / "annotations").is_dir():  # written last: all is there

@@ -5,8 +5,8 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sgr_diffusers.data.archives import unpack
-from sgr_diffusers.hub_errors import hub_errors
+from ..hub_errors import hub_errors
+from .archives import unpack
 
 __all__ = ["MINI_REPOSITORY", "PARTS", "default_folder", "fetch_mini", "find_tarballs"]
 

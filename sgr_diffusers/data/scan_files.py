@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Complex64
 
-from sgr_diffusers.mri.masks import pad_mask
+from ..mri.masks import pad_mask
 
 if TYPE_CHECKING:
     import h5py

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from sgr_diffusers.data.scan_files import DataFault, file_state, open_bytes
+from .scan_files import DataFault, file_state, open_bytes
 
 __all__ = ["N_FILE_LABELS", "FileLabels", "file_labels"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from sgr_diffusers.data.scan_labels import file_labels
-from sgr_diffusers.data.skm_tea import CLASS_NAMES, FILE_LABEL_TO_CLASS, SkmTeaScan
+from .scan_labels import file_labels
+from .skm_tea import CLASS_NAMES, FILE_LABEL_TO_CLASS, SkmTeaScan
 
 __all__ = ["PAPER", "SliceSelection", "parse_selection", "select_slices"]
 

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Bool, Complex64, Integer, UInt8
 from torch.utils.data import Dataset
 
-from sgr_diffusers.data import scan_files
-from sgr_diffusers.data.scan_labels import FileLabels, file_labels
-from sgr_diffusers.data.transforms import center_fit, scale_to_quantile
-from sgr_diffusers.mri.operators import complex_to_channels
+from ..mri.operators import complex_to_channels
+from . import scan_files
+from .scan_labels import FileLabels, file_labels
+from .transforms import center_fit, scale_to_quantile
 
 __all__ = [
     "CLASS_NAMES",

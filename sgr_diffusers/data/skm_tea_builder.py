@@ -15,11 +15,11 @@ from typing import Any
 import datasets
 import numpy as np
 
-from sgr_diffusers.data import scan_files
-from sgr_diffusers.data.lazy_features import LazySlice
-from sgr_diffusers.data.scan_files import DataFault
-from sgr_diffusers.data.scan_labels import file_labels
-from sgr_diffusers.data.selection import SliceSelection
+from . import scan_files
+from .lazy_features import LazySlice
+from .scan_files import DataFault
+from .scan_labels import file_labels
+from .selection import SliceSelection
 
 __all__ = ["SkippedDataWarning", "SkmTeaBuilder", "SkmTeaConfig", "fingerprint", "skipped_of", "warn_of_skipped"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sgr_diffusers.data.scan_files import read_coil_maps, read_kspace, read_mask, read_target
-from sgr_diffusers.data.synthetic_findings import labels_without_findings
+from sgr_diffusers.data.synthetic.findings import labels_without_findings
 from sgr_diffusers.evaluation.identity import weights_hash
 from sgr_diffusers.evaluation.metrics import ssim
 from sgr_diffusers.evaluation.plan import Unit

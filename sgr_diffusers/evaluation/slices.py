@@ -15,7 +15,7 @@ from sgr_diffusers.data.scan_files import check_kspace_file, read_annotations
 from sgr_diffusers.data.scan_labels import file_labels
 from sgr_diffusers.data.selection import PAPER, SliceSelection, parse_selection
 from sgr_diffusers.data.skm_tea import CLASS_NAMES, SKM_TEA, SkmTeaScan, known_data, list_scans, merge_labels
-from sgr_diffusers.data.synthetic_findings import labels_without_findings
+from sgr_diffusers.data.synthetic.findings import labels_without_findings
 
 __all__ = ["EvaluationData", "choose_data", "choose_examples", "manual_labels", "parse_protocol"]
 

@@ -15,7 +15,7 @@ from layout_fixture import write_tiny_skm_tea
 
 from sgr_diffusers import cli
 from sgr_diffusers.data.scan_files import close_files
-from sgr_diffusers.data.synthetic_knee import SyntheticKneeConfig, write_synthetic_dataset
+from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
 from sgr_diffusers.hub_bundle import bundle_files
 from sgr_diffusers.hub_errors import redact
 from sgr_diffusers.publishing.dataset_card import INDEX_COLUMNS, check_synthetic, stage_index

@@ -2,7 +2,7 @@
 
 Everything written for these files runs on the real ones: HDF5 hybrid k-space, coil maps, target, stored Poisson masks,
 NIfTI labels 1-6, annotation json with splits, voxel spacing and (here only) the rare findings of each scan. Anatomy
-and painting are in ``knee_anatomy.py`` and ``knee_rendering.py``; this module adds what a scanner adds: coils, phase,
+and painting are in ``anatomy.py`` and ``rendering.py``; this module adds what a scanner adds: coils, phase,
 limited resolution, noise.
 
 The object is painted at twice the resolution per axis and its k-space is cropped, so that partial volume and
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sgr_diffusers.data.knee_anatomy import Knee, SmoothField
-from sgr_diffusers.data.knee_rendering import KneeRenderer
+from .anatomy import Knee, SmoothField
+from .rendering import KneeRenderer
 
 SPLITS = ("train", "val", "test")
 ANNOTATIONS = "annotations/v1.0.0"
@@ -275,8 +275,8 @@ def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str,
     """
     import h5py
 
-    from sgr_diffusers.mri.io import write_nifti
-    from sgr_diffusers.mri.masks import poisson_disc_mask
+    from ...mri.io import write_nifti
+    from ...mri.masks import poisson_disc_mask
 
     scan = SyntheticScan(config, split, number)
     name = f"SYN_{split}_{number:03d}"

@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import UInt8
 
-from sgr_diffusers.data.skm_tea import SkmTeaScan, merge_labels
-from sgr_diffusers.data.synthetic_knee import SyntheticKneeConfig, SyntheticScan
+from ..skm_tea import SkmTeaScan, merge_labels
+from .knee import SyntheticKneeConfig, SyntheticScan
 
 __all__ = ["labels_without_findings"]
 

@@ -7,9 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sgr_diffusers.data.knee_anatomy import FINDINGS, Knee
-from sgr_diffusers.data.knee_rendering import KneeRenderer
-from sgr_diffusers.data.synthetic_knee import (
+from sgr_diffusers.data.synthetic.anatomy import FINDINGS, Knee
+from sgr_diffusers.data.synthetic.knee import (
     ANNOTATIONS,
     KSPACE,
     LABELS,
@@ -18,6 +17,7 @@ from sgr_diffusers.data.synthetic_knee import (
     loop_sensitivities,
     write_synthetic_dataset,
 )
+from sgr_diffusers.data.synthetic.rendering import KneeRenderer
 
 SMALL = SyntheticKneeConfig(
     matrix_shape=(3, 48, 40), voxel_size_mm=(14.0, 3.2, 3.2), n_coils=4, accelerations=(4.0,), calibration_shape=(6, 6)

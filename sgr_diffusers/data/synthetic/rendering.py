@@ -1,5 +1,4 @@
-"""A :class:`~sgr_diffusers.data.knee_anatomy.Knee` and pixel positions go in; the image of a water-excited qDESS scan
-and labels come out.
+"""Renders the image of a water-excited qDESS scan, and its labels, from an `anatomy.Knee` at given pixel positions.
 
 Intensities are relative to the 0.99 quantile of a slice and follow what qDESS knees look like: marrow 0.05-0.15 with
 trabeculae, cortex, ligaments, tendons and menisci 0-0.2, suppressed fat 0.1-0.25 with brighter septa, muscle 0.6-0.95
@@ -8,16 +7,7 @@ in bellies with fascicles, cartilage 0.5-0.9 in layers, fluid 0.9 and above, ves
 
 import numpy as np
 
-from sgr_diffusers.data.knee_anatomy import (
-    MUSCLES,
-    Knee,
-    SmoothField,
-    Texture,
-    ellipsoid,
-    profile,
-    smooth_max,
-    smooth_min,
-)
+from .anatomy import MUSCLES, Knee, SmoothField, Texture, ellipsoid, profile, smooth_max, smooth_min
 
 # labels of the SKM-TEA files
 LABELS = {

@@ -3,8 +3,8 @@
 import numpy as np
 
 from sgr_diffusers.data.skm_tea import SkmTeaScan, list_scans
-from sgr_diffusers.data.synthetic_findings import labels_without_findings
-from sgr_diffusers.data.synthetic_knee import SyntheticKneeConfig, write_synthetic_dataset
+from sgr_diffusers.data.synthetic.findings import labels_without_findings
+from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
 from sgr_diffusers.evaluation.slices import choose_data, parse_protocol
 
 

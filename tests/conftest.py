@@ -11,8 +11,8 @@ torch.set_num_threads(2)
 @pytest.fixture(scope="session")
 def hub():
     """A Hub on this machine, with the users of `hub_client`."""
-    from hub_client import OWNER, READER
-    from local_hub import local_hub
+    from tests.helpers.hub_client import OWNER, READER
+    from tests.helpers.local_hub import local_hub
 
     with local_hub() as server:
         server.tokens.update({OWNER: "org", READER: "reader"})
@@ -23,7 +23,7 @@ def hub():
 @pytest.fixture(scope="session")
 def worker(hub, tmp_path_factory):
     """A client of it, in a process of its own."""
-    from hub_client import Worker
+    from tests.helpers.hub_client import Worker
 
     one = Worker(tmp_path_factory.mktemp("worker"), hub.url)
     yield one

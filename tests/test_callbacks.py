@@ -5,12 +5,12 @@ import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks
 from diffusers.configuration_utils import register_to_config
-from pipeline_parts import SIZE, assert_same, build, call, count_backward, draw_problem
 from torch import nn
 
 from sgr_diffusers import create_scheduler
 from sgr_diffusers.callbacks import Guidance, SegmentationGuidance, TrajectoryRecorder, check_guidance
 from sgr_diffusers.guidance import guidance_loss, has_pixels_to_push
+from tests.helpers.pipeline_parts import SIZE, assert_same, build, call, count_backward, draw_problem
 
 SETTINGS = {"num_inference_steps": 8, "guidance_strength": 0.1}
 

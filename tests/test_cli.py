@@ -15,14 +15,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from layout_fixture import TINY_SHAPE, write_tiny_skm_tea
-from tiny_pipeline import save_tiny_pipeline
 
 from sgr_diffusers import cli, inputs, reconstruct
 from sgr_diffusers.demo import run_demo
 from sgr_diffusers.mri.io import read_skm_tea
 from sgr_diffusers.mri.operators import fft2c
 from sgr_diffusers.reconstruct_file import read_scan
+from tests.helpers.layout_fixture import TINY_SHAPE, write_tiny_skm_tea
+from tests.helpers.tiny_pipeline import save_tiny_pipeline
 
 HERE = Path(__file__).parent
 CLASSES = ("patellar_cartilage", "femoral_cartilage", "tibial_cartilage", "meniscus")

@@ -4,15 +4,15 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
-from layout_fixture import write_tiny_skm_tea
-from raw_files import acquisition, fft, header_xml, ismrmrd, write_fastmri, write_ismrmrd
-from tiny_pipeline import save_tiny_pipeline
 
 from sgr_diffusers import cli
 from sgr_diffusers.data import mini_set
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.mri.io import read_skm_tea
 from sgr_diffusers.reconstruct_file import read_scan
+from tests.helpers.layout_fixture import write_tiny_skm_tea
+from tests.helpers.raw_files import acquisition, fft, header_xml, ismrmrd, write_fastmri, write_ismrmrd
+from tests.helpers.tiny_pipeline import save_tiny_pipeline
 
 N = 32
 

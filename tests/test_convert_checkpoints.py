@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from authors_unet import AuthorsUNet, random_authors_unet
 from diffusers import DiffusionPipeline
 from monai.networks.nets import UNet
-from tiny_pipeline import save_tiny_pipeline
 
 from sgr_diffusers import SegmentationAdapter, SGRMRIPipeline, cli, create_prior, create_scheduler
+from tests.helpers.authors_unet import AuthorsUNet, random_authors_unet
+from tests.helpers.tiny_pipeline import save_tiny_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_client import BareEnvironment, run_client
-from pipeline_parts import build, call, draw_problem
 
 import sgr_diffusers
 from sgr_diffusers.hub_bundle import SEGMENTATION_PATH, bundle_files, code_files, stale_files, write_bundle
+from tests.helpers.hub_client import BareEnvironment, run_client
+from tests.helpers.pipeline_parts import build, call, draw_problem
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {"torch", "numpy", "diffusers", "monai", "sigpy"}  # sigpy inside of a function that says so

@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 from diffusers import DDPMPipeline, DiffusionPipeline
-from pipeline_parts import BrightOrNever, assert_same, build, build_segmentation_unet, build_unet, call
 from torch import nn
 
 from sgr_diffusers import SegmentationAdapter, SGRMRIPipeline, create_scheduler
 from sgr_diffusers.hub_bundle import SEGMENTATION_PATH, bundle_files
 from sgr_diffusers.hub_reading import drop_code
+from tests.helpers.pipeline_parts import BrightOrNever, assert_same, build, build_segmentation_unet, build_unet, call
 
 
 def quiet(pipe):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from hub_client import OWNER, READER, WRONG, BareEnvironment, run_client
-from pipeline_parts import build, call, draw_problem
 
 from sgr_diffusers.hub_bundle import bundle_files
+from tests.helpers.hub_client import OWNER, READER, WRONG, BareEnvironment, run_client
+from tests.helpers.pipeline_parts import build, call, draw_problem
 
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "segmentation_model/diffusion_pytorch_model.safetensors")
 
@@ -14,7 +14,7 @@ import torch, json
 from pathlib import Path
 from diffusers import DiffusionPipeline, UNet2DModel
 from huggingface_hub import HfApi
-from pipeline_parts import build, call
+from tests.helpers.pipeline_parts import build, call
 from sgr_diffusers import SGRMRIPipeline, SegmentationUNet
 OWNER, READER, WRONG = {OWNER!r}, {READER!r}, {WRONG!r}
 """

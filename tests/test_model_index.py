@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from pipeline_parts import build
 from safetensors.torch import load_file, save_file
 
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.model_index import UnsafeCheckpointError, read_model_index
+from tests.helpers.pipeline_parts import build
 
 
 @pytest.fixture(scope="module")

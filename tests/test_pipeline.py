@@ -7,7 +7,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
-from pipeline_parts import (
+from torch import nn
+
+from sgr_diffusers import SenseOperator, SGRMRIPipeline, SGRMRIPipelineOutput
+from tests.helpers.pipeline_parts import (
     FIELDS,
     SIZE,
     BrightOrNever,
@@ -19,9 +22,6 @@ from pipeline_parts import (
     draw_problem,
     seeded,
 )
-from torch import nn
-
-from sgr_diffusers import SenseOperator, SGRMRIPipeline, SGRMRIPipelineOutput
 
 # --- what comes out -------------------------------------------------------------------------------------------------
 

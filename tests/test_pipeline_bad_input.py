@@ -5,8 +5,18 @@ import re
 import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler
-from pipeline_parts import SIZE, BrightOrNever, FailingUNet, build, build_unet, call, draw_problem, seeded
 from torch import nn
+
+from tests.helpers.pipeline_parts import (
+    SIZE,
+    BrightOrNever,
+    FailingUNet,
+    build,
+    build_unet,
+    call,
+    draw_problem,
+    seeded,
+)
 
 
 def with_value(tensor, value, index=(0,)):

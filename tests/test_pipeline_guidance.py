@@ -2,10 +2,19 @@
 
 import pytest
 import torch
-from pipeline_parts import SIZE, BrightOrNever, assert_same, build, call, count_backward, draw_problem, seeded
 
 from sgr_diffusers import SegmentationGuidance
 from sgr_diffusers.guidance import default_strength
+from tests.helpers.pipeline_parts import (
+    SIZE,
+    BrightOrNever,
+    assert_same,
+    build,
+    call,
+    count_backward,
+    draw_problem,
+    seeded,
+)
 
 
 def test_bounds_are_ordered_about_the_plain_reconstruction():

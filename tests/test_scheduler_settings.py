@@ -11,11 +11,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from schedulers import create
 
 from sgr_diffusers.scheduler_checks import check_scheduler, noise_fingerprint
 from sgr_diffusers.scheduler_table import FORGETS_NOISE, FRESH_NOISE, LEAST_STEPS, NOISE_LEVEL
 from sgr_diffusers.schedules import NoiseLevel, ScheduledSampler, fast_timesteps
+from tests.helpers.schedulers import create
 
 MEAN, VARIANCE = 0.5, 0.3
 DISTILLED = {"LCMScheduler", "FlowMatchLCMScheduler", "TCDScheduler"}

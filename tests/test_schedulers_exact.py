@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from pipeline_parts import SIZE, build_unet, seeded
 
 from sgr_diffusers import SGRMRIPipeline, create_scheduler
 from sgr_diffusers.mri.operators import channels_to_complex, complex_to_channels, fft2c, ifft2c
 from sgr_diffusers.scheduler_table import NOISE_LEVEL
 from sgr_diffusers.schedules import NoiseLevel
+from tests.helpers.pipeline_parts import SIZE, build_unet, seeded
 
 N_SAMPLES = 32
 DISTILLED = {"LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"}

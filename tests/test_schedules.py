@@ -6,12 +6,12 @@ import math
 import diffusers
 import pytest
 import torch
-from schedulers import create
 
 from sgr_diffusers import create_scheduler
 from sgr_diffusers.scheduler_checks import check_scheduler
 from sgr_diffusers.scheduler_table import FORGETS_NOISE, FRESH_NOISE, NOISE_LEVEL, PREDICTION_TYPES
 from sgr_diffusers.schedules import NoiseLevel, ScheduledSampler, fast_timesteps
+from tests.helpers.schedulers import create
 
 CPU = torch.device("cpu")
 VP_TYPES = ("epsilon", "v_prediction", "sample")

@@ -2,8 +2,9 @@
 
 import h5py
 import pytest
-from layout_fixture import write_tiny_skm_tea
-from tiny_pipeline import save_tiny_pipeline
+
+from tests.helpers.layout_fixture import write_tiny_skm_tea
+from tests.helpers.tiny_pipeline import save_tiny_pipeline
 
 
 @pytest.fixture(scope="session")

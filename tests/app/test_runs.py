@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from raw_files import random_complex
 
 from sgr_diffusers.app.downloads import write_downloads
 from sgr_diffusers.app.limits import AppLimits, RunRefused, RunStopped
@@ -19,6 +18,7 @@ from sgr_diffusers.app.views import headline_view, interval_plot, message, previ
 from sgr_diffusers.reconstruct import SamplingSettings, can_be_fast, load_pipeline, reconstruct_volume
 from sgr_diffusers.reconstruct_file import read_scan
 from sgr_diffusers.schedules import fast_timesteps
+from tests.helpers.raw_files import random_complex
 
 CLASSES = ("femoral_cartilage", "meniscus")
 LIMITS = AppLimits()

@@ -55,7 +55,7 @@ def test_without_gradio_the_way_to_it_is_told(monkeypatch, capsys):
 
 def test_a_model_without_classes_is_refused(tmp_path):
     pytest.importorskip("gradio")
-    from pipeline_parts import build
+    from tests.helpers.pipeline_parts import build
 
     build(None).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="must have a segmentation model"):

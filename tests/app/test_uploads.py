@@ -3,12 +3,12 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from layout_fixture import TINY_SHAPE
-from raw_files import random_complex
 
 from sgr_diffusers.app.limits import AppLimits
 from sgr_diffusers.app.uploads import describe_case, safe_name
 from sgr_diffusers.demo import CASE
+from tests.helpers.layout_fixture import TINY_SHAPE
+from tests.helpers.raw_files import random_complex
 
 
 def test_what_a_scan_offers(scan):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_disk
 from datasets.distributed import split_dataset_by_node
-from layout_fixture import TINY_SHAPE, write_look_alike, write_tiny_skm_tea
 from torch.utils.data import DataLoader
 
 from sgr_diffusers.data.lazy_features import LazySlice
@@ -20,6 +19,7 @@ from sgr_diffusers.data.load import load_skmtea
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.data.selection import PAPER, SliceSelection, parse_selection
 from sgr_diffusers.data.skm_tea import list_scans
+from tests.helpers.layout_fixture import TINY_SHAPE, write_look_alike, write_tiny_skm_tea
 
 N_SLICES = TINY_SHAPE[0]
 

@@ -7,14 +7,14 @@ import tarfile
 
 import numpy as np
 import pytest
-from layout_fixture import write_tiny_skm_tea
-from local_hub import local_hub
 
 from sgr_diffusers.data import mini_set
 from sgr_diffusers.data.archives import UnsafeArchiveError
 from sgr_diffusers.data.load import load_skmtea, resolve_root
 from sgr_diffusers.data.mini_set import fetch_mini
 from sgr_diffusers.data.scan_files import close_files
+from tests.helpers.layout_fixture import write_tiny_skm_tea
+from tests.helpers.local_hub import local_hub
 
 REPOSITORY = "someone/skm-tea-mini"
 

@@ -5,12 +5,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from layout_fixture import TINY_SHAPE, write_tiny_skm_tea
 from torch.utils.data import DataLoader
 
 from sgr_diffusers.data.scan_files import DataFault
 from sgr_diffusers.data.skm_tea import CLASS_NAMES, SkmTeaSlices, list_scans, merge_labels
 from sgr_diffusers.mri.operators import channels_to_complex, ifft2c
+from tests.helpers.layout_fixture import TINY_SHAPE, write_tiny_skm_tea
 
 SHAPE = TINY_SHAPE
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_fixture import write_tiny_skm_tea
-from tiny_pipeline import save_tiny_pipeline
 
 from sgr_diffusers import SegmentationUNet, cli
 from sgr_diffusers.data.scan_files import close_files
@@ -26,6 +24,8 @@ from sgr_diffusers.evaluation.store import shard_path
 from sgr_diffusers.evaluation.table1 import table1_rows, write_table1
 from sgr_diffusers.guidance import default_strength
 from sgr_diffusers.scheduler_table import PUSH_EXPONENT
+from tests.helpers.layout_fixture import write_tiny_skm_tea
+from tests.helpers.tiny_pipeline import save_tiny_pipeline
 
 N_UNITS = 2 * (1 + 2 * 2)  # scans x (reference + accelerations x methods)
 COSTS = {

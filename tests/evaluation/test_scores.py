@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from evaluation_results import HandMade, labels
 
 from sgr_diffusers.evaluation.load import load_results
 from sgr_diffusers.evaluation.plan import EvaluationPlan
 from sgr_diffusers.evaluation.scores import score
 from sgr_diffusers.evaluation.table1 import table1_rows
+from tests.helpers.evaluation_results import HandMade, labels
 
 NONE = labels()
 

@@ -4,11 +4,11 @@ import json
 
 import h5py
 import pytest
-from layout_fixture import write_tiny_skm_tea
 
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.data.selection import PAPER, SliceSelection
 from sgr_diffusers.evaluation.slices import choose_data, choose_examples, parse_protocol
+from tests.helpers.layout_fixture import write_tiny_skm_tea
 
 RELEVANT = parse_protocol("relevant")
 

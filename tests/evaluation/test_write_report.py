@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation_results import HandMade, labels
 
 from sgr_diffusers import cli
 from sgr_diffusers.evaluation.plan import EvaluationPlan
@@ -20,6 +19,7 @@ from sgr_diffusers.evaluation.table1 import (
     table1_markdown,
     write_table1,
 )
+from tests.helpers.evaluation_results import HandMade, labels
 
 TEAR = [{"type": "meniscus_tear"}]
 

@@ -45,7 +45,7 @@ def environment(home, endpoint=None, token=None, **more):
     }
 
 
-def run_client(code, home, *, endpoint=None, token=None, path=(ROOT, ROOT / "tests/helpers"), check=True, **variables):
+def run_client(code, home, *, endpoint=None, token=None, path=(ROOT,), check=True, **variables):
     """Run code in a process that can reach this machine only, or nothing without `endpoint`.
 
     Args:
@@ -127,7 +127,7 @@ for line in sys.stdin:
 
     def __init__(self, home, endpoint):
         home.mkdir(parents=True, exist_ok=True)
-        code = PROLOGUE.format(local=LOOPBACK) + f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests/helpers')]!r}\n"
+        code = PROLOGUE.format(local=LOOPBACK) + f"sys.path[:0] = {[str(ROOT)]!r}\n"
         self.printed = ""
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", code + self.LOOP],

@@ -15,7 +15,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
-from hub_repositories import LFS_SUFFIXES, FolderRepository, Repository, describe, git_blob_id
+
+from .hub_repositories import LFS_SUFFIXES, FolderRepository, Repository, describe, git_blob_id
 
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 

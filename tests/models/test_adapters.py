@@ -8,10 +8,10 @@ import types
 import pytest
 import torch
 from monai.networks.nets import UNet
-from pipeline_parts import build, call, draw_problem
 from torch import nn
 
 from sgr_diffusers.models.adapters import SegmentationAdapter
+from tests.helpers.pipeline_parts import build, call, draw_problem
 
 SIZE = (16, 12)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from authors_unet import AuthorsUNet, random_authors_unet
 
 from sgr_diffusers.models.convert import authors_flags, prior_from_authors, prior_to_authors
 from sgr_diffusers.models.prior import PRIOR_PRESETS, create_prior
+from tests.helpers.authors_unet import AuthorsUNet, random_authors_unet
 
 PAPER = {
     "width": 128,

@@ -4,7 +4,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from raw_files import fft, header_xml, random_complex, write_cfl, write_fastmri
 
 from sgr_diffusers.mri.arrays import read_arrays, read_cfl
 from sgr_diffusers.mri.coils import estimate_coil_maps
@@ -13,6 +12,7 @@ from sgr_diffusers.mri.fastmri import read_fastmri
 from sgr_diffusers.mri.io import read_raw
 from sgr_diffusers.mri.operators import SenseOperator, ifft2c
 from sgr_diffusers.mri.readout import crop_field_of_view
+from tests.helpers.raw_files import fft, header_xml, random_complex, write_cfl, write_fastmri
 
 N_SLICES, N_COILS, N_ROWS, N_COLUMNS = 3, 2, 6, 10  # rows after the oversampling is removed
 XML = header_xml((2 * N_ROWS, N_COLUMNS, 1), (N_ROWS, N_COLUMNS, 1), fov=(24.0, 30.0, 4.5))

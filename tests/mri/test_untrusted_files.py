@@ -3,10 +3,10 @@
 import h5py
 import numpy as np
 import pytest
-from raw_files import header_xml, random_complex
 
 from sgr_diffusers.mri.io import read_raw, read_skm_tea, stored_choices
 from sgr_diffusers.mri.raw_slices import open_hdf5
+from tests.helpers.raw_files import header_xml, random_complex
 
 KSPACE = random_complex(2, 3, 8, 6)
 HEADER = header_xml((6, 8, 1), (6, 8, 1))

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hub_client import OWNER, WRONG
 from huggingface_hub import DatasetCard, SpaceCard
-from layout_fixture import write_tiny_skm_tea
 
 from sgr_diffusers import cli
 from sgr_diffusers.data.scan_files import close_files
@@ -21,6 +19,8 @@ from sgr_diffusers.hub_errors import redact
 from sgr_diffusers.publishing.dataset_card import INDEX_COLUMNS, check_synthetic, stage_index
 from sgr_diffusers.publishing.push import _BLOCK, ask_on_terminal, check_stage
 from sgr_diffusers.reconstruct import PRETRAINED
+from tests.helpers.hub_client import OWNER, WRONG
+from tests.helpers.layout_fixture import write_tiny_skm_tea
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,7 +2,8 @@ import logging
 
 import pytest
 import torch
-from tiny_training import forget_accelerator
+
+from tests.helpers.tiny_training import forget_accelerator
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
-from tiny_training import Slices, assert_same_bits, contents, forget_accelerator, noise_loss, tiny_model, train
 
 from sgr_diffusers.data.sampling import SliceSampler
 from sgr_diffusers.training.checkpoints import averaged_weights, latest_checkpoint
@@ -16,6 +15,15 @@ from sgr_diffusers.training.loop import fit
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions
 from sgr_diffusers.training.seeds import random_seed, step_generator
+from tests.helpers.tiny_training import (
+    Slices,
+    assert_same_bits,
+    contents,
+    forget_accelerator,
+    noise_loss,
+    tiny_model,
+    train,
+)
 
 
 class Interruption(Exception):

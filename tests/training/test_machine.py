@@ -10,13 +10,21 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
-from tiny_training import Slices, assert_same_bits, finish, forget_accelerator, start_processes, tiny_model, train
 
 from sgr_diffusers.training import loop
 from sgr_diffusers.training.checkpoints import is_sharded
 from sgr_diffusers.training.compiling import check_compiled
 from sgr_diffusers.training.machine import check_accelerator, create_accelerator, create_optimizer
 from sgr_diffusers.training.options import TrainingOptions
+from tests.helpers.tiny_training import (
+    Slices,
+    assert_same_bits,
+    finish,
+    forget_accelerator,
+    start_processes,
+    tiny_model,
+    train,
+)
 
 CONFIGS = Path(__file__).parents[2] / "training/accelerate_configs"
 

@@ -3,12 +3,12 @@ import logging
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_training import tiny_model
 
 from sgr_diffusers.models.prior import create_prior
 from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.training.memory import available_memory, check_memory, estimate_memory, saved_activations
 from sgr_diffusers.training.options import TrainingOptions
+from tests.helpers.tiny_training import tiny_model
 
 
 def really_saved(model, *inputs):

@@ -2,13 +2,10 @@ import json
 import shutil
 from pathlib import Path
 
-import local_hub
 import numpy as np
 import pytest
 from diffusers import UNet2DModel
 from huggingface_hub import ModelCard
-from layout_fixture import write_tiny_skm_tea
-from tiny_training import train
 
 from sgr_diffusers.data.skm_tea import SKM_TEA, SYNTHETIC
 from sgr_diffusers.publishing.cards import card_faults
@@ -17,6 +14,9 @@ from sgr_diffusers.training.log import Validation
 from sgr_diffusers.training.options import TrainingOptions
 from sgr_diffusers.training.publish import create_repository, upload_run, write_hub_folder
 from sgr_diffusers.training.record import training_record
+from tests.helpers import local_hub
+from tests.helpers.layout_fixture import write_tiny_skm_tea
+from tests.helpers.tiny_training import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +105,7 @@ needs_writable_hub = pytest.mark.skipif(
 
 @needs_writable_hub
 def test_a_training_is_published_and_loads_from_there(tmp_path):
-    from hub_client import OWNER, run_client
+    from tests.helpers.hub_client import OWNER, run_client
 
     data = write_tiny_skm_tea(tmp_path / "data")
     options = (
@@ -129,7 +129,7 @@ print(SegmentationUNet.from_pretrained("lab/knee", subfolder="segmentation_model
 
 @needs_writable_hub
 def test_a_token_that_may_not_write_is_refused(tmp_path):
-    from hub_client import WRONG, run_client
+    from tests.helpers.hub_client import WRONG, run_client
 
     code = """
 from sgr_diffusers.training.options import TrainingOptions

@@ -10,7 +10,10 @@ import time
 
 import pytest
 import torch
-from tiny_training import (
+
+from sgr_diffusers.training.checkpoints import latest_checkpoint
+from sgr_diffusers.training.files import DiskError, find_damage
+from tests.helpers.tiny_training import (
     Slices,
     assert_same_bits,
     contents,
@@ -22,9 +25,6 @@ from tiny_training import (
     tiny_model,
     train,
 )
-
-from sgr_diffusers.training.checkpoints import latest_checkpoint
-from sgr_diffusers.training.files import DiskError, find_damage
 
 LONG = {"max_train_steps": 24, "checkpointing_steps": 3, "gradient_accumulation_steps": 1, "logging_steps": 5}
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
-from layout_fixture import write_tiny_skm_tea
-from pipeline_parts import build_unet
 from safetensors.torch import load_file
-from tiny_training import forget_accelerator
 
 from sgr_diffusers.models.prior import create_scheduler
 from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.training.options import TrainingOptions
+from tests.helpers.layout_fixture import write_tiny_skm_tea
+from tests.helpers.pipeline_parts import build_unet
+from tests.helpers.tiny_training import forget_accelerator
 
 ROOT = Path(__file__).parents[2]
 

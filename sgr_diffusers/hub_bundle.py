@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .model_index import PIPELINE_FILE, SEGMENTATION_FILE
 
-__all__ = ["SEGMENTATION_PATH", "bundle_files", "code_files", "stale_files", "write_bundle"]
+__all__ = ["SEGMENTATION_PATH", "bundle_files", "code_files"]
 
 PACKAGE = Path(__file__).parent
 SEGMENTATION_PATH = f"segmentation_model/{SEGMENTATION_FILE}.py"
@@ -20,7 +20,7 @@ SHAPES = "sgr_shapes"
 
 _START = "pipeline_sgr_mri"
 _HEADER = """\
-# Made from the Python package sgr_diffusers (Apache-2.0) by `sgr publish bundle`.
+# Made from the Python package sgr_diffusers (Apache-2.0) when this pipeline was saved.
 # To change it, change the package.
 """
 _SHAPE_CLASS = '''\
@@ -89,27 +89,6 @@ def _bundle() -> dict[str, str]:
     root[f"{PIPELINE_FILE}.py"] = f"{main[:first]}{comment}{also}\n{main[first:]}"
     files = {name: _HEADER + text for name, text in sorted(root.items())}
     return files | {SEGMENTATION_PATH: _HEADER + _alone("models/segmentation.py")}
-
-
-def write_bundle(folder: str | Path) -> list[str]:
-    """Bring a folder to what is carried; other Python files in it are deleted. Returns the names that changed."""
-    folder, files = Path(folder), bundle_files()
-    changed = stale_files(folder)
-    for name in changed:
-        path = folder / name
-        if name in files:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(files[name], encoding="utf-8")
-        else:
-            path.unlink()
-    return changed
-
-
-def stale_files(folder: str | Path) -> list[str]:
-    """Names of the files of a folder that are not, or not any more, what is carried."""
-    files, paths = bundle_files(), Path(folder).rglob("*.py")
-    found = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in paths}
-    return sorted(name for name in {*found, *files} if found.get(name) != files.get(name))
 
 
 def _needed_modules() -> list[str]:

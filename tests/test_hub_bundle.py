@@ -9,28 +9,11 @@ import pytest
 import torch
 
 import sgr_diffusers
-from sgr_diffusers.hub_bundle import SEGMENTATION_PATH, bundle_files, code_files, stale_files, write_bundle
+from sgr_diffusers.hub_bundle import SEGMENTATION_PATH, bundle_files, code_files
 from tests.helpers.hub_client import BareEnvironment, run_client
 from tests.helpers.pipeline_parts import build, call, draw_problem
 
-ROOT = Path(__file__).parents[1]
 ALLOWED = {"torch", "numpy", "diffusers", "monai", "sigpy"}  # sigpy inside of a function that says so
-
-
-def test_the_folder_is_the_package():
-    """If this fails: `sgr publish bundle`."""
-    assert stale_files(ROOT / "pipelines" / "sgr_mri") == []
-
-
-def test_the_folder_is_brought_up_to_date(tmp_path):
-    assert set(write_bundle(tmp_path)) == set(bundle_files())
-    assert write_bundle(tmp_path) == []
-    (tmp_path / "sgr_guidance.py").write_text("by hand")
-    (tmp_path / "sgr_old.py").write_text("left over")
-    (tmp_path / SEGMENTATION_PATH).unlink()
-    changed = ["segmentation_model/segmentation_unet.py", "sgr_guidance.py", "sgr_old.py"]
-    assert stale_files(tmp_path) == changed == write_bundle(tmp_path)
-    assert stale_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", bundle_files())

@@ -66,15 +66,6 @@ def add_publish(commands: Any, add_command: AddCommand) -> None:
         metavar="SPEC",
         help="where the Space gets this package, as pip takes it (default: its name and version)",
     )
-    command = add_command(
-        parts,
-        "bundle",
-        _publish_bundle,
-        "Bring pipelines/sgr_mri, the code that repositories carry, to the state of the package",
-        "sgr publish bundle --check",
-    )
-    command.add_argument("--output", type=Path, default=Path("pipelines/sgr_mri"), help="(default: %(default)s)")
-    command.add_argument("--check", action="store_true", help="change nothing; an error if it is not up to date")
 
 
 def _add_target(command: argparse.ArgumentParser) -> None:
@@ -129,18 +120,3 @@ def _publish_space(args: argparse.Namespace) -> None:
     from .stages import stage_space
 
     _push(args, "space", lambda stage: stage_space(stage, args.model, args.package), space_sdk="gradio")
-
-
-def _publish_bundle(args: argparse.Namespace) -> None:
-    from ..hub_bundle import stale_files, write_bundle
-
-    if not args.output.is_dir() and args.output == Path("pipelines/sgr_mri") and not Path("pyproject.toml").is_file():
-        raise ValueError("pipelines/sgr_mri is in clones of the repository; elsewhere name a folder: --output.")
-    if args.check:
-        stale = stale_files(args.output)
-        if stale:
-            raise ValueError(f"{args.output} is not up to date: {', '.join(stale)}. Run sgr publish bundle.")
-        print(f"{args.output} is up to date")
-        return
-    changed = write_bundle(args.output)
-    print("\n".join(changed) if changed else f"{args.output} was up to date")

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard, SpaceCard
 
-from sgr_diffusers import cli
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
 from sgr_diffusers.hub_bundle import bundle_files
@@ -255,14 +254,3 @@ def test_nobody_is_asked_where_nobody_is(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     with pytest.raises(ValueError, match="--yes"):
         ask_on_terminal("Push?")
-
-
-def test_bundle(tmp_path, capsys, monkeypatch):
-    target = tmp_path / "bundle"
-    assert cli.main(["publish", "bundle", "--output", str(target)]) == 0
-    assert cli.main(["publish", "bundle", "--output", str(target), "--check"]) == 0
-    (target / "pipeline.py").write_text("")
-    assert cli.main(["publish", "bundle", "--output", str(target), "--check"]) == 2
-    assert "pipeline.py. Run sgr publish bundle" in capsys.readouterr().err
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["publish", "bundle"]) == 2

@@ -12,6 +12,8 @@ NAME = "sgr_diffusers"
 
 # part -> the other parts of the package that it may import
 ALLOWED = {
+    "utils": [],
+    "calibration": ["utils"],
     "mri": [],
     "models": [],
     "guidance": [],
@@ -54,6 +56,7 @@ ALLOWED = {
         "reconstruct",
         "scheduler_checks",
         "schedules",
+        "utils",
     ],
     "publishing": [
         "data",

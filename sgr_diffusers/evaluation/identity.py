@@ -19,10 +19,10 @@ from torch import nn
 from sgr_diffusers.evaluation.plan import EvaluationPlan
 from sgr_diffusers.evaluation.slices import EvaluationData
 from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
+from sgr_diffusers.utils.differences import difference
 
 __all__ = [
     "CONFIG",
-    "difference",
     "library_versions",
     "open_results",
     "read_config",
@@ -147,19 +147,3 @@ def read_config(output: str | os.PathLike) -> dict[str, Any]:
 
 def _part(mapping: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
     return {key: mapping[key] for key in keys}
-
-
-def difference(before: Any, now: Any, name: str = "") -> list[str]:
-    """Where two nested mappings differ, as texts "a.b: 1 there, 2 now"."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        found = []
-        for key in sorted({*before, *now}):
-            missing = "nothing"
-            found += difference(before.get(key, missing), now.get(key, missing), f"{name}.{key}" if name else key)
-        return found
-    return [] if before == now else [f"{name}: {_short(before)} there, {_short(now)} now"]
-
-
-def _short(value: Any, most: int = 60) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= most else f"{text[:most]}..."

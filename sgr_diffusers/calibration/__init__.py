@@ -1,0 +1,45 @@
+"""Calibrated bounds: intervals that hold the volume of a new scan with a stated probability (coverage).
+
+| module         | what it does                                                                                      |
+|----------------|---------------------------------------------------------------------------------------------------|
+| `scores`       | measures how far the reference volume of each calibration scan lies beyond its bounds             |
+| `quantiles`    | takes quantiles of these scores for each acceleration, mask family and class; gives the intervals |
+| `risk_control` | chooses the strength of guidance for a bounded overlap error                                      |
+| `coverage`     | says how much the coverage varies between calibration sets, and what a test set shows             |
+| `record`       | reads and writes `calibration.json`, and refuses a call that the calibration does not hold for    |
+
+The guarantee needs scans that are exchangeable: the new scan comes from the same population as the calibration scans
+and is measured, reconstructed and segmented in the same way. It needs nothing of the networks.
+"""
+
+from .coverage import clopper_pearson, coverage_spread
+from .quantiles import Group, GroupQuantiles, calibrate, one_sided_quantile, scans_needed
+from .record import Calibration, CalibrationMismatch, CalibrationSettings
+from .risk_control import (
+    confident_strength,
+    controlled_strength,
+    excess_losses,
+    hoeffding_bentkus,
+    miss_losses,
+)
+from .scores import ScanVolumes, calibrated_interval
+
+__all__ = [
+    "Calibration",
+    "CalibrationMismatch",
+    "CalibrationSettings",
+    "Group",
+    "GroupQuantiles",
+    "ScanVolumes",
+    "calibrate",
+    "calibrated_interval",
+    "clopper_pearson",
+    "confident_strength",
+    "controlled_strength",
+    "coverage_spread",
+    "excess_losses",
+    "hoeffding_bentkus",
+    "miss_losses",
+    "one_sided_quantile",
+    "scans_needed",
+]

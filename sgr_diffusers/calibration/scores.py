@@ -1,0 +1,106 @@
+"""Scores of the calibration scans, and the step from quantiles of the scores back to an interval in mm^3.
+
+A scan is a patient with all its slices together. Its score says how far the reference volume V lies beyond a bound, in
+units of the scan's own width w = V_up - V_low + one voxel:
+
+    s_low = (V_low - V) / w        s_up = (V - V_up) / w
+
+A score is negative where V lies inside of the bound.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+__all__ = ["ScanVolumes", "calibrated_interval", "width_mm3"]
+
+_ROUNDING = 1e-9  # of w: a scan whose score is the quantile itself stays covered after rounding
+
+
+@dataclass(frozen=True)
+class ScanVolumes:
+    """Volumes of the calibration scans of one group; one row for each scan, its slices together.
+
+    Attributes:
+        scan_ids: name of each scan; a scan counts once.
+        classes: name of each class.
+        lower_mm3: V_low `(scan, class)`, from the reconstructions at the lower bound.
+        upper_mm3: V_up `(scan, class)`, from the reconstructions at the upper bound.
+        reference_mm3: V `(scan, class)`, from the fully sampled images or from manual labels.
+        voxel_mm3: volume of a voxel of each scan `(scan,)`.
+
+    Raises:
+        ValueError: shapes disagree, a scan is there twice, or a volume is negative or not finite.
+    """
+
+    scan_ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    lower_mm3: Float[np.ndarray, "scan class"]
+    upper_mm3: Float[np.ndarray, "scan class"]
+    reference_mm3: Float[np.ndarray, "scan class"]
+    voxel_mm3: Float[np.ndarray, " scan"]
+
+    def __post_init__(self) -> None:
+        """Check the arrays."""
+        shape = len(self.scan_ids), len(self.classes)
+        for name in ("lower_mm3", "upper_mm3", "reference_mm3", "voxel_mm3"):
+            values = getattr(self, name)
+            wanted = shape[: values.ndim]
+            if values.shape != wanted:
+                raise ValueError(
+                    f"`{name}` must have the shape {wanted} of {shape[0]} scans and {shape[1]} classes, got "
+                    f"{values.shape}."
+                )
+            if not np.isfinite(values).all() or (values < 0).any():
+                raise ValueError(f"`{name}` must be finite and not negative, got values from {values.min()}.")
+        twice = sorted({name for name in self.scan_ids if self.scan_ids.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"`scan_ids` must name each scan once, got {', '.join(twice[:3])} more than once. Add up the volumes "
+                "of a scan's slices first: slices of the same scan are not exchangeable."
+            )
+        if (self.voxel_mm3 == 0).any():
+            raise ValueError("`voxel_mm3` must be above 0, got 0.")
+
+    def scores(self) -> tuple[Float[np.ndarray, "scan class"], Float[np.ndarray, "scan class"]]:
+        """One-sided scores (s_low, s_up) of all scans and classes."""
+        width = width_mm3(self.lower_mm3, self.upper_mm3, self.voxel_mm3[:, None])
+        below = self.lower_mm3.astype(np.float64) - self.reference_mm3
+        above = self.reference_mm3.astype(np.float64) - self.upper_mm3
+        return below / width, above / width
+
+
+def width_mm3(
+    lower_mm3: Float[np.ndarray, "*scan class"],
+    upper_mm3: Float[np.ndarray, "*scan class"],
+    voxel_mm3: Float[np.ndarray, "*scan 1"] | float,
+) -> Float[np.ndarray, "*scan class"]:
+    """Width w of the bounds plus one voxel; one voxel where guidance failed to order the bounds."""
+    return np.maximum(upper_mm3.astype(np.float64) - lower_mm3, 0.0) + voxel_mm3
+
+
+def calibrated_interval(
+    lower_mm3: Float[np.ndarray, "*scan class"],
+    upper_mm3: Float[np.ndarray, "*scan class"],
+    voxel_mm3: Float[np.ndarray, "*scan 1"] | float,
+    lower_quantile: Float[np.ndarray, " class"],
+    upper_quantile: Float[np.ndarray, " class"],
+) -> tuple[Float[np.ndarray, "*scan class"], Float[np.ndarray, "*scan class"]]:
+    """Interval [V_low - q_low w, V_up + q_up w] in mm^3, clipped at 0.
+
+    It is narrower than the bounds where a quantile is negative, and open to infinity where one is infinite.
+
+    Args:
+        lower_mm3: V_low of each class, of one scan or of several.
+        upper_mm3: V_up of each class.
+        voxel_mm3: volume of a voxel.
+        lower_quantile: q_low of each class.
+        upper_quantile: q_up of each class.
+    """
+    width = width_mm3(lower_mm3, upper_mm3, voxel_mm3)
+    low = lower_mm3 - (lower_quantile + _ROUNDING) * width
+    high = upper_mm3 + (upper_quantile + _ROUNDING) * width
+    # Two negative quantiles can make the ends cross by less than a voxel; swapped, they hold what both would hold.
+    low, high = np.minimum(low, high), np.maximum(low, high)
+    return np.maximum(low, 0.0), np.maximum(high, 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .mri.io import read_raw
+from .io.raw_file import read_raw
 from .output_folder import RECORD_FILE, check_replaceable, whole_folder
 from .pipeline_sgr_mri import SGRMRIPipeline
 from .reconstruct import (
@@ -50,7 +50,7 @@ def reconstruct_file(
     """Reconstruct slices of a scan, write images, segmentations, volumes.csv and figure.png, and print the table.
 
     Args:
-        file: raw k-space of any kind that `mri.io.read_raw` reads.
+        file: raw k-space of any kind that `io.raw_file.read_raw` reads.
         output: folder to make. It is there as a whole or, after an error or an interrupt, not at all.
         settings: how to sample; `None` for the defaults.
         slices: range of slices.

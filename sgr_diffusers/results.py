@@ -106,8 +106,8 @@ def write_images(
     known says where the voxels lie in the patient; otherwise the files have their origin in the middle. With `ismrmrd`
     the same goes to `images.h5`, too, as a series each, named as the NIfTI files are.
     """
-    from .mri.ismrmrd_images import write_ismrmrd_images
-    from .mri.nifti import write_nifti
+    from .io.ismrmrd_writer import write_ismrmrd_images
+    from .io.nifti import write_nifti
 
     step = volume.numbers[1] - volume.numbers[0] if len(volume.numbers) > 1 else 1
     spacing = (volume.voxel_size_mm[0] * step, *volume.voxel_size_mm[1:])

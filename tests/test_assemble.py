@@ -11,7 +11,7 @@ import torch
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
 from sgr_diffusers.evaluation.identity import weights_hash
-from sgr_diffusers.mri.io import read_skm_tea
+from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from sgr_diffusers.publishing.cards import card_faults
 
 ROOT = Path(__file__).parents[1]

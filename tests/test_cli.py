@@ -18,7 +18,7 @@ import torch
 
 from sgr_diffusers import cli, inputs, reconstruct
 from sgr_diffusers.demo import run_demo
-from sgr_diffusers.mri.io import read_skm_tea
+from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from sgr_diffusers.mri.operators import fft2c
 from sgr_diffusers.reconstruct_file import read_scan
 from tests.helpers.layout_fixture import TINY_SHAPE, write_tiny_skm_tea

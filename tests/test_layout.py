@@ -15,6 +15,7 @@ ALLOWED = {
     "utils": [],
     "calibration": ["utils"],
     "mri": [],
+    "io": ["mri"],
     "models": [],
     "guidance": [],
     "scheduler_table": [],
@@ -41,7 +42,7 @@ ALLOWED = {
         "hub_layout",
         "pipeline_output",
     ],
-    "data": ["hub_errors", "mri"],
+    "data": ["hub_errors", "io", "mri"],
     "training": ["data", "evaluation", "hub_errors", "models", "networks", "pipeline_sgr_mri", "publishing"],
     "reconstruct": ["mri", "inputs", "networks", "pipeline_sgr_mri", "scheduler_checks", "schedules"],
     "evaluation": [
@@ -88,7 +89,7 @@ def imports_of(path):
                 module = module[1:]
             else:
                 continue
-            # `from .mri import io` imports a module, `from .mri.io import f` a name: both are seen
+            # `from .mri import coils` imports a module, `from .mri.coils import f` a name: both are seen
             found |= {".".join([*module, alias.name]) for alias in node.names}
     return found
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..mri.io import read_raw, stored_choices
-from ..mri.raw_slices import open_hdf5
+from ..io.raw_file import read_raw, stored_choices
+from ..io.raw_slices import open_hdf5
 from ..reconstruct_file import stored_voxel_size
 from .limits import AppLimits
 

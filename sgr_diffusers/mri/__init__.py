@@ -1,1 +1,1 @@
-"""MRI physics: operators, solvers, masks, coil maps and files; knows nothing of models or pipelines."""
+"""MRI physics: operators, solvers, data consistency, masks and coil maps; knows no files, models or pipelines."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from real_cases import Case
 
-from sgr_diffusers.mri.arrays import read_cfl
+from sgr_diffusers.io.arrays import read_cfl
 from sgr_diffusers.mri.operators import SenseOperator
 from sgr_diffusers.mri.solvers import conjugate_gradient
 

@@ -275,7 +275,7 @@ def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str,
     """
     import h5py
 
-    from ...mri.io import write_nifti
+    from ...io.nifti import write_nifti
     from ...mri.masks import poisson_disc_mask
 
     scan = SyntheticScan(config, split, number)

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from sgr_diffusers.mri.io import read_raw, write_nifti
-from sgr_diffusers.mri.ismrmrd_file import noise_whitening_matrix, read_ismrmrd
-from sgr_diffusers.mri.ismrmrd_images import write_ismrmrd_images
+from sgr_diffusers.io.ismrmrd_reader import noise_whitening_matrix, read_ismrmrd
+from sgr_diffusers.io.ismrmrd_writer import write_ismrmrd_images
+from sgr_diffusers.io.nifti import write_nifti
+from sgr_diffusers.io.raw_file import read_raw
 from tests.helpers.raw_files import acquisition, fft, header_xml, random_complex, write_ismrmrd
 
 N_SLICES, N_COILS, N_Y, N_X = 3, 2, 8, 6  # N_X after the readout oversampling is removed

@@ -4,8 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
-from sgr_diffusers.mri.io import read_raw, read_skm_tea, stored_choices
-from sgr_diffusers.mri.raw_slices import open_hdf5
+from sgr_diffusers.io.raw_file import read_raw, stored_choices
+from sgr_diffusers.io.raw_slices import open_hdf5
+from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from tests.helpers.raw_files import header_xml, random_complex
 
 KSPACE = random_complex(2, 3, 8, 6)

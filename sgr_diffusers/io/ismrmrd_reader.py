@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Complex, Complex64
 
 from .cartesian_header import CartesianHeader, read_header
-from .patient_axes import nearest_directions, patient_affine, unit_directions
+from .orientation import nearest_directions, patient_affine, unit_directions
 from .raw_slices import RawSlices, check_finite, open_hdf5, slice_indices
 from .readout import crop_field_of_view, readout_to_image
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgr_diffusers.mri.io import read_skm_tea, write_nifti
+from sgr_diffusers.io.nifti import write_nifti
+from sgr_diffusers.io.skm_tea_file import read_skm_tea
 
 SHAPE = (5, 8, 6)  # slices, y, x
 N_ECHOES, N_COILS = 2, 3

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from sgr_diffusers.mri.arrays import read_arrays, read_cfl
+from sgr_diffusers.io.arrays import read_arrays, read_cfl
+from sgr_diffusers.io.fastmri import read_fastmri
+from sgr_diffusers.io.raw_file import read_raw
+from sgr_diffusers.io.readout import crop_field_of_view
 from sgr_diffusers.mri.coils import estimate_coil_maps
 from sgr_diffusers.mri.compression import compress_coils
-from sgr_diffusers.mri.fastmri import read_fastmri
-from sgr_diffusers.mri.io import read_raw
 from sgr_diffusers.mri.operators import SenseOperator, ifft2c
-from sgr_diffusers.mri.readout import crop_field_of_view
 from tests.helpers.raw_files import fft, header_xml, random_complex, write_cfl, write_fastmri
 
 N_SLICES, N_COILS, N_ROWS, N_COLUMNS = 3, 2, 6, 10  # rows after the oversampling is removed

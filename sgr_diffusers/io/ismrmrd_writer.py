@@ -8,7 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from .nifti import volume_affine
-from .patient_axes import LPS_TO_RAS
+from .orientation import LPS_TO_RAS
 
 __all__ = ["write_ismrmrd_images"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Complex64
 
-from .operators import ifft2c
+from ..mri.operators import ifft2c
 from .raw_slices import RawSlices, check_finite, open_hdf5, slice_indices
 
 __all__ = ["read_arrays", "read_cfl"]

@@ -9,7 +9,7 @@ from diffusers.pipelines import pipeline_loading_utils as _loading
 
 from .bounds import SegmentationBounds, bounds_from_samples, bounds_from_segmentations
 from .callbacks import Guidance, SegmentationGuidance
-from .hub_reading import use_package_classes as _use_package_classes
+from .hub.loading import use_package_classes as _use_package_classes
 from .models.adapters import SegmentationAdapter
 from .models.prior import create_prior, create_scheduler
 from .models.segmentation import SegmentationUNet

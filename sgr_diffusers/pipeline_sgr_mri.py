@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from .callbacks import Guidance, SegmentationGuidance, check_guidance, images_to_push
 from .guidance import PAPER_STRENGTH, guidance_weight, loss_gradient, tissue_volumes_mm3
-from .hub_layout import RepositoryMixin
+from .hub.repository import RepositoryMixin
 from .inputs import (
     TARGETS,
     Measurement,

@@ -23,8 +23,8 @@ from diffusers import DDIMScheduler, UNet2DModel
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.data.skm_tea import SkmTeaScan, known_data, list_scans
 from sgr_diffusers.guidance import strength_for_size
-from sgr_diffusers.hub_layout import make_portable
-from sgr_diffusers.hub_reading import drop_code
+from sgr_diffusers.hub.loading import drop_code
+from sgr_diffusers.hub.repository import make_portable
 from sgr_diffusers.publishing.measured import check_measured
 from sgr_diffusers.publishing.model_card import model_card
 from sgr_diffusers.training.files import check_own_output, replaced_folder

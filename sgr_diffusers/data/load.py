@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..hub_errors import hub_errors
+from ..hub.errors import hub_errors
 from .selection import SliceSelection, parse_selection
 from .skm_tea import SPLITS
 

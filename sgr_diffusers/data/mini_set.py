@@ -5,7 +5,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..hub_errors import hub_errors
+from ..hub.errors import hub_errors
 from .archives import unpack
 
 __all__ = ["MINI_REPOSITORY", "PARTS", "default_folder", "fetch_mini", "find_tarballs"]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..model_index import read_json
+from ..hub.model_index import read_json
 from ..output_folder import RECORD_FILE
 
 __all__ = ["QUALITY_FILE", "check_measured", "names_its_weights"]

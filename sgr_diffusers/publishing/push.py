@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..hub_errors import hub_errors
-from ..model_index import PICKLES
+from ..hub.errors import hub_errors
+from ..hub.model_index import PICKLES
 from .cards import card_faults, token_like
 
 __all__ = ["Changes", "ask_on_terminal", "check_stage", "compare", "publish"]

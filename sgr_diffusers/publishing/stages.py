@@ -7,8 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
-from ..hub_layout import INDEX, make_portable
-from ..model_index import read_json
+from ..hub.model_index import read_json
+from ..hub.repository import INDEX, make_portable
 from ..output_folder import RECORD_FILE
 from .cards import template_folder, token_like
 from .measured import QUALITY_FILE, check_measured, names_its_weights

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sgr_diffusers.data.skm_tea import SYNTHETIC
-from sgr_diffusers.hub_errors import hub_errors, redact
+from sgr_diffusers.hub.errors import hub_errors, redact
 from sgr_diffusers.publishing.push import check_stage
 from sgr_diffusers.publishing.training_card import training_card
 from sgr_diffusers.training.files import replaced_folder

@@ -319,7 +319,7 @@ def test_the_package_is_a_link_where_its_address_is_known(monkeypatch):
 
 
 def test_no_text_names_an_address_that_is_not_there():
-    texts = [*ROOT.glob("hub_cards/**/*"), ROOT / "sgr_diffusers/hub_layout.py"]
+    texts = [*ROOT.glob("hub_cards/**/*"), ROOT / "sgr_diffusers/hub/repository.py"]
     for path in texts:
         assert path.suffix == ".png" or path.is_dir() or "github.com/sgr-diffusers" not in path.read_text(), path
 

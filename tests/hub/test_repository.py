@@ -9,8 +9,8 @@ from diffusers import DDPMPipeline, DiffusionPipeline
 from torch import nn
 
 from sgr_diffusers import SegmentationAdapter, SGRMRIPipeline, create_scheduler
-from sgr_diffusers.hub_bundle import SEGMENTATION_PATH, bundle_files
-from sgr_diffusers.hub_reading import drop_code
+from sgr_diffusers.hub.code_bundle import SEGMENTATION_PATH, bundle_files
+from sgr_diffusers.hub.loading import drop_code
 from tests.helpers.pipeline_parts import BrightOrNever, assert_same, build, build_segmentation_unet, build_unet, call
 
 

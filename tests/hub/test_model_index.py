@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
-from sgr_diffusers.model_index import UnsafeCheckpointError, read_model_index
+from sgr_diffusers.hub.model_index import UnsafeCheckpointError, read_model_index
 from tests.helpers.pipeline_parts import build
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sgr_diffusers.hub_bundle import bundle_files
+from sgr_diffusers.hub.code_bundle import bundle_files
 from tests.helpers.hub_client import OWNER, READER, WRONG, BareEnvironment, run_client
 from tests.helpers.pipeline_parts import build, call, draw_problem
 
@@ -78,7 +78,7 @@ out = call(pipe)\n"""
 
 
 def test_load_where_the_package_is_not(hub, files, tmp_path):
-    """As in test_hub_bundle, from a Hub, also a branch and half precision; then from the cache, without network."""
+    """As in test_code_bundle, from a Hub, also a branch and half precision; then from the cache, without network."""
     build("unet").to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
     half = {name: (tmp_path / "half" / name.replace(".", ".fp16.", 1)).read_bytes() for name in WEIGHTS}
     repository = hub.add("org/bare", {**files, **{name.replace(".", ".fp16.", 1): half[name] for name in WEIGHTS}})

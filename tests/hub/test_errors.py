@@ -6,7 +6,7 @@ from huggingface_hub import constants
 from sgr_diffusers import cli
 from sgr_diffusers.data.load import load_skmtea
 from sgr_diffusers.data.mini_set import fetch_mini
-from sgr_diffusers.hub_errors import hub_errors
+from sgr_diffusers.hub.errors import hub_errors
 from sgr_diffusers.training.options import TrainingOptions
 from sgr_diffusers.training.publish import create_repository
 

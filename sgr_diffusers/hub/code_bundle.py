@@ -14,11 +14,11 @@ from .model_index import PIPELINE_FILE, SEGMENTATION_FILE
 
 __all__ = ["SEGMENTATION_PATH", "bundle_files", "code_files"]
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 SEGMENTATION_PATH = f"segmentation_model/{SEGMENTATION_FILE}.py"
 SHAPES = "sgr_shapes"
 
-_START = "pipeline_sgr_mri"
+_START, _SELF = "pipeline_sgr_mri", "hub.code_bundle"
 _HEADER = """\
 # Made from the Python package sgr_diffusers (Apache-2.0) when this pipeline was saved.
 # To change it, change the package.
@@ -74,10 +74,10 @@ def bundle_files() -> dict[str, str]:
 def _bundle() -> dict[str, str]:
     modules = _needed_modules()
     names = {module: _flat_name(module) for module in modules}
-    root = {f"{names[module]}.py": _rewrite(module, names) for module in modules if module != "hub_bundle"}
+    root = {f"{names[module]}.py": _rewrite(module, names) for module in modules if module != _SELF}
     shapes = " = ".join(sorted({name for text in root.values() for name in _shape_names(text)}))
     root[f"{SHAPES}.py"] = f"{_SHAPES_DOC}\n\n{_SHAPE_CLASS.format(name='AnyArray')}\n\n{shapes} = AnyArray\n"
-    carried = f"{names['hub_bundle']}.py"
+    carried = f"{names[_SELF]}.py"
     listed = "".join(f'    "{name}",\n' for name in sorted({*root, carried}))
     root[carried] = _CARRIED.format(root_files=f"(\n{listed})", segmentation_path=SEGMENTATION_PATH)
     # diffusers copies what this one file names, not what those files import in turn
@@ -98,7 +98,7 @@ def _needed_modules() -> list[str]:
         module = waiting.pop(0)
         if module not in found:
             found.append(module)
-            if module != "hub_bundle":
+            if module != _SELF:
                 waiting += [target for _, target in _package_imports(module)]
     return found
 

@@ -2,7 +2,7 @@
 
 In a repository `model_index.json` names files of its own: `["pipeline", "SGRMRIPipeline"]` and
 `["segmentation_unet", "SegmentationUNet"]`. diffusers runs them if told to trust them. Where this package is imported,
-its own classes are used instead (`hub_reading`), and nothing of the repository's code is run.
+its own classes are used instead (`hub.loading`), and nothing of the repository's code is run.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from diffusers import ModelMixin
 from torch import nn
 
-from .hub_bundle import code_files
+from .code_bundle import code_files
 from .model_index import (
     OWN_CLASS,
     OWN_SEGMENTATION,

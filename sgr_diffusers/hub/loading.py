@@ -13,9 +13,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from .hub_bundle import code_files
-from .hub_layout import INDEX, write_json
+from .code_bundle import code_files
 from .model_index import OWN_CLASS, OWN_SEGMENTATION, SEGMENTATION_FILE, check_folder, read_json, read_model_index
+from .repository import INDEX, write_json
 
 __all__ = ["DamagedFileError", "check_cached_files", "drop_code", "use_package_classes"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sgr_diffusers
-from sgr_diffusers.hub_bundle import SEGMENTATION_PATH, bundle_files, code_files
+from sgr_diffusers.hub.code_bundle import SEGMENTATION_PATH, bundle_files, code_files
 from tests.helpers.hub_client import BareEnvironment, run_client
 from tests.helpers.pipeline_parts import build, call, draw_problem
 
@@ -28,7 +28,7 @@ def test_it_is_the_source_but_for_its_imports(name):
     originals = {path.stem: path for path in Path(sgr_diffusers.__file__).parent.rglob("*.py")}
     stem = {"pipeline": "pipeline_sgr_mri", "segmentation_unet": "segmentation"}.get(Path(name).stem)
     original = originals.get(stem or Path(name).stem.removeprefix("sgr_"))
-    if original is not None and "hub_bundle" not in name:
+    if original is not None and "code_bundle" not in name:
         assert shape_of(text) == shape_of(original.read_text())
 
 

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from baselines import cached, nrmse
 from diffusers import UNet2DModel
-from real_cases import READERS, Case, undersample
+from real_cases import READERS, Case, Source, undersample
 
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.evaluation.identity import library_versions, weights_hash
@@ -158,16 +158,13 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     )
     baselines = table[~is_ours].pivot_table(index=GROUP[:3], columns="method", values=scores)
     result = pd.DataFrame({"n": table[table["method"] == "mean"].groupby(GROUP).size().reindex(ours.index)})
-    for score in scores:
-        for method in ("zero_filled", "cg_sense", "l1_wavelet", "l1_wavelet_bart"):
-            if (score, method) in baselines and (score == "nrmse" or method == "l1_wavelet"):
-                values = baselines[score, method].reindex(ours.index.droplevel(["model", "setting"]))
-                result[f"{score} {method}"] = values.to_numpy()
-        result[f"{score} sample"], result[f"{score} mean"] = ours[score, "sample"], ours[score, "mean"]
-    for ratio in ratios:
-        result[f"{ratio} sample"], result[f"{ratio} mean"] = ours[ratio, "sample"], ours[ratio, "mean"]
-    if ("dispersion", "mean") in ours:
-        result["dispersion"] = ours["dispersion", "mean"]
+    for score, method in baselines:
+        if score == "nrmse" or method == "l1_wavelet":
+            values = baselines[score, method].reindex(ours.index.droplevel(["model", "setting"]))
+            result[f"{score} {method}"] = values.to_numpy()
+    for score, method in ours:
+        if method == "mean" or score in ("nrmse", "ratio"):
+            result[f"{score} {method}"] = ours[score, method]
     return result.reset_index()
 
 
@@ -192,9 +189,10 @@ def run(args: argparse.Namespace) -> pd.DataFrame:
         "weights": {model: weights_hash(pipe.unet) for model, pipe in pipes.items()},
         "versions": library_versions(),
     }
+    source = Source(args.real_dir, args.data_dir, args.snr, args.seed)
     rows = []
     for kind in args.cases:
-        for scan in islice(READERS[kind](args.real_dir, args.data_dir, args.seed), args.limit):
+        for scan in islice(READERS[kind](source), args.limit):
             for acceleration in args.accelerations:
                 case = undersample(scan, acceleration, args.seed)
                 common = {"kind": kind, "case": scan.name, "acceleration": acceleration}
@@ -242,6 +240,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=4, help="samples of each case")
     parser.add_argument("--steps", type=int, default=25, help="reverse steps of the fast setting")
     parser.add_argument("--limit", type=int, help="largest number of scans of each kind")
+    parser.add_argument(
+        "--snr", type=float, default=40.0, help="0.99 quantile of a magnitude image over the simulated noise"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the phase, the noise, the masks and the samples")
     parser.add_argument("--cache", type=Path, help="folder of the baselines; the default is cache/ in the output")
     parser.add_argument("--num-threads", type=int, default=2)

@@ -17,9 +17,26 @@ from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, SyntheticScan
 from sgr_diffusers.mri.masks import poisson_disc_mask
 from sgr_diffusers.mri.operators import SenseOperator, fft2c, ifft2c
 
-N_COILS, SNR, FIELD_OF_VIEW_MM = 8, 40.0, 150.0
+N_COILS, FIELD_OF_VIEW_MM = 8, 150.0
 FSE_VOXEL_MM, LOW_RESOLUTION_MM = (0.5, 0.6), 1.5
 N_PATIENTS = 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where scans come from and how magnitude images are measured.
+
+    Attributes:
+        real_dir: folder of knee_fse_axial14.npz, brain16_gre96.h5 and brain_t1c.h5; `None` where they are not read.
+        data_dir: folder in the SKM-TEA layout; `None` where it is not read.
+        snr: 0.99 quantile of a magnitude image over the standard deviation of the real part of the noise.
+        seed: seed of the phase and of the noise.
+    """
+
+    real_dir: Path | None = None
+    data_dir: Path | None = None
+    snr: float = 40.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,7 @@ def simulated_maps(shape: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(fields / np.sqrt((np.abs(fields) ** 2).sum(0)))
 
 
-def simulate(kind: str, name: str, image: torch.Tensor, seed: list[int], snr: float = SNR) -> Scan:
+def simulate(kind: str, name: str, image: torch.Tensor, seed: list[int], snr: float) -> Scan:
     """Measure a complex image `(y, x)` by simulated coils, with noise of `1 / snr` of its 0.99 quantile."""
     sigma = float(torch.quantile(image.abs(), 0.99)) / snr
     maps = simulated_maps(tuple(image.shape))
@@ -125,50 +142,50 @@ def crop_kspace(image: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return cropped * (cropped.numel() / image.numel()) ** 0.5
 
 
-def read_fse(real_dir: Path, data_dir: Path, seed: int) -> Iterator[Scan]:
+def read_fse(source: Source) -> Iterator[Scan]:
     """Real knees (magnitude) at native size, by simulated coils."""
-    yield from _fse(real_dir, seed, "fse", None)
+    yield from _fse(source, "fse", None)
 
 
-def read_fse_low(real_dir: Path, data_dir: Path, seed: int) -> Iterator[Scan]:
+def read_fse_low(source: Source) -> Iterator[Scan]:
     """Real knees (magnitude) resampled to about 1.5 mm, by simulated coils, with the noise of the native scan."""
-    yield from _fse(real_dir, seed, "fse-low", LOW_RESOLUTION_MM)
+    yield from _fse(source, "fse-low", LOW_RESOLUTION_MM)
 
 
-def _fse(real_dir: Path, seed: int, kind: str, voxel_mm: float | None) -> Iterator[Scan]:
-    with np.load(real_dir / "knee_fse_axial14.npz") as file:
+def _fse(source: Source, kind: str, voxel_mm: float | None) -> Iterator[Scan]:
+    with np.load(source.real_dir / "knee_fse_axial14.npz") as file:
         images, names = file["images"].astype(np.float32), file["ids"]
     for number, (magnitude, name) in enumerate(zip(images, names, strict=True)):
-        image, snr = with_smooth_phase(magnitude, [seed, 1, number]), SNR
+        image, snr = with_smooth_phase(magnitude, [source.seed, 1, number]), source.snr
         if voxel_mm is not None:
             sizes = zip(magnitude.shape, FSE_VOXEL_MM, strict=True)
             image = crop_kspace(image, tuple(2 * round(n * voxel / voxel_mm / 2) for n, voxel in sizes))
             snr *= (magnitude.size / image.numel()) ** 0.5
-        yield simulate(kind, str(name), image, [seed, 2, number], snr)
+        yield simulate(kind, str(name), image, [source.seed, 2, number], snr)
 
 
-def read_brain16(real_dir: Path, data_dir: Path, seed: int) -> Iterator[Scan]:
+def read_brain16(source: Source) -> Iterator[Scan]:
     """Real raw k-space of a brain, fully sampled by 16 coils, with the stored maps of its reference."""
-    with h5py.File(real_dir / "brain16_gre96.h5") as file:
+    with h5py.File(source.real_dir / "brain16_gre96.h5") as file:
         kspace, maps = (torch.from_numpy(file[key][()]) for key in ("kspace", "maps_bart"))
         sigma = float(file["noise_std_per_component"][()])
     yield Scan("brain16", "gre96", kspace, maps.reshape(kspace.shape), None, sigma)
 
 
-def read_fold3(real_dir: Path, data_dir: Path, seed: int) -> Iterator[Scan]:
+def read_fold3(source: Source) -> Iterator[Scan]:
     """Real brains (magnitude), the middle slice of each of the first patients of fold 3, by simulated coils."""
-    with h5py.File(real_dir / "brain_t1c.h5") as file:
+    with h5py.File(source.real_dir / "brain_t1c.h5") as file:
         patients = np.where(file["fold"][()] == 3, file["patient"][()].astype(int), -1)
         for number, patient in enumerate(np.unique(patients[patients >= 0])[:N_PATIENTS]):
             slices = np.flatnonzero(patients == patient)
             magnitude = file["image"][int(slices[len(slices) // 2])].astype(np.float32) / 255
-            image = with_smooth_phase(magnitude, [seed, 3, number])
-            yield simulate("fold3", f"patient{patient}", image, [seed, 4, number])
+            image = with_smooth_phase(magnitude, [source.seed, 3, number])
+            yield simulate("fold3", f"patient{patient}", image, [source.seed, 4, number], source.snr)
 
 
-def read_folder(real_dir: Path, data_dir: Path, seed: int) -> Iterator[Scan]:
+def read_folder(source: Source) -> Iterator[Scan]:
     """Test scans in the SKM-TEA layout: of each the middle one of the slices with tissue, by its stored masks."""
-    for scan in list_scans(data_dir, "test"):
+    for scan in list_scans(source.data_dir, "test"):
         slices = np.flatnonzero(scan.foreground)
         index = int(slices[len(slices) // 2])
         kspace, maps = (torch.from_numpy(array) for array in (scan.kspace(index), scan.coil_maps(index)))

@@ -22,7 +22,7 @@ def files(tmp_path_factory):
     y, x = np.mgrid[-1:1:48j, -1:1:32j]
     discs = (x**2 + y**2 < 0.6) * 0.5 + ((x - 0.2) ** 2 + y**2 < 0.1) * 0.4 + 0.01
     np.savez(root / "knee_fse_axial14.npz", images=np.stack([discs, discs[::-1]]).astype(np.float16), ids=["P1", "P2"])
-    scan = real_cases.simulate("brain16", "discs", torch.from_numpy(discs).to(torch.complex64), [0])
+    scan = real_cases.simulate("brain16", "discs", torch.from_numpy(discs).to(torch.complex64), [0], snr=40)
     with h5py.File(root / "brain16_gre96.h5", "w") as file:
         file["kspace"], file["maps_bart"] = scan.kspace.numpy(), scan.coil_maps[None].numpy()
         file["noise_std_per_component"] = np.float32(scan.sigma)
@@ -43,7 +43,7 @@ def few_iterations(monkeypatch):
 
 
 def scans(files, kind):
-    return list(real_cases.READERS[kind](files, files / "scans", 0))
+    return list(real_cases.READERS[kind](real_cases.Source(files, files / "scans")))
 
 
 @pytest.mark.parametrize("kind", ["fse", "fse-low", "brain16", "fold3", "folder"])

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .models.checkpoint_files import read_state_dict
-from .models.convert import PRIOR_ANCHORS, authors_flags, prior_from_authors, prior_to_authors
-from .models.convert_segmentation import SEGMENTATION_ANCHORS, segmentation_from_authors, segmentation_to_authors
+from .models.authors.checkpoint_files import read_state_dict
+from .models.authors.prior import PRIOR_ANCHORS, authors_flags, prior_from_authors, prior_to_authors
+from .models.authors.segmentation import SEGMENTATION_ANCHORS, segmentation_from_authors, segmentation_to_authors
 from .models.prior import create_scheduler
 from .models.segmentation import SegmentationUNet
 from .output_folder import RECORD_FILE, check_replaceable, whole_folder

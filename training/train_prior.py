@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
-from sgr_diffusers.models.denoising import TIMESTEP_SAMPLING
 from sgr_diffusers.models.prior import PREDICTION_TYPES, PRIOR_PRESETS, create_prior, create_scheduler
 from sgr_diffusers.training.data import add_data_arguments, check_shift, read_selection, slices_of, whole_number_from
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions, given_architecture, parse_with_settings
+from sgr_diffusers.training.prior_loss import TIMESTEP_SAMPLING
 from sgr_diffusers.training.prior_task import PriorLoss, PriorPictures, PriorValidation, check_prior
 from sgr_diffusers.training.session import run_training, start_logging
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from sgr_diffusers.data.skm_tea import CLASS_NAMES
-from sgr_diffusers.models.adversarial import ATTACK_LOSSES, ATTACK_NORMS
 from sgr_diffusers.models.segmentation import SegmentationUNet
+from sgr_diffusers.training.adversarial import ATTACK_LOSSES, ATTACK_NORMS
 from sgr_diffusers.training.data import add_data_arguments, check_shift, read_selection, slices_of
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions, given_architecture, parse_with_settings

@@ -24,17 +24,9 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from torch import nn
 
-from sgr_diffusers.training.files import (
-    disk_errors,
-    find_damage,
-    remove_folder,
-    rename_folder,
-    replaced_folder,
-    seal_folder,
-    write_json,
-)
-from sgr_diffusers.training.options import TrainingOptions
-from sgr_diffusers.training.record import TrainingState
+from .files import disk_errors, find_damage, remove_folder, rename_folder, replaced_folder, seal_folder, write_json
+from .options import TrainingOptions
+from .record import TrainingState
 
 __all__ = ["Checkpoints", "averaged_weights", "is_sharded", "latest_checkpoint", "prepare_output_dir"]
 

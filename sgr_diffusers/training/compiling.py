@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Generator, Tensor, nn
 
-from sgr_diffusers.training.checkpoints import is_sharded
+from .checkpoints import is_sharded
 
 __all__ = ["check_compiled", "compile_network"]
 

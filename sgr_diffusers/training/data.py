@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from sgr_diffusers.data.load import resolve_root
-from sgr_diffusers.data.selection import SliceSelection, parse_selection, select_slices
-from sgr_diffusers.data.skm_tea import CLASS_NAMES, SkmTeaScan, SkmTeaSlices, list_scans
-from sgr_diffusers.training.memory import GIB, available_memory
+from ..data.load import resolve_root
+from ..data.selection import SliceSelection, parse_selection, select_slices
+from ..data.skm_tea import CLASS_NAMES, SkmTeaScan, SkmTeaSlices, list_scans
+from .memory import GIB, available_memory
 
 __all__ = [
     "add_data_arguments",

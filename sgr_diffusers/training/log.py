@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from sgr_diffusers.training.files import disk_errors
-from sgr_diffusers.training.options import TrainingOptions
-from sgr_diffusers.training.record import TrainingState
+from .files import disk_errors
+from .options import TrainingOptions
+from .record import TrainingState
 
 __all__ = ["Log", "Validation", "tile"]
 

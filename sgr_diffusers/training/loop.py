@@ -21,17 +21,17 @@ from diffusers.training_utils import EMAModel
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sgr_diffusers.data.sampling import SliceSampler
-from sgr_diffusers.training.checkpoints import Checkpoints, averaged_weights, is_sharded, prepare_output_dir
-from sgr_diffusers.training.compiling import check_compiled, compile_network
-from sgr_diffusers.training.data import read_ahead
-from sgr_diffusers.training.files import disk_errors
-from sgr_diffusers.training.learning_rate import learning_rate_factor
-from sgr_diffusers.training.log import Log, Validation
-from sgr_diffusers.training.machine import check_accelerator, create_optimizer
-from sgr_diffusers.training.options import TrainingOptions
-from sgr_diffusers.training.record import TrainingState
-from sgr_diffusers.training.seeds import random_seed, step_generator
+from ..data.sampling import SliceSampler
+from .checkpoints import Checkpoints, averaged_weights, is_sharded, prepare_output_dir
+from .compiling import check_compiled, compile_network
+from .data import read_ahead
+from .files import disk_errors
+from .learning_rate import learning_rate_factor
+from .log import Log, Validation
+from .machine import check_accelerator, create_optimizer
+from .options import TrainingOptions
+from .record import TrainingState
+from .seeds import random_seed, step_generator
 
 __all__ = ["fit"]
 

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
-from sgr_diffusers.training.checkpoints import is_sharded
-from sgr_diffusers.training.options import TrainingOptions
+from .checkpoints import is_sharded
+from .options import TrainingOptions
 
 logger = logging.getLogger(__name__)
 

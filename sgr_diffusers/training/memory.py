@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from sgr_diffusers.training.checkpoints import is_sharded
-from sgr_diffusers.training.options import TrainingOptions
+from .checkpoints import is_sharded
+from .options import TrainingOptions
 
 __all__ = ["available_memory", "check_memory", "estimate_memory", "saved_activations"]
 

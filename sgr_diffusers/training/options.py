@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-from sgr_diffusers.training.learning_rate import LR_SCHEDULERS
+from .learning_rate import LR_SCHEDULERS
 
 __all__ = ["TRACKERS", "TrainingOptions", "given_architecture", "parse_with_settings"]
 

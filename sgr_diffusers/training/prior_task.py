@@ -11,14 +11,14 @@ from diffusers import DDIMScheduler, UNet2DModel
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from sgr_diffusers.data.skm_tea import SkmTeaScan
-from sgr_diffusers.data.transforms import draw_flips, draw_shifts, draw_uniform, mirror, rotate_phase, shift
-from sgr_diffusers.evaluation.metrics import psnr
-from sgr_diffusers.models.denoising import denoising_errors, denoising_loss, draw_timesteps, timestep_density
-from sgr_diffusers.networks import predict, size_multiple
-from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
-from sgr_diffusers.training.log import Validation
-from sgr_diffusers.training.seeds import step_generator
+from ..data.skm_tea import SkmTeaScan
+from ..data.transforms import draw_flips, draw_shifts, draw_uniform, mirror, rotate_phase, shift
+from ..evaluation.metrics import psnr
+from ..networks import predict, size_multiple
+from ..pipeline_sgr_mri import SGRMRIPipeline
+from .log import Validation
+from .prior_loss import denoising_errors, denoising_loss, draw_timesteps, timestep_density
+from .seeds import step_generator
 
 __all__ = ["PriorLoss", "PriorPictures", "PriorValidation", "check_prior", "sample_images"]
 

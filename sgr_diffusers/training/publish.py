@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sgr_diffusers.data.skm_tea import SYNTHETIC
-from sgr_diffusers.hub.errors import hub_errors, redact
-from sgr_diffusers.publishing.push import check_stage
-from sgr_diffusers.publishing.training_card import training_card
-from sgr_diffusers.training.files import replaced_folder
-from sgr_diffusers.training.options import TrainingOptions
+from ..data.skm_tea import SYNTHETIC
+from ..hub.errors import hub_errors, redact
+from ..publishing.push import check_stage
+from ..publishing.training_card import training_card
+from .files import replaced_folder
+from .options import TrainingOptions
 
 __all__ = ["create_repository", "upload_run", "write_hub_folder"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sgr_diffusers.training.options import TrainingOptions
+from .options import TrainingOptions
 
 __all__ = ["TrainingState", "training_record"]
 

@@ -10,21 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from sgr_diffusers.data.skm_tea import SkmTeaSlices
-from sgr_diffusers.data.transforms import (
-    add_gaussian_noise,
-    change_contrast,
-    draw_flips,
-    draw_shifts,
-    draw_uniform,
-    mirror,
-    shift,
-)
-from sgr_diffusers.models.adversarial import ATTACK_LOSSES, ATTACK_NORMS, adversarial_images
-from sgr_diffusers.models.scan_dice import dice_per_scan, magnitude_of
-from sgr_diffusers.models.segmentation import SegmentationUNet
-from sgr_diffusers.training.log import Validation
-from sgr_diffusers.training.seeds import step_generator
+from ..data.skm_tea import SkmTeaSlices
+from ..data.transforms import add_gaussian_noise, change_contrast, draw_flips, draw_shifts, draw_uniform, mirror, shift
+from ..models.segmentation import SegmentationUNet
+from .adversarial import ATTACK_LOSSES, ATTACK_NORMS, adversarial_images
+from .log import Validation
+from .scan_dice import dice_per_scan, magnitude_of
+from .seeds import step_generator
 
 __all__ = ["Attack", "SegmentationLoss", "SegmentationValidation", "check_segmentation_model"]
 

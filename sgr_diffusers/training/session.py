@@ -8,14 +8,14 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from sgr_diffusers.data.skm_tea import SkmTeaSlices, known_data
-from sgr_diffusers.training.data import describe_data
-from sgr_diffusers.training.files import disk_errors, only_run, write_json
-from sgr_diffusers.training.loop import fit
-from sgr_diffusers.training.memory import check_memory
-from sgr_diffusers.training.options import TrainingOptions
-from sgr_diffusers.training.publish import create_repository, upload_run
-from sgr_diffusers.training.record import training_record
+from ..data.skm_tea import SkmTeaSlices, known_data
+from .data import describe_data
+from .files import disk_errors, only_run, write_json
+from .loop import fit
+from .memory import check_memory
+from .options import TrainingOptions
+from .publish import create_repository, upload_run
+from .record import training_record
 
 __all__ = ["run_training", "start_logging"]
 

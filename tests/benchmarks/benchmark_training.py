@@ -24,12 +24,12 @@ import torch
 from accelerate import Accelerator
 from benchmark_data import write_data
 
-from sgr_diffusers.models.denoising import denoising_loss
 from sgr_diffusers.models.prior import create_prior, create_scheduler
 from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.training.data import slices_of
 from sgr_diffusers.training.loop import fit
 from sgr_diffusers.training.options import TrainingOptions
+from sgr_diffusers.training.prior_loss import denoising_loss
 from sgr_diffusers.training.prior_task import PriorLoss
 from sgr_diffusers.training.segmentation_task import SegmentationLoss
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from sgr_diffusers.models.convert_segmentation import segmentation_from_authors, segmentation_to_authors
+from sgr_diffusers.models.authors.segmentation import segmentation_from_authors, segmentation_to_authors
 from sgr_diffusers.models.segmentation import SegmentationUNet
 
 NAMES = ("cartilage", "meniscus")

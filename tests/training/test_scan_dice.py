@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sgr_diffusers.models.scan_dice import dice_per_scan, magnitude_of
+from sgr_diffusers.training.scan_dice import dice_per_scan, magnitude_of
 
 
 class Threshold(nn.Module):

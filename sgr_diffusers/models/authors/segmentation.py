@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..segmentation import SegmentationUNet
 from .checkpoint_files import check_keys, shape_of
-from .segmentation import SegmentationUNet
 
 __all__ = ["SEGMENTATION_ANCHORS", "segmentation_from_authors", "segmentation_to_authors"]
 

@@ -14,7 +14,7 @@ from sgr_diffusers.evaluation.identity import weights_hash
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from sgr_diffusers.publishing.cards import card_faults
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = SyntheticKneeConfig(
     matrix_shape=(12, 48, 40),
     voxel_size_mm=(8.0, 3.2, 3.2),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sgr_diffusers.models.convert import authors_flags, prior_from_authors, prior_to_authors
+from sgr_diffusers.models.authors.prior import authors_flags, prior_from_authors, prior_to_authors
 from sgr_diffusers.models.prior import PRIOR_PRESETS, create_prior
 from tests.helpers.authors_unet import AuthorsUNet, random_authors_unet
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sgr_diffusers.models.adversarial import ATTACK_LOSSES, ATTACK_NORMS, adversarial_images, attack_loss
+from sgr_diffusers.training.adversarial import ATTACK_LOSSES, ATTACK_NORMS, adversarial_images, attack_loss
 
 
 def seeded(seed=0):

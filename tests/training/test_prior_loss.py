@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from sgr_diffusers.models.denoising import (
+from sgr_diffusers.models.prior import PREDICTION_TYPES, create_scheduler
+from sgr_diffusers.training.prior_loss import (
     denoising_errors,
     denoising_loss,
     draw_timesteps,
     min_snr_weights,
     timestep_density,
 )
-from sgr_diffusers.models.prior import PREDICTION_TYPES, create_scheduler
 
 
 class Oracle(nn.Module):

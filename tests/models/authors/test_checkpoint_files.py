@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from sgr_diffusers.models.checkpoint_files import read_state_dict, shortened
+from sgr_diffusers.models.authors.checkpoint_files import read_state_dict, shortened
 
 ANCHORS = ("first.weight", "start.weight")
 

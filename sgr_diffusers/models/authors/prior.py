@@ -25,8 +25,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from ..prior import PRIOR_PRESETS, create_prior
 from .checkpoint_files import check_keys, shape_of, shortened
-from .prior import PRIOR_PRESETS, create_prior
 
 __all__ = ["PRIOR_ANCHORS", "authors_flags", "prior_from_authors", "prior_to_authors"]
 

@@ -85,7 +85,7 @@ def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any)
         "sgr data preview runs/knee --split test --scan 0 --output preview.png",
     )
     command.add_argument("data", type=Path, metavar="DATA_DIR", help="folder in the SKM-TEA layout")
-    command.add_argument("--split", choices=("train", "val", "test"), default="train", help="(default: %(default)s)")
+    command.add_argument("--split", default="train", help="name of the split (default: %(default)s)")
     command.add_argument("--scan", type=int, default=0, help="number within the split (default: %(default)s)")
     command.add_argument("--n-slices", type=int, default=16, help="spread over the scan (default: %(default)s)")
     command.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
@@ -128,7 +128,7 @@ def _run_data_check(args: argparse.Namespace) -> None:
 def _run_data_preview(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from .data.skm_tea import CLASS_NAMES, list_scans
+    from .data.skm_tea import list_scans
     from .evaluation.contact_sheet import contact_sheet
 
     scans = list_scans(args.data, args.split)
@@ -140,6 +140,6 @@ def _run_data_preview(args: argparse.Namespace) -> None:
     shown = np.unique(shown.round().astype(int))
     images = np.stack([np.abs(scan.target(int(index))) for index in shown])
     titles = [f"{scan.scan_id}, slice {index}" for index in shown]
-    names = [name.replace("_", " ") for name in CLASS_NAMES]
+    names = [name.replace("_", " ") for name in scan.class_names]
     figure = contact_sheet(images, labels[shown], titles, class_names=names)
     figure.savefig(args.output, dpi=100)

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from sgr_diffusers.data.skm_tea import CLASS_NAMES
 from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.training.adversarial import ATTACK_LOSSES, ATTACK_NORMS
-from sgr_diffusers.training.data import add_data_arguments, check_shift, read_selection, slices_of
+from sgr_diffusers.training.data import add_data_arguments, check_shift, read_selection, scans_of, slices_of
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions, given_architecture, parse_with_settings
 from sgr_diffusers.training.segmentation_task import (
@@ -88,12 +87,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def create_model(args: argparse.Namespace) -> SegmentationUNet:
+def create_model(args: argparse.Namespace, class_names: tuple[str, ...]) -> SegmentationUNet:
     """The network to train, new or from a folder."""
     architecture = given_architecture(args, ("channels", "strides", "num_res_units", "dropout"))
     if args.init_from:
         return SegmentationUNet.from_pretrained(args.init_from, flip_average=args.flip_average)
-    return SegmentationUNet(CLASS_NAMES, flip_average=args.flip_average, **architecture)
+    return SegmentationUNet(class_names, flip_average=args.flip_average, **architecture)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -111,10 +110,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             args.adversarial_loss,
         )
     accelerator = create_accelerator(options)
+    class_names = scans_of(args.data_dir, "train")[0].class_names
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        model = create_model(args)
-    check_segmentation_model(model, CLASS_NAMES)
+        model = create_model(args, class_names)
+    check_segmentation_model(model, class_names)
 
     selection = read_selection(args.slices, args.min_foreground, tuple(args.has_class))
     common = {
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     check_shift(args.max_shift, dataset.size)
     held_out = slices_of(args.data_dir, "val", size=dataset.size, **common)
     validation = SegmentationValidation(
-        held_out, CLASS_NAMES, attack, args.adversarial_validation_slices, options.seed
+        held_out, class_names, attack, args.adversarial_validation_slices, options.seed
     )
     record = run_training(
         model,

@@ -8,7 +8,6 @@ from pathlib import Path
 from . import scan_files
 from .scan_files import DataFault
 from .scan_labels import file_labels
-from .skm_tea import SPLITS
 
 __all__ = ["ScanReport", "check_folder", "report_text"]
 
@@ -52,8 +51,7 @@ def check_folder(root: str | os.PathLike, read_arrays: bool = False) -> Iterator
         FileNotFoundError: there are no annotations.
     """
     root = str(Path(root).absolute())
-    splits = [split for split in SPLITS if Path(root, "annotations/v1.0.0", f"{split}.json").exists()]
-    for split in splits or SPLITS[:1]:  # without any, the error says what is missing
+    for split in scan_files.split_names(root) or ["train"]:  # without any, the error says what is missing
         for entry in scan_files.read_annotations(root, split):
             yield _check_scan(root, split, entry["scan_id"], entry["matrix_shape"], read_arrays)
     scan_files.close_files()
@@ -92,7 +90,7 @@ def _check_scan(root: str, split: str, scan_id: str, shape: tuple[int, int, int]
 
 def report_text(reports: Iterable[ScanReport]) -> Iterator[str]:
     """Lines of a table, as the scans are looked at, and a summary at the end."""
-    yield f"{'split':6} {'scan':14} {'matrix':14} {'coils':>5} {'echoes':>6} {'MB':>8} {'labelled':>8}  masks"
+    yield f"{'split':11} {'scan':14} {'matrix':14} {'coils':>5} {'echoes':>6} {'MB':>8} {'labelled':>8}  masks"
     n_scans = n_bad = n_bytes = 0
     for one in reports:
         n_scans, n_bad, n_bytes = n_scans + 1, n_bad + bool(one.faults), n_bytes + one.n_bytes
@@ -100,8 +98,8 @@ def report_text(reports: Iterable[ScanReport]) -> Iterator[str]:
         known = ["-" if value is None else value for value in (one.n_coils, one.n_echoes, one.n_labelled)]
         masks = " ".join(name.removeprefix("poisson_") for name in one.masks) or "-"
         yield (
-            f"{one.split:6} {one.scan_id:14} {matrix:14} {known[0]:>5} {known[1]:>6} {one.n_bytes / 1e6:8.1f} "
+            f"{one.split:11} {one.scan_id:14} {matrix:14} {known[0]:>5} {known[1]:>6} {one.n_bytes / 1e6:8.1f} "
             f"{known[2]:>8}  {masks}"
         )
-        yield from (f"       {fault}" for fault in one.faults)
+        yield from (f"            {fault}" for fault in one.faults)
     yield f"{n_scans} scans, {n_bytes / 1e9:.2f} GB; {n_scans - n_bad} can be used, {n_bad} cannot"

@@ -15,12 +15,11 @@ from datasets import formatting
 from datasets.features.features import _FEATURE_TYPES, register_feature
 
 from . import scan_files
-from .scan_labels import N_FILE_LABELS, file_labels
-from .skm_tea import merge_labels
+from .scan_labels import file_labels
+from .skm_tea import CLASS_NAMES, merge_labels
 
 __all__ = ["CONTENTS", "LazySlice", "SharingTorchFormatter"]
 
-_MERGED = merge_labels(np.arange(N_FILE_LABELS))
 CONTENTS = ("kspace", "coil_maps", "target", "mask", "labels", "file_labels")
 
 
@@ -31,12 +30,14 @@ class LazySlice:
     Attributes:
         root: folder or URL of the data set, in the SKM-TEA layout.
         content: which array, out of `CONTENTS`.
+        class_names: names of the classes of "labels", from 1.
         decode: `False` gives the references themselves.
         id: unused, as in the features of `datasets`.
     """
 
     root: str
     content: str
+    class_names: list[str] = field(default_factory=lambda: list(CLASS_NAMES), repr=False)
     decode: bool = field(default=True, repr=False)
     id: str | None = field(default=None, repr=False)
     pa_type: ClassVar[Any] = pa.struct(
@@ -75,7 +76,7 @@ class LazySlice:
             path = scan_files.labels_path(self.root, scan)
             kspace = scan_files.kspace_path(self.root, scan)
             labels = file_labels(scan, path, scan_files.array_shape(scan, kspace, "kspace")[:3])[index]
-            return _MERGED[labels] if self.content == "labels" else labels
+            return merge_labels(labels, self.class_names) if self.content == "labels" else labels
         path = scan_files.kspace_path(self.root, scan)
         if self.content == "coil_maps":
             return scan_files.read_coil_maps(scan, path, index)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..hub.errors import hub_errors
+from .scan_files import read_annotations
 from .selection import SliceSelection, parse_selection
-from .skm_tea import SPLITS
+from .skm_tea import CLASS_NAMES
 
 if TYPE_CHECKING:
     import datasets
@@ -62,7 +63,8 @@ def load_skmtea(
     Args:
         data_dir_or_repo: a folder in the SKM-TEA layout; a URL of one, such as `hf://datasets/org/name`; or a dataset
             repository on the Hub: one that holds tarballs, such as `arjundd/skm-tea-mini`, is fetched and unpacked.
-        split: "train", "val" or "test"; without `streaming` also parts and sums, as in "train[:100]+val".
+        split: name of an annotation file, such as "train"; without `streaming` also parts and sums, as in
+            "train[:100]+val".
         echo: 1 or 2; the paper uses 1.
         acceleration: of the stored mask to undersample by, for example 8; it counts the acquired grid, not the padded
             one. `None`: k-space as it is stored, measured where it is not zero.
@@ -70,8 +72,8 @@ def load_skmtea(
             counted through all scans of the split, every 8th: 869 test slices, see `selection.PAPER`); n for every
             n-th of each scan; a slice or range; or a `SliceSelection`, for classes and least foreground. What looks at
             labels reads them first.
-        classes: "merged" for labels of the four classes of `CLASS_NAMES`, "file" for the six labels of the file,
-            `None` for no column `labels`, as where there are no segmentations.
+        classes: "merged" for labels of the four classes of `CLASS_NAMES`, or of the classes that the annotations name;
+            "file" for the labels of the file; `None` for no column `labels`, as where there are no segmentations.
         streaming: return an `IterableDataset`, one shard a scan, and look at a scan only when its turn comes.
         num_proc: processes that make the index, at most one a scan.
         strict: `False` leaves out scans and slices that cannot be used, and ends with a `SkippedDataWarning` that
@@ -87,8 +89,8 @@ def load_skmtea(
         ValueError: an argument is out of range, or a scan cannot be used; scan and file are named.
     """
     names = re.findall(r"(?:^|\+)\s*([^\[+\s]+)\s*(?:\[[^\]]*\])?\s*(?=\+|$)", split)
-    if not names or any(name not in SPLITS for name in names):
-        raise ValueError(f"`split` must be made of {SPLITS}, as in 'train' or 'train[:100]+val', got {split!r}.")
+    if not names or not all(name.isidentifier() for name in names):
+        raise ValueError(f"`split` must be made of names, as in 'train' or 'train[:100]+val', got {split!r}.")
     if echo not in (1, 2):
         raise ValueError(f"`echo` must be 1 or 2, got {echo}.")
     if acceleration is not None and not acceleration >= 1:
@@ -101,6 +103,8 @@ def load_skmtea(
     from .skm_tea_builder import SkmTeaBuilder, fingerprint, skipped_of, warn_of_skipped
 
     splits = tuple(dict.fromkeys(names))
+    class_names = _class_names(root, splits)
+    selection.check_classes(class_names)
     builder = SkmTeaBuilder(
         cache_dir=None if cache_dir is None else str(cache_dir),
         dataset_name="skm_tea",
@@ -110,6 +114,7 @@ def load_skmtea(
         acceleration=None if acceleration is None else float(acceleration),
         selection=selection,
         labels=_CLASSES[classes],
+        class_names=class_names,
         strict=strict,
         check_content=not strict if check_content is None else check_content,
         streaming=streaming,
@@ -124,6 +129,15 @@ def load_skmtea(
 
         return Dataset.from_dict({name: [] for name in builder.info.features}, features=builder.info.features)
     return builder.as_dataset(split=split)
+
+
+def _class_names(root: str, splits: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the classes that the segmentations of all splits have."""
+    entries = [entry for split in splits for entry in read_annotations(root, split)]
+    names = {entry.get("segmentation_classes", CLASS_NAMES) for entry in entries} or {CLASS_NAMES}
+    if len(names) > 1:
+        raise ValueError(f"`split` joins splits of {root} with different classes {sorted(names)}. Load them apart.")
+    return names.pop()
 
 
 def resolve_root(data_dir_or_repo: str | os.PathLike, streaming: bool = False) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import threading
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,8 +35,10 @@ __all__ = [
     "read_kspace",
     "read_mask",
     "read_target",
+    "split_names",
 ]
 
+_USUAL_SPLITS = ("train", "val", "test")
 _KEYS = {"kspace": "(slice, y, x, echo, coil)", "maps": "(slice, y, x, coil, 1)", "target": "(slice, y, x, echo, 1)"}
 
 
@@ -77,21 +80,28 @@ def read_annotations(root: str, split: str) -> list[dict[str, Any]]:
     """Entries of the annotation file of a split, each checked for what is used of it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be understood.
+        FileNotFoundError: the file of "train", "val" or "test" is missing.
+        ValueError: there is no split of another name, or the file cannot be understood.
     """
     path = join(root, "annotations", "v1.0.0", f"{split}.json")
     try:
         with open_bytes(path) as file:
             text = file.read()
     except FileNotFoundError:
+        others = split_names(root)
+        if others:
+            message = f"{path} is missing: `split` must be one that {root} has, {', '.join(others)}, got {split!r}."
+            raise (FileNotFoundError if split in _USUAL_SPLITS else ValueError)(message) from None
         raise FileNotFoundError(
             f"{path} is missing: `root` must be a folder in the SKM-TEA layout, got {root}. `sgr data fetch-mini` "
             "fetches four scans, `sgr synthesize` writes synthetic ones."
         ) from None
     try:
-        entries = []
-        for entry in json.loads(text)["images"]:
+        entries, content = [], json.loads(text)
+        classes = {}
+        if "segmentation_classes" in content:  # else no entry: hashes of other annotations stay what they were
+            classes["segmentation_classes"] = tuple(map(str, content["segmentation_classes"]))
+        for entry in content["images"]:
             shape = tuple(int(n) for n in entry["matrix_shape"])
             spacing = tuple(float(size) for size in entry["voxel_spacing"])
             orientation = tuple(str(direction) for direction in entry["orientation"])
@@ -99,10 +109,17 @@ def read_annotations(root: str, split: str) -> list[dict[str, Any]]:
                 raise ValueError(f"scan {entry['scan_id']}: three axes expected")
             known = {"scan_id": str(entry["scan_id"]), "subject_id": entry.get("subject_id")}
             known |= {"matrix_shape": shape, "voxel_spacing": spacing, "orientation": orientation}
-            entries.append({**known, "findings": entry.get("findings")})
+            entries.append({**known, "findings": entry.get("findings"), **classes})
         return entries
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a SKM-TEA annotation file ({error!r}).") from error
+
+
+def split_names(root: str) -> list[str]:
+    """Splits that a local folder has annotations of, the usual ones first; none for a URL."""
+    names = {path.stem for path in Path(root, "annotations", "v1.0.0").glob("*.json")} if "://" not in root else set()
+    usual = [name for name in _USUAL_SPLITS if name in names]
+    return usual + sorted(names - set(usual))
 
 
 def open_bytes(path: str) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Integer
 
 from .scan_labels import file_labels
-from .skm_tea import CLASS_NAMES, FILE_LABEL_TO_CLASS, SkmTeaScan
+from .skm_tea import CLASS_NAMES, SkmTeaScan, class_of_file_label
 
 __all__ = ["PAPER", "SliceSelection", "parse_selection", "select_slices"]
 
@@ -20,7 +20,7 @@ class SliceSelection:
         every: 1 for each slice, n for the first and each n-th after it.
         start: First slice, from 0; negative numbers count from the end, as in Python.
         stop: First slice no more; `None`: to the end.
-        has_class: Names out of `CLASS_NAMES`: only slices that show at least one of them.
+        has_class: Names of classes: only slices that show at least one of them.
         min_foreground: Only slices with at least this many pixels of any tissue.
         pooled: Count `every` through all scans of the split as if they were one, rather than from anew in each scan.
     """
@@ -38,35 +38,48 @@ class SliceSelection:
             raise ValueError(f"`every` must be at least 1, got {self.every}.")
         if self.min_foreground < 0:
             raise ValueError(f"`min_foreground` must be a number of pixels from 0, got {self.min_foreground}.")
-        unknown = [name for name in self.has_class if name not in CLASS_NAMES]
-        if unknown:
-            raise ValueError(f"`has_class` must hold names out of {CLASS_NAMES}, got {unknown}.")
 
     @property
     def needs_labels(self) -> bool:
         """Whether segmentations have to be read to select."""
         return bool(self.has_class) or self.min_foreground > 0
 
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Raise ValueError where `has_class` names a class that is not among those of the data."""
+        unknown = [name for name in self.has_class if name not in class_names]
+        if unknown:
+            raise ValueError(f"`has_class` must hold names out of {tuple(class_names)}, got {unknown}.")
+
     def candidates(
-        self, n_slices: int, counts: Integer[np.ndarray, "slice 7"] | None = None
+        self,
+        n_slices: int,
+        counts: Integer[np.ndarray, "slice 7"] | None = None,
+        class_names: Sequence[str] = CLASS_NAMES,
     ) -> Integer[np.ndarray, " chosen"]:
         """Slices that meet the conditions, before `every`.
 
         Args:
-            n_slices: of the scan.
+            n_slices: number of slices of the scan.
             counts: pixels of each file label in each slice; needed if `needs_labels`.
+            class_names: names of the classes of the scan.
+
+        Raises:
+            ValueError: the scan does not have a class of `has_class`.
         """
         meets = np.zeros(n_slices, dtype=bool)
         meets[self.start : self.stop] = True
         if self.needs_labels:
-            meets &= self._labels_suffice(counts)
+            meets &= self._labels_suffice(counts, class_names)
         return np.flatnonzero(meets)
 
-    def _labels_suffice(self, counts: Integer[np.ndarray, "slice 7"]) -> Bool[np.ndarray, " slice"]:
+    def _labels_suffice(
+        self, counts: Integer[np.ndarray, "slice 7"], class_names: Sequence[str]
+    ) -> Bool[np.ndarray, " slice"]:
         enough = counts[:, 1:].sum(axis=1) >= self.min_foreground
         if self.has_class:
-            wanted = {CLASS_NAMES.index(name) + 1 for name in self.has_class}
-            labels = [label for label, merged in FILE_LABEL_TO_CLASS.items() if merged in wanted]
+            self.check_classes(class_names)
+            wanted = [class_names.index(name) + 1 for name in self.has_class]
+            labels = np.flatnonzero(np.isin(class_of_file_label(class_names), wanted))
             enough &= counts[:, labels].any(axis=1)
         return enough
 
@@ -116,7 +129,7 @@ def select_slices(scans: Sequence[SkmTeaScan], selection: SliceSelection) -> lis
         counts = None
         if selection.needs_labels:
             counts = file_labels(scan.scan_id, str(scan.labels_file), scan.matrix_shape).counts
-        candidates = selection.candidates(scan.n_slices, counts)
+        candidates = selection.candidates(scan.n_slices, counts, scan.class_names)
         first = -passed % selection.every if selection.pooled else 0
         chosen.append(candidates[first :: selection.every])
         passed += len(candidates)

@@ -2,9 +2,12 @@
 
 Layout (SKM-TEA v1.0.0)::
 
-    <root>/annotations/v1.0.0/{train,val,test}.json
+    <root>/annotations/v1.0.0/<split>.json                     train, val and test in SKM-TEA
     <root>/files_recon_calib-24/<scan>.h5                      kspace, maps, target, masks/poisson_<acceleration>x
     <root>/segmentation_masks/raw-data-track/<scan>.nii.gz     labels 0..6
+
+Data with other classes names them in its annotation files, `"segmentation_classes": ["tumour"]`: label 1 is then the
+first of them. There can be six.
 
 Files are indexed (x, ky, kz), here called (slice, y, x): axial slices in anatomical order, rows anterior-posterior,
 columns left-right. k-space is hybrid: the slice direction is an image axis already.
@@ -30,7 +33,6 @@ __all__ = [
     "CLASS_NAMES",
     "FILE_LABEL_TO_CLASS",
     "SKM_TEA",
-    "SPLITS",
     "SYNTHETIC",
     "SkmTeaScan",
     "SkmTeaSlices",
@@ -42,22 +44,30 @@ __all__ = [
 CLASS_NAMES = ("patellar_cartilage", "femoral_cartilage", "tibial_cartilage", "meniscus")
 # The files tell medial from lateral tibial cartilage (3, 4) and meniscus (5, 6); the paper does not.
 FILE_LABEL_TO_CLASS = {0: 0, 1: 1, 2: 2, 3: 3, 4: 3, 5: 4, 6: 4}
-SPLITS = ("train", "val", "test")
 SKM_TEA, SYNTHETIC = "SKM-TEA", "Synthetic knees"
 
 
-def merge_labels(labels: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """File labels 0..6 to the paper's classes: 0 background, then 1..4 in the order of `CLASS_NAMES`.
+def class_of_file_label(class_names: Sequence[str] = CLASS_NAMES) -> UInt8[np.ndarray, " file_label"]:
+    """Class of each label of a segmentation file, from label 0: merged for SKM-TEA, else as in the file."""
+    if tuple(class_names) == CLASS_NAMES:
+        return np.array([FILE_LABEL_TO_CLASS[label] for label in range(len(FILE_LABEL_TO_CLASS))], np.uint8)
+    return np.arange(len(class_names) + 1, dtype=np.uint8)
+
+
+def merge_labels(
+    labels: Integer[np.ndarray, "*shape"], class_names: Sequence[str] = CLASS_NAMES
+) -> UInt8[np.ndarray, "*shape"]:
+    """Turn the labels of a file into classes: 0 background, then 1, 2, ... in the order of `class_names`.
 
     Raises:
-        ValueError: if a label outside 0..6 occurs.
+        ValueError: a label has no class.
     """
-    if labels.size and not (labels.min() >= 0 and labels.max() < len(FILE_LABEL_TO_CLASS)):
+    table = class_of_file_label(class_names)
+    if labels.size and not (labels.min() >= 0 and labels.max() < len(table)):
         raise ValueError(
-            f"`labels` must be in 0..{len(FILE_LABEL_TO_CLASS) - 1}, got {labels.min()} to {labels.max()}. "
-            "Is this a segmentation of the SKM-TEA raw-data track?"
+            f"`labels` must be in 0..{len(table) - 1} for the classes {', '.join(class_names)}, got {labels.min()} to "
+            f"{labels.max()}. Other classes are named by `segmentation_classes` of the annotations."
         )
-    table = np.array([FILE_LABEL_TO_CLASS[label] for label in range(len(FILE_LABEL_TO_CLASS))], dtype=np.uint8)
     return table[labels]
 
 
@@ -82,6 +92,7 @@ class SkmTeaScan:
         voxel_size_mm: (slice, y, x).
         orientation: directions in which the axes run, for example ``("SI", "AP", "LR")``.
         findings: what the annotation says of the anatomy, in synthetic scans.
+        class_names: names of the classes of the segmentation, from 1.
     """
 
     scan_id: str
@@ -92,6 +103,7 @@ class SkmTeaScan:
     voxel_size_mm: tuple[float, float, float]
     orientation: tuple[str, str, str]
     findings: Any = field(default=None, hash=False)
+    class_names: tuple[str, ...] = CLASS_NAMES
 
     @property
     def n_slices(self) -> int:
@@ -152,22 +164,22 @@ class SkmTeaScan:
         return scan_files.read_mask(self.scan_id, str(self.kspace_file), acceleration).copy()
 
     def labels(self, index: int | slice = slice(None)) -> UInt8[np.ndarray, "*slices y x"]:
-        """Manual segmentation of one slice or a range of slices, in the four merged classes.
+        """Manual segmentation of one slice or a range of slices, in the classes of `class_names`.
 
         The file is read as a whole when the first slice is asked for, and remembered in little memory.
 
         Raises:
             IndexError: for a slice outside the scan.
-            DataFault: a `ValueError`; there is no segmentation, or it has another shape or labels outside 0..6.
+            DataFault: a `ValueError`; there is no segmentation, or it has another shape or labels without a class.
         """
         labels = self._labels()
         if isinstance(index, slice):
             numbers = range(self.n_slices)[index]
             merged = np.zeros((len(numbers), *self.matrix_shape[1:]), np.uint8)
             for one, number in zip(merged, numbers, strict=True):
-                one[:] = merge_labels(labels[number])
+                one[:] = merge_labels(labels[number], self.class_names)
             return merged
-        return merge_labels(labels[self._slice_number(index)])
+        return merge_labels(labels[self._slice_number(index)], self.class_names)
 
     def _labels(self) -> FileLabels:
         return file_labels(self.scan_id, str(self.labels_file), self.matrix_shape)
@@ -197,14 +209,12 @@ def list_scans(root: str | Path, split: str) -> list[SkmTeaScan]:
 
     Args:
         root: the data folder (see the head of this module).
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        split: name of an annotation file, for example ``"train"``.
 
     Raises:
         ValueError: for an unknown split, or annotations that cannot be understood.
-        FileNotFoundError: if there is no annotation file.
+        FileNotFoundError: if the annotation file of a usual split is missing.
     """
-    if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {SPLITS}, got {split!r}.")
     root = Path(root)
     return [
         SkmTeaScan(
@@ -216,6 +226,7 @@ def list_scans(root: str | Path, split: str) -> list[SkmTeaScan]:
             voxel_size_mm=entry["voxel_spacing"],
             orientation=entry["orientation"],
             findings=entry["findings"],
+            class_names=entry.get("segmentation_classes", CLASS_NAMES),
         )
         for entry in scan_files.read_annotations(str(root), split)
     ]
@@ -225,8 +236,8 @@ class SkmTeaSlices(Dataset):
     """Axial slices of fully sampled images with their labels, for training.
 
     An item is a dictionary: ``image`` float32 ``(2, y, x)``, real and imaginary part, divided by the 0.99 quantile of
-    its magnitude; ``labels`` int64 ``(y, x)``, 0 background and 1..4 as `CLASS_NAMES` (unless `with_labels` is false);
-    ``scan_id`` str; ``slice`` int.
+    its magnitude; ``labels`` int64 ``(y, x)``, 0 background, then the classes of the scans (unless `with_labels` is
+    false); ``scan_id`` str; ``slice`` int.
 
     Args:
         scans: from `list_scans`.

@@ -20,6 +20,7 @@ from .lazy_features import LazySlice
 from .scan_files import DataFault
 from .scan_labels import file_labels
 from .selection import SliceSelection
+from .skm_tea import CLASS_NAMES
 
 __all__ = ["SkippedDataWarning", "SkmTeaBuilder", "SkmTeaConfig", "fingerprint", "skipped_of", "warn_of_skipped"]
 
@@ -53,7 +54,8 @@ class SkmTeaConfig(datasets.BuilderConfig):
         echo: 1 or 2.
         acceleration: of the stored mask, `None` for k-space as it is.
         selection: which slices.
-        labels: "labels" for the four merged classes, "file_labels" for the six of the file, `None` for no labels.
+        labels: "labels" for the classes of `class_names`, "file_labels" for those of the file, `None` for no labels.
+        class_names: names of the classes of the data.
         strict: whether bad data are an error; otherwise they are skipped and counted.
         check_content: whether every array is read once before its slice enters the index.
         streaming: whether rows are generated on the fly.
@@ -67,6 +69,7 @@ class SkmTeaConfig(datasets.BuilderConfig):
     acceleration: float | None = None
     selection: SliceSelection = field(default_factory=SliceSelection)
     labels: str | None = "labels"
+    class_names: tuple[str, ...] = CLASS_NAMES
     strict: bool = True
     check_content: bool = False
     streaming: bool = False
@@ -82,7 +85,7 @@ class SkmTeaBuilder(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         features = {name: LazySlice(self.config.root, name) for name in ARRAYS}
         if self.config.labels is not None:
-            features["labels"] = LazySlice(self.config.root, self.config.labels)
+            features["labels"] = LazySlice(self.config.root, self.config.labels, list(self.config.class_names))
         values = {"scan_id": "string", "subject_id": "string", "slice": "int16", "acceleration": "float32"}
         features |= {name: datasets.Value(dtype) for name, dtype in values.items()}
         features["voxel_size_mm"] = datasets.List(datasets.Value("float64"), length=3)
@@ -136,7 +139,7 @@ class SkmTeaBuilder(datasets.GeneratorBasedBuilder):
         if selection.needs_labels:
             path = scan_files.labels_path(self.config.root, scan["scan_id"])
             counts = file_labels(scan["scan_id"], path, shape).counts
-        return selection.candidates(shape[0], counts)
+        return selection.candidates(shape[0], counts, self.config.class_names)
 
     def _generate_examples(
         self, scans: list[str], chosen: list[list[int] | None]

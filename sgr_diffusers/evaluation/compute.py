@@ -111,6 +111,12 @@ class UnitComputer:
                 f"`second_segmentation` must have the classes of the pipeline's model, {self.class_names}, got "
                 f"{check_networks(pipe.unet, second, size, pipe.device)}."
             )
+        other = {scan.class_names for scan in data.scans.values()} - {self.class_names}
+        if with_manual and other:
+            raise ValueError(
+                f"`model` has the classes {self.class_names}, but the labels of the data have {other.pop()}. Take a "
+                "model of these classes, or leave out the manual labels by --reference fully_sampled."
+            )
         networks = [pipe.unet, pipe.segmentation_model, *([] if second is None else [second])]
         self.weights_hash = "-".join(weights_hash(network) for network in networks)
         self._peak = lru_cache(maxsize=256)(self._volume_peak)

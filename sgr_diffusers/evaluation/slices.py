@@ -14,7 +14,7 @@ from jaxtyping import Integer, UInt8
 from sgr_diffusers.data.scan_files import check_kspace_file, read_annotations
 from sgr_diffusers.data.scan_labels import file_labels
 from sgr_diffusers.data.selection import PAPER, SliceSelection, parse_selection
-from sgr_diffusers.data.skm_tea import CLASS_NAMES, SKM_TEA, SkmTeaScan, known_data, list_scans, merge_labels
+from sgr_diffusers.data.skm_tea import SKM_TEA, SkmTeaScan, known_data, list_scans, merge_labels
 from sgr_diffusers.data.synthetic.findings import labels_without_findings
 
 __all__ = ["EvaluationData", "choose_data", "choose_examples", "manual_labels", "parse_protocol"]
@@ -87,7 +87,7 @@ def choose_data(
 
     Args:
         data_dir: folder in the SKM-TEA layout.
-        split: "train", "val" or "test".
+        split: name of the split.
         protocol: from `parse_protocol`.
         accelerations: whose masks every scan must have.
         n_slices_per_scan: of the slices that the protocol leaves, so many of each scan, evenly spread; `None` for all.
@@ -141,7 +141,7 @@ def _select(
         counts = None
         if protocol.needs_labels:
             counts = file_labels(scan.scan_id, str(scan.labels_file), scan.matrix_shape).counts
-        candidates = protocol.candidates(scan.n_slices, counts)
+        candidates = protocol.candidates(scan.n_slices, counts, scan.class_names)
         offset = -n_before % protocol.every if protocol.pooled else 0
         n_before += len(candidates)
         selected[scan.scan_id] = candidates[offset :: protocol.every]
@@ -193,7 +193,8 @@ def manual_labels(scan: SkmTeaScan, index: int) -> UInt8[np.ndarray, "y x"]:
     Raises:
         DataFault: there is no segmentation, or it is damaged.
     """
-    return merge_labels(file_labels(scan.scan_id, str(scan.labels_file), scan.matrix_shape)[index])
+    labels = file_labels(scan.scan_id, str(scan.labels_file), scan.matrix_shape)[index]
+    return merge_labels(labels, scan.class_names)
 
 
 def choose_examples(data: EvaluationData, with_labels: bool = True) -> list[tuple[str, int]]:
@@ -203,12 +204,16 @@ def choose_examples(data: EvaluationData, with_labels: bool = True) -> list[tupl
     labels: the middle slices of the first scans.
     """
     pairs = [(scan_id, index) for scan_id, numbers in data.slices.items() for index in numbers]
+    n_classes = len(next(iter(data.scans.values())).class_names)
     if not with_labels:
         middles = [(scan_id, numbers[len(numbers) // 2]) for scan_id, numbers in data.slices.items()]
-        return middles[: len(CLASS_NAMES)]
-    areas = {pair: np.bincount(manual_labels(data.scans[pair[0]], pair[1]).ravel(), minlength=5) for pair in pairs}
+        return middles[:n_classes]
+    areas = {
+        (scan_id, index): np.bincount(manual_labels(data.scans[scan_id], index).ravel(), minlength=n_classes + 1)
+        for scan_id, index in pairs
+    }
     chosen: list[tuple[str, int]] = []
-    for label in range(1, len(CLASS_NAMES) + 1):
+    for label in range(1, n_classes + 1):
         fresh = [pair for pair in pairs if pair[0] not in {scan_id for scan_id, _ in chosen}] or pairs
         best = max(fresh, key=lambda pair: areas[pair][label])
         if areas[best][label] and best not in chosen:

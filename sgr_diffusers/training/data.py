@@ -11,7 +11,7 @@ import torch
 
 from ..data.load import resolve_root
 from ..data.selection import SliceSelection, parse_selection, select_slices
-from ..data.skm_tea import CLASS_NAMES, SkmTeaScan, SkmTeaSlices, list_scans
+from ..data.skm_tea import SkmTeaScan, SkmTeaSlices, list_scans
 from .memory import GIB, available_memory
 
 __all__ = [
@@ -47,7 +47,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--echo", type=from_1, default=1, help="echo to train on (default: %(default)s)")
     parser.add_argument("--slices", default="all", help="all, paper, n for every n-th, or start:stop:step")
     parser.add_argument("--min_foreground", type=from_0, default=0, help="least pixels of tissue in a training slice")
-    parser.add_argument("--has_class", nargs="+", default=[], choices=CLASS_NAMES, help="train on slices with these")
+    parser.add_argument("--has_class", nargs="+", default=[], help="train on slices with these")
     parser.add_argument("--no_preload", action="store_true", help="read slices from disk instead of holding them all")
     parser.add_argument(
         "--max_shift", type=from_0, nargs=2, default=(0, 0), help="random displacement (y, x) in pixels"

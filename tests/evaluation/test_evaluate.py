@@ -203,13 +203,21 @@ def test_other_weights_and_other_data_are_another_configuration(inputs, whole, t
         (("--fast", "--scheduler", "DDIMScheduler"), "--fast chooses `timesteps` and `scheduler` itself"),
         (("--num-threads", "0"), "`num_threads`"),
         (("--limit", "-1"), "`limit`"),
-        (("--split", "val"), "val.json is missing"),
+        (("--split", "val"), "val.json is missing: `split` must be one that"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(inputs, tmp_path, capsys, more, message):
     assert cli.main(arguments(inputs, tmp_path / "results", *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+def test_labels_of_other_classes_than_the_model_has(inputs, tmp_path, capsys):
+    data = write_tiny_skm_tea(tmp_path / "other", (("heldout", 1),), class_names=tuple("abcdef"))
+    command = arguments((data, inputs[1]), tmp_path / "results", "--split", "heldout", "--limit", "1")
+    assert cli.main(command) == 2
+    assert "the labels of the data have ('a', 'b', 'c', 'd', 'e', 'f')" in capsys.readouterr().err
+    assert cli.main([*command, "--reference", "fully_sampled"]) == 0
 
 
 def test_a_folder_with_other_files_is_refused(inputs, tmp_path, capsys):

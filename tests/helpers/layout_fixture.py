@@ -11,7 +11,9 @@ import numpy as np
 TINY_SHAPE = (6, 24, 16)  # slices, y, x
 
 
-def write_tiny_skm_tea(root: Path, n_scans=(("train", 2), ("val", 1), ("test", 1)), shape=TINY_SHAPE, seed=0) -> Path:
+def write_tiny_skm_tea(
+    root: Path, n_scans=(("train", 2), ("val", 1), ("test", 1)), shape=TINY_SHAPE, seed=0, class_names=None
+) -> Path:
     """Random images and labels; tissue classes in slices 2 and 3 of each scan, file labels 1..6 in bright blocks."""
     rng = np.random.default_rng(seed)
     for folder in ("annotations/v1.0.0", "files_recon_calib-24", "segmentation_masks/raw-data-track"):
@@ -35,7 +37,8 @@ def write_tiny_skm_tea(root: Path, n_scans=(("train", 2), ("val", 1), ("test", 1
                     "orientation": ["SI", "AP", "LR"],
                 }
             )
-        (root / "annotations/v1.0.0" / f"{split}.json").write_text(json.dumps({"images": images}))
+        content = {"images": images} | ({} if class_names is None else {"segmentation_classes": class_names})
+        (root / "annotations/v1.0.0" / f"{split}.json").write_text(json.dumps(content))
     return root
 
 

@@ -73,6 +73,15 @@ def test_train_segmentation_script(data, tmp_path):
         assert model(torch.rand(1, 1, 24, 16)).shape == (1, 5, 24, 16)
 
 
+def test_segmentation_takes_the_classes_of_the_data(tmp_path):
+    data = write_tiny_skm_tea(tmp_path / "data", class_names=tuple("abcdef"))
+    options = ["--data_dir", data, "--output_dir", tmp_path / "seg", *SHARED, *"--channels 4 8 --strides 2".split()]
+    record = script("train_segmentation", *options, "--num_res_units", 1)
+    model = SegmentationUNet.from_pretrained(tmp_path / "seg" / "segmentation_model")
+    assert tuple(model.config.class_names) == tuple("abcdef")
+    assert set(record["history"][-1]["val_dice_median"]) == set("abcdef")
+
+
 def test_flip_average_without_mirroring_is_refused(capsys):
     with pytest.raises(SystemExit):
         script("train_segmentation", "--data_dir", "anywhere", "--flip_average")

@@ -8,13 +8,14 @@ import diffusers
 from diffusers.pipelines import pipeline_loading_utils as _loading
 
 from .bounds import SegmentationBounds, bounds_from_samples, bounds_from_segmentations
-from .callbacks import Guidance, SegmentationGuidance
+from .guidance.guiders import Guidance, SegmentationGuidance
 from .hub.loading import use_package_classes as _use_package_classes
 from .models.adapters import SegmentationAdapter
 from .models.prior import create_prior, create_scheduler
 from .models.segmentation import SegmentationUNet
 from .mri.operators import SenseOperator
-from .pipeline_sgr_mri import SGRMRIPipeline, SGRMRIPipelineOutput
+from .pipeline.output import SGRMRIPipelineOutput
+from .pipeline.pipeline_sgr_mri import SGRMRIPipeline
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from .guidance import volume_mm3
+from .guidance.losses import volume_mm3
 
 __all__ = ["SegmentationBounds", "bounds_from_samples", "bounds_from_segmentations", "label_volumes_mm3"]
 

@@ -12,12 +12,13 @@ from diffusers import DDPMScheduler
 from jaxtyping import Bool, Complex, Float, UInt8
 from torch import Tensor
 
-from .inputs import TARGETS, check_measurement, resolve_classes, slice_scale
+from .guidance.targets import TARGETS, resolve_classes
 from .mri.operators import SenseOperator
-from .networks import check_networks
-from .pipeline_sgr_mri import SGRMRIPipeline
-from .scheduler_checks import check_scheduler
-from .schedules import fast_timesteps
+from .pipeline.inputs import check_measurement, slice_scale
+from .pipeline.networks import check_networks
+from .pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from .schedulers.checks import check_scheduler
+from .schedulers.timesteps import fast_timesteps
 
 __all__ = [
     "DTYPES",

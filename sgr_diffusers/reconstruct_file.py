@@ -10,7 +10,7 @@ import torch
 
 from .io.raw_file import read_raw
 from .output_folder import RECORD_FILE, check_replaceable, whole_folder
-from .pipeline_sgr_mri import SGRMRIPipeline
+from .pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from .reconstruct import (
     SamplingSettings,
     ScanSlices,

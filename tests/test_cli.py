@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from sgr_diffusers import cli, inputs, reconstruct
+from sgr_diffusers import cli, reconstruct
 from sgr_diffusers.demo import run_demo
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from sgr_diffusers.mri.operators import fft2c
+from sgr_diffusers.pipeline import inputs
 from sgr_diffusers.reconstruct_file import read_scan
 from tests.helpers.layout_fixture import TINY_SHAPE, write_tiny_skm_tea
 from tests.helpers.tiny_pipeline import save_tiny_pipeline

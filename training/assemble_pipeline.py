@@ -22,7 +22,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.data.skm_tea import SkmTeaScan, known_data, list_scans
-from sgr_diffusers.guidance import strength_for_size
+from sgr_diffusers.guidance.strength import strength_for_size
 from sgr_diffusers.hub.loading import drop_code
 from sgr_diffusers.hub.repository import make_portable
 from sgr_diffusers.publishing.measured import check_measured

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..demo import CASE
-from ..pipeline_sgr_mri import SGRMRIPipeline
+from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruct import can_be_fast
 from ..reconstruct_file import mask_label
 from .downloads import write_downloads

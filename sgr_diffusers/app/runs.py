@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ..inputs import check_measurement
 from ..mri.operators import SenseOperator, ifft2c
-from ..pipeline_sgr_mri import SGRMRIPipeline
+from ..pipeline.inputs import check_measurement
+from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruct import SamplingSettings, ScanSlices, VolumeReconstruction, n_progress_steps, reconstruct_volume
 from ..reconstruct_file import read_scan
 from ..results import volume_table

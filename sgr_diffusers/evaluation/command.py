@@ -214,7 +214,7 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
     from sgr_diffusers.evaluation.compute import EvaluationSettings
     from sgr_diffusers.evaluation.plan import EvaluationPlan
     from sgr_diffusers.evaluation.runner import EvaluationRequest
-    from sgr_diffusers.schedules import fast_timesteps
+    from sgr_diffusers.schedulers.timesteps import fast_timesteps
 
     plan = EvaluationPlan(
         accelerations=tuple(sorted(set(args.accelerations))),

@@ -23,12 +23,12 @@ from sgr_diffusers.evaluation.plan import Unit
 from sgr_diffusers.evaluation.slices import EvaluationData, manual_labels
 from sgr_diffusers.evaluation.stopwatch import NetworkMeter
 from sgr_diffusers.evaluation.store import pack_labels, pack_magnitude
-from sgr_diffusers.inputs import check_settings, slice_scale
 from sgr_diffusers.mri.operators import SenseOperator
-from sgr_diffusers.networks import check_networks, segment, size_multiple
-from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
-from sgr_diffusers.scheduler_checks import check_scheduler
-from sgr_diffusers.schedules import ScheduledSampler
+from sgr_diffusers.pipeline.inputs import check_settings, slice_scale
+from sgr_diffusers.pipeline.networks import check_networks, segment, size_multiple
+from sgr_diffusers.pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from sgr_diffusers.schedulers.checks import check_scheduler
+from sgr_diffusers.schedulers.sampler import ScheduledSampler
 
 __all__ = ["EvaluationSettings", "UnitComputer", "used_strength"]
 

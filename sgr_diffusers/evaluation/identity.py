@@ -18,7 +18,7 @@ from torch import nn
 
 from sgr_diffusers.evaluation.plan import EvaluationPlan
 from sgr_diffusers.evaluation.slices import EvaluationData
-from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
+from sgr_diffusers.pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from sgr_diffusers.utils.differences import difference
 
 __all__ = [

@@ -22,7 +22,7 @@ from sgr_diffusers.evaluation.plan import EvaluationPlan, Unit, plan_units, shar
 from sgr_diffusers.evaluation.slices import choose_data, choose_examples, parse_protocol
 from sgr_diffusers.evaluation.store import DamagedShard, read_shard, remove_partial_shards, write_shard
 from sgr_diffusers.models.segmentation import SegmentationUNet
-from sgr_diffusers.pipeline_sgr_mri import SGRMRIPipeline
+from sgr_diffusers.pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from sgr_diffusers.reconstruct import load_pipeline
 
 __all__ = [

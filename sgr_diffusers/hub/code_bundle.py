@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1]
 SEGMENTATION_PATH = f"segmentation_model/{SEGMENTATION_FILE}.py"
 SHAPES = "sgr_shapes"
 
-_START, _SELF = "pipeline_sgr_mri", "hub.code_bundle"
+_START, _SELF = "pipeline.pipeline_sgr_mri", "hub.code_bundle"
 _HEADER = """\
 # Made from the Python package sgr_diffusers (Apache-2.0) when this pipeline was saved.
 # To change it, change the package.

@@ -14,7 +14,7 @@ from typing import Any
 from ..data.skm_tea import SKM_TEA, SYNTHETIC
 from ..evaluation.scores import QUALITY, SCORES
 from ..evaluation.table1 import read_table1, table1_cells
-from ..guidance import PAPER_STRENGTH
+from ..guidance.strength import PAPER_STRENGTH
 from ..hub.model_index import read_json, read_model_index
 from ..output_folder import RECORD_FILE
 from .cards import SKM_TEA_LICENCE, render_card

@@ -14,8 +14,8 @@ from torch import Generator, Tensor, nn
 from ..data.skm_tea import SkmTeaScan
 from ..data.transforms import draw_flips, draw_shifts, draw_uniform, mirror, rotate_phase, shift
 from ..evaluation.metrics import psnr
-from ..networks import predict, size_multiple
-from ..pipeline_sgr_mri import SGRMRIPipeline
+from ..pipeline.networks import predict, size_multiple
+from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from .log import Validation
 from .prior_loss import denoising_errors, denoising_loss, draw_timesteps, timestep_density
 from .seeds import step_generator

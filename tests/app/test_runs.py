@@ -17,7 +17,7 @@ from sgr_diffusers.app.uploads import describe_case
 from sgr_diffusers.app.views import headline_view, interval_plot, message, preview_view, progress_view, result_views
 from sgr_diffusers.reconstruct import SamplingSettings, can_be_fast, load_pipeline, reconstruct_volume
 from sgr_diffusers.reconstruct_file import read_scan
-from sgr_diffusers.schedules import fast_timesteps
+from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from tests.helpers.raw_files import random_complex
 
 CLASSES = ("femoral_cartilage", "meniscus")
@@ -132,7 +132,9 @@ def without_maps(tmp_path_factory):
 
 def test_a_preview_estimates_no_coil_maps(without_maps, monkeypatch):
     measurement, root_sum_of_squares = without_maps
-    monkeypatch.setattr("sgr_diffusers.inputs.estimate_coil_maps", lambda *given: pytest.fail("maps were estimated"))
+    monkeypatch.setattr(
+        "sgr_diffusers.pipeline.inputs.estimate_coil_maps", lambda *given: pytest.fail("maps were estimated")
+    )
     scan, zero_filled, fully_sampled = preview_slice(measurement)
     assert scan.coil_maps is None and fully_sampled is None
     np.testing.assert_allclose(zero_filled, root_sum_of_squares, atol=1e-5)

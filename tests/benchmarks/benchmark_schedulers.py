@@ -32,8 +32,8 @@ from benchmark_quality import BUNDLED, fully_sampled_segmentation, load
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.data.skm_tea import list_scans
 from sgr_diffusers.evaluation.metrics import psnr
-from sgr_diffusers.scheduler_table import FORGETS_NOISE, NOISE_LEVEL, supported_name
-from sgr_diffusers.schedules import fast_timesteps
+from sgr_diffusers.schedulers.support import FORGETS_NOISE, NOISE_LEVEL, supported_name
+from sgr_diffusers.schedulers.timesteps import fast_timesteps
 
 MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
 REFERENCE = ("DDIM eta=1", 100)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from sgr_diffusers import SGRMRIPipeline
-from sgr_diffusers.guidance import guidance_loss
+from sgr_diffusers.guidance.losses import guidance_loss
 
 BUNDLED = Path(__file__).parents[2] / "sgr_diffusers" / "pretrained" / "synthetic_knee"
 SIZE, N_COILS = (96, 80), 8

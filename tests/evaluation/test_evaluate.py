@@ -22,8 +22,8 @@ from sgr_diffusers.evaluation.plan import Unit
 from sgr_diffusers.evaluation.scores import score
 from sgr_diffusers.evaluation.store import shard_path
 from sgr_diffusers.evaluation.table1 import table1_rows, write_table1
-from sgr_diffusers.guidance import default_strength
-from sgr_diffusers.scheduler_table import PUSH_EXPONENT
+from sgr_diffusers.guidance.strength import default_strength
+from sgr_diffusers.schedulers.support import PUSH_EXPONENT
 from tests.helpers.layout_fixture import write_tiny_skm_tea
 from tests.helpers.tiny_pipeline import save_tiny_pipeline
 

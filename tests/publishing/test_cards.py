@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sgr_diffusers import SegmentationUNet
 from sgr_diffusers.evaluation.identity import weights_hash
-from sgr_diffusers.networks import class_names_of
+from sgr_diffusers.pipeline.networks import class_names_of
 from sgr_diffusers.publishing.cards import card_faults, package_link, render_card, template_folder
 from sgr_diffusers.publishing.model_card import model_card, model_facts, write_eval_results
 from sgr_diffusers.publishing.stages import run_snippet, stage_model, stage_space

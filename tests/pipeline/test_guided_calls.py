@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sgr_diffusers import SegmentationGuidance
-from sgr_diffusers.guidance import default_strength
+from sgr_diffusers.guidance.strength import default_strength
 from tests.helpers.pipeline_parts import (
     SIZE,
     BrightOrNever,

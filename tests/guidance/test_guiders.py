@@ -8,8 +8,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from sgr_diffusers import create_scheduler
-from sgr_diffusers.callbacks import Guidance, SegmentationGuidance, TrajectoryRecorder, check_guidance
-from sgr_diffusers.guidance import guidance_loss, has_pixels_to_push
+from sgr_diffusers.guidance.guiders import Guidance, SegmentationGuidance, TrajectoryRecorder, check_guidance
+from sgr_diffusers.guidance.losses import guidance_loss, has_pixels_to_push
 from tests.helpers.pipeline_parts import SIZE, assert_same, build, call, count_backward, draw_problem
 
 SETTINGS = {"num_inference_steps": 8, "guidance_strength": 0.1}
@@ -270,7 +270,7 @@ def test_guidance_that_cannot_work_is_refused(model, guidance, message):
 
 
 def test_something_else_is_refused():
-    with pytest.raises(TypeError, match=r"`guidance` must be a `sgr_diffusers.callbacks.Guidance`.* got str"):
+    with pytest.raises(TypeError, match=r"`guidance` must be a `sgr_diffusers.Guidance`.* got str"):
         check_guidance(["upper"], ["logits"], ("bright",))
 
 

@@ -1,7 +1,7 @@
 """A diffusers scheduler and what it is to do enter; nothing leaves, or an error if the image would be wrong.
 
-Whether a class can be used at all is in `scheduler_table`; here are its settings, the noise levels that the prior was
-trained with, and what the call asks of it.
+Whether a class can be used at all is in `schedulers.support`; here are its settings, the noise levels that the prior
+was trained with, and what the call asks of it.
 """
 
 import inspect
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from diffusers import SchedulerMixin
 
-from .scheduler_table import (
+from .support import (
     LEAST_STEPS,
     NOISE_LEVEL,
     PREDICTION_TYPES,

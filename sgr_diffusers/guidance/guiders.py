@@ -16,8 +16,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 from torch.nn import functional as F
 
-from .guidance import class_log_odds, guidance_loss, has_pixels_to_push
-from .inputs import resolve_classes
+from .losses import class_log_odds, guidance_loss, has_pixels_to_push
+from .targets import resolve_classes
 
 __all__ = ["Guidance", "SegmentationGuidance", "TrajectoryRecorder", "check_guidance", "images_to_push"]
 
@@ -183,7 +183,7 @@ def check_guidance(guidance: Sequence[Any], available: Sequence[str], class_name
     for entry in guidance:
         name = type(entry).__name__
         if not isinstance(entry, Guidance):
-            raise TypeError(f"`guidance` must be a `sgr_diffusers.callbacks.Guidance`, or a list of them, got {name}.")
+            raise TypeError(f"`guidance` must be a `sgr_diffusers.Guidance`, or a list of them, got {name}.")
         unknown = sorted(set(entry.tensor_inputs) - set(available))
         if unknown:
             raise ValueError(f"`guidance` {name} has unknown `tensor_inputs` {unknown}; there are {list(available)}.")

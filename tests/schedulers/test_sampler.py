@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sgr_diffusers import create_scheduler
-from sgr_diffusers.scheduler_checks import check_scheduler
-from sgr_diffusers.scheduler_table import FORGETS_NOISE, FRESH_NOISE, NOISE_LEVEL, PREDICTION_TYPES
-from sgr_diffusers.schedules import NoiseLevel, ScheduledSampler, fast_timesteps
+from sgr_diffusers.schedulers.checks import check_scheduler
+from sgr_diffusers.schedulers.sampler import NoiseLevel, ScheduledSampler
+from sgr_diffusers.schedulers.support import FORGETS_NOISE, FRESH_NOISE, NOISE_LEVEL, PREDICTION_TYPES
+from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from tests.helpers.schedulers import create
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import pytest
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, SchedulerMixin
 
 from sgr_diffusers import create_scheduler
-from sgr_diffusers.scheduler_checks import check_scheduler, noise_fingerprint
-from sgr_diffusers.scheduler_table import FORGETS_NOISE, LEAST_STEPS, REFUSED
+from sgr_diffusers.schedulers.checks import check_scheduler, noise_fingerprint
+from sgr_diffusers.schedulers.support import FORGETS_NOISE, LEAST_STEPS, REFUSED
 from tests.helpers.schedulers import BETAS, create
 
 DEPRECATED = "ignore:.algorithm_types.dpmsolver:FutureWarning"  # still there

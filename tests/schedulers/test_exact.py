@@ -19,8 +19,8 @@ from diffusers import UNet2DModel
 
 from sgr_diffusers import SGRMRIPipeline, create_scheduler
 from sgr_diffusers.mri.operators import channels_to_complex, complex_to_channels, fft2c, ifft2c
-from sgr_diffusers.scheduler_table import NOISE_LEVEL
-from sgr_diffusers.schedules import NoiseLevel
+from sgr_diffusers.schedulers.sampler import NoiseLevel
+from sgr_diffusers.schedulers.support import NOISE_LEVEL
 from tests.helpers.pipeline_parts import SIZE, build_unet, seeded
 
 N_SAMPLES = 32

@@ -1,4 +1,4 @@
-"""Segmentation logits and gradients enter, guidance losses and weights leave: paper Eqs. 7-14 as pure functions.
+"""Guidance losses and weights of segmentation logits and gradients: paper Eqs. 7-14 as pure functions.
 
 Nothing here knows a scheduler, a network or a data set. Notation, code to paper:
 
@@ -19,7 +19,6 @@ Nothing here knows a scheduler, a network or a data set. Notation, code to paper
 Half-precision logits are taken to float32 before any logarithm.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -28,17 +27,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
-    "PAPER_STRENGTH",
     "class_log_odds",
-    "default_strength",
-    "deterministic_factor",
     "guidance_loss",
     "guidance_weight",
     "has_pixels_to_push",
     "indicator",
     "loss_gradient",
     "lower_loss",
-    "strength_for_size",
     "tissue_volumes_mm3",
     "upper_loss",
     "volume_mm3",
@@ -46,58 +41,6 @@ __all__ = [
 
 # Label of each sample, from 1, `(batch,)`; or true for each of the classes that make up its tissue.
 Classes = Int[Tensor, " batch"] | Bool[Tensor, "batch out_class"]
-
-PAPER_STRENGTH = 0.005
-PAPER_STEPS = 100
-PAPER_SIZE = (512, 160)
-# A push to the noise is carried to the end in full by a deterministic sampler, and partly forgotten with every draw of
-# fresh noise. For a Gaussian image of variance P, a push of fixed size in every timestep t moves the result by the sum
-# of sigma_t sqrt(P / V_t) with eta = 0, and of sigma_t alpha_t P / V_t with eta = 1, where V_t = alpha_t^2 P +
-# sigma_t^2. With linear betas the second is 0.11 to 0.17 of the first for P of 0.02 to 0.1 (image scale 1), of pushes
-# below t = 0.2 alone 0.41 to 0.63. 0.12 and 0.30 are what made widths about equal on validation slices.
-DETERMINISTIC_FACTOR, WINDOW_EXPONENT = 0.12, 0.35
-
-
-def deterministic_factor(guidance_from: float = 1.0) -> float:
-    """How much less a sampler without fresh noise has to be pushed: 0.12, or more where only late steps are pushed.
-
-    Args:
-        guidance_from: share of the training time below which images are pushed, in (0, 1]. Measured at 1 and at 0.2.
-    """
-    return DETERMINISTIC_FACTOR**guidance_from**WINDOW_EXPONENT
-
-
-def default_strength(
-    share: float,
-    fresh_noise: float = 1.0,
-    exponent: float = 0.7,
-    strength: float = PAPER_STRENGTH,
-    guidance_from: float = 1.0,
-) -> float:
-    """Strength b of one evaluation that leaves the bounds as wide as `strength` in each of 100 of DDIM with eta = 1.
-
-    Args:
-        share: part of the training time that it covers; 1/100 in the paper.
-        fresh_noise: eta of the sampler, 1 in the paper, 0 for deterministic ones.
-        exponent: with which the push has to go with `share`, measured (`scheduler_table.PUSH_EXPONENT`). 1 would keep
-            the total push; fewer steps need less in total, since data consistency takes back less of it. Less so the
-            shorter the time that is guided: the exponent goes to 1.
-        strength: the checkpoint's (`SGRMRIPipeline`), or the paper's.
-        guidance_from: share of the training time below which images are pushed, in (0, 1].
-    """
-    exponent = 1 + (exponent - 1) * guidance_from
-    factor = deterministic_factor(guidance_from) ** (1 - fresh_noise**2)
-    return strength * (PAPER_STEPS * share) ** exponent * factor
-
-
-def strength_for_size(size: Sequence[int]) -> float:
-    """Strength b for images of another size than the paper's, (y, x), that pushes as hard beside the noise as there.
-
-    Eq. 14 measures the push by the norm of the noise of the whole image, which grows with the root of the number of
-    pixels. What the push has to stand out from is the noise along its own direction, of norm 1 in images of any size.
-    So b falls with the root of the number of pixels: 0.005 for 512 x 160, 0.016 for 96 x 80.
-    """
-    return PAPER_STRENGTH * math.sqrt(math.prod(PAPER_SIZE) / math.prod(size))
 
 
 def indicator(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Bool[Tensor, "batch y x"]:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from sgr_diffusers.scheduler_checks import check_scheduler, noise_fingerprint
-from sgr_diffusers.scheduler_table import FORGETS_NOISE, FRESH_NOISE, LEAST_STEPS, NOISE_LEVEL
-from sgr_diffusers.schedules import NoiseLevel, ScheduledSampler, fast_timesteps
+from sgr_diffusers.schedulers.checks import check_scheduler, noise_fingerprint
+from sgr_diffusers.schedulers.sampler import NoiseLevel, ScheduledSampler
+from sgr_diffusers.schedulers.support import FORGETS_NOISE, FRESH_NOISE, LEAST_STEPS, NOISE_LEVEL
+from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from tests.helpers.schedulers import create
 
 MEAN, VARIANCE = 0.5, 0.3

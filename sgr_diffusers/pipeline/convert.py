@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from .models.authors.checkpoint_files import read_state_dict
-from .models.authors.prior import PRIOR_ANCHORS, authors_flags, prior_from_authors, prior_to_authors
-from .models.authors.segmentation import SEGMENTATION_ANCHORS, segmentation_from_authors, segmentation_to_authors
-from .models.prior import create_scheduler
-from .models.segmentation import SegmentationUNet
-from .output_folder import RECORD_FILE, check_replaceable, whole_folder
+from ..models.authors.checkpoint_files import read_state_dict
+from ..models.authors.prior import PRIOR_ANCHORS, authors_flags, prior_from_authors, prior_to_authors
+from ..models.authors.segmentation import SEGMENTATION_ANCHORS, segmentation_from_authors, segmentation_to_authors
+from ..models.prior import create_scheduler
+from ..models.segmentation import SegmentationUNet
+from ..output_folder import RECORD_FILE, check_replaceable, whole_folder
 from .pipeline_sgr_mri import SGRMRIPipeline
 
 __all__ = ["convert_from_authors", "convert_to_authors"]
@@ -119,7 +119,7 @@ def _segmentation_settings(model: SegmentationUNet) -> dict[str, Any]:
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    from . import __version__
+    from .. import __version__
 
     content = {"sgr_diffusers": __version__, **record}
     (folder / RECORD_FILE).write_text(json.dumps(content, indent=2) + "\n")

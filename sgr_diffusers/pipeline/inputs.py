@@ -12,21 +12,19 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from .mri.coils import estimate_coil_maps
-from .mri.consistency import FINAL_CONSISTENCY
+from ..guidance.targets import TARGETS
+from ..mri.coils import estimate_coil_maps
+from ..mri.consistency import FINAL_CONSISTENCY
 
 __all__ = [
     "OUTPUT_TYPES",
-    "TARGETS",
     "Measurement",
     "check_measurement",
     "check_settings",
     "image_generators",
-    "resolve_classes",
     "slice_scale",
 ]
 
-TARGETS = {"lower": ("lower",), "upper": ("upper",), "both": ("lower", "upper"), "none": ("none",)}
 OUTPUT_TYPES = ("pt", "np")
 
 ArrayLike = Tensor | np.ndarray
@@ -252,32 +250,6 @@ def check_settings(
                 f"`latents` with `eta=0` make all of num_samples={num_samples} equal. Leave out `latents` or raise "
                 "`eta`."
             )
-
-
-def resolve_classes(classes: Sequence[str | int] | str | int | None, class_names: Sequence[str]) -> tuple[int, ...]:
-    """Label numbers, from 1, of classes given by name or number; all of them for `None`.
-
-    Raises:
-        ValueError: a class is unknown, given twice, or none is given.
-    """
-    if classes is None:
-        return tuple(range(1, len(class_names) + 1))
-    if isinstance(classes, (str, Integral)):
-        classes = (classes,)
-    known = ", ".join(f"{number} {name!r}" for number, name in enumerate(class_names, start=1))
-    numbers = []
-    for entry in classes:
-        if isinstance(entry, str) and entry in class_names:
-            numbers.append(list(class_names).index(entry) + 1)
-        elif isinstance(entry, Integral) and not isinstance(entry, bool) and 1 <= entry <= len(class_names):
-            numbers.append(int(entry))
-        else:
-            raise ValueError(f"`classes` must name classes of the segmentation model ({known}), got {entry!r}.")
-    if not numbers or len(set(numbers)) != len(numbers):
-        raise ValueError(
-            f"`classes` must name one class or more, each once, got {tuple(classes)!r}. Of {known}, None means all."
-        )
-    return tuple(numbers)
 
 
 def slice_scale(

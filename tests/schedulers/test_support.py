@@ -4,7 +4,7 @@ import inspect
 
 import diffusers
 
-from sgr_diffusers.scheduler_table import NATIVE_TYPES, NOISE_LEVEL, REFUSED
+from sgr_diffusers.schedulers.support import NATIVE_TYPES, NOISE_LEVEL, REFUSED
 
 
 def scheduler_classes():
@@ -15,7 +15,7 @@ def scheduler_classes():
 def test_every_scheduler_of_diffusers_is_in_one_table():
     found = set(scheduler_classes())
     tables = set(NOISE_LEVEL) | set(REFUSED)
-    assert found - tables == set(), "decide for each: NOISE_LEVEL or REFUSED in sgr_diffusers/scheduler_table.py"
+    assert found - tables == set(), "decide for each: NOISE_LEVEL or REFUSED in sgr_diffusers/schedulers/support.py"
     assert not set(NOISE_LEVEL) & set(REFUSED)
     assert set(NOISE_LEVEL) == set(NATIVE_TYPES)
     assert len(found) > 40  # the listing itself works

@@ -11,27 +11,21 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Complex, Float
 from torch import Generator, Tensor, nn
 
-from .callbacks import Guidance, SegmentationGuidance, check_guidance, images_to_push
-from .guidance import PAPER_STRENGTH, guidance_weight, loss_gradient, tissue_volumes_mm3
-from .hub.repository import RepositoryMixin
-from .inputs import (
-    TARGETS,
-    Measurement,
-    check_measurement,
-    check_settings,
-    image_generators,
-    resolve_classes,
-    slice_scale,
-)
-from .mri.consistency import data_residual, fully_consistent
-from .mri.operators import SenseOperator, channels_to_complex, complex_to_channels
-from .mri.solvers import conjugate_gradient
+from ..guidance.guiders import Guidance, SegmentationGuidance, check_guidance, images_to_push
+from ..guidance.losses import guidance_weight, loss_gradient, tissue_volumes_mm3
+from ..guidance.strength import PAPER_STRENGTH
+from ..guidance.targets import TARGETS, resolve_classes
+from ..hub.repository import RepositoryMixin
+from ..mri.consistency import data_residual, fully_consistent
+from ..mri.operators import SenseOperator, channels_to_complex, complex_to_channels
+from ..mri.solvers import conjugate_gradient
+from ..schedulers.checks import check_scheduler, noise_fingerprint
+from ..schedulers.sampler import ScheduledSampler
+from .inputs import Measurement, check_measurement, check_settings, image_generators, slice_scale
 from .networks import batches, check_complete, check_networks, class_names_of, predict, segment, size_multiple
-from .pipeline_output import SGRMRIPipelineOutput
-from .scheduler_checks import check_scheduler, noise_fingerprint
-from .schedules import ScheduledSampler
+from .output import SGRMRIPipelineOutput
 
-__all__ = ["SGRMRIPipeline", "SGRMRIPipelineOutput"]
+__all__ = ["SGRMRIPipeline"]
 
 
 class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
@@ -45,7 +39,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
 
     Args:
         unet: the prior; 2 channels in (real, imaginary), 2 out, or 4 with learned sigma.
-        scheduler: of diffusers, see `scheduler_table`; one that does not clip. DDIM is the reference.
+        scheduler: of diffusers, see `schedulers.support`; one that does not clip. DDIM is the reference.
         segmentation_model: any module from magnitude `(batch, 1, y, x)` to logits `(batch, n_classes + 1, y, x)`,
             channel 0 the background. It may name its classes by `config.class_names` or an attribute `class_names`,
             and the multiple that its input's sides must have by an attribute `size_multiple` (default: that of the
@@ -54,7 +48,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         scale_correction: ... times this factor.
         cg_iterations: default of the call's. Few iterations fit less noise: to be chosen on validation scans.
         guidance_strength: b of paper Eq. 14, for 100 steps of DDIM with eta=1, of which a call's default is made.
-            The paper's is for its image size; smaller images need more (`guidance.strength_for_size`).
+            The paper's is for its image size; smaller images need more (`guidance.strength.strength_for_size`).
         guidance_from: timestep below which images are pushed, as share of the training time; 1 for all steps, as in
             the paper. Pushes at high noise are forgotten with the fresh noise of later steps, those in the middle cost
             image quality and precision (pipelines/SCHEDULERS.md, "When to push"): to be chosen on validation scans.

@@ -4,20 +4,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from sgr_diffusers import create_scheduler
-from sgr_diffusers.guidance import (
+from sgr_diffusers.guidance.losses import (
     class_log_odds,
-    default_strength,
-    deterministic_factor,
     guidance_loss,
     guidance_weight,
     has_pixels_to_push,
     indicator,
     loss_gradient,
     lower_loss,
-    strength_for_size,
     upper_loss,
     volume_mm3,
 )
+from sgr_diffusers.guidance.strength import default_strength, deterministic_factor, strength_for_size
 
 CLASSES = torch.tensor([1, 3])
 

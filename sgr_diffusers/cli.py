@@ -4,6 +4,7 @@ Only parsing is here; what is heavy is imported by the command that needs it.
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -124,7 +125,7 @@ def _add_reconstruct(commands: Any) -> None:
         "volumes.csv (of the slices reconstructed, all together) and figure.png",
         "sgr reconstruct scan.h5 --slices 20:24 --acceleration 8 --output bounds",
     )
-    command.add_argument("file", type=Path, metavar="FILE", help="raw k-space: .h5, .npy, .npz or .cfl")
+    command.add_argument("file", type=Path, metavar="FILE", help="raw k-space: .h5, .mrd, .npy, .npz or .cfl")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     command.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier run")
     command.add_argument("--ismrmrd", action="store_true", help="also write images.h5, images in the ISMRMRD format")
@@ -132,22 +133,30 @@ def _add_reconstruct(commands: Any) -> None:
     data.add_argument(
         "--slices", type=_slices, metavar="START:STOP[:STEP]", help="from 0, without STOP (default: all)"
     )
-    data.add_argument("--echo", type=int, default=1, help="from 1 (default: %(default)s)")
-    data.add_argument("--coils", type=int, metavar="N", help="compress to N virtual coils (default: all coils)")
+    data.add_argument("--echo", type=_positive_int, default=1, help="from 1 (default: %(default)s)")
+    data.add_argument(
+        "--repetition", type=_count, default=0, metavar="N", help="from 0, of ISMRMRD (default: %(default)s)"
+    )
+    data.add_argument("--group", metavar="NAME", help="HDF5 group of the scan (default: the only one there is)")
+    data.add_argument(
+        "--coils", type=_positive_int, metavar="N", help="compress to N virtual coils (default: all coils)"
+    )
     sampling = data.add_mutually_exclusive_group()
     sampling.add_argument(
         "--acceleration",
-        type=float,
+        type=_acceleration,
         metavar="A",
-        help="undersample by the stored mask poisson_<A>x (default: k-space as it is, measured where it is not zero)",
+        help="undersample by the stored mask poisson_<A>x, or, in a fully sampled file without masks, by one made for "
+        "it (default: k-space as it is, measured where it is not zero)",
     )
     sampling.add_argument("--mask", metavar="NAME", help="undersample by this stored mask, for example poisson_8.0x")
     data.add_argument(
         "--voxel-size",
-        type=float,
+        type=_positive,
         nargs=3,
         metavar=("X", "Y", "Z"),
-        help="edge lengths in mm, X between slices (default: of the file, or of the annotations beside it)",
+        help="edge lengths in mm, X between slices (default: of the file, or of the annotations beside it; not needed "
+        "with --target none)",
     )
     method = command.add_argument_group("how to reconstruct")
     method.add_argument("--model", help="folder or Hub repository of the pipeline (default: the bundled one)")
@@ -155,25 +164,28 @@ def _add_reconstruct(commands: Any) -> None:
         "--target", choices=TARGETS, default="both", help="'none' for a plain reconstruction (default: %(default)s)"
     )
     method.add_argument("--classes", nargs="+", metavar="CLASS", help="names or label numbers (default: all)")
-    method.add_argument("--steps", type=int, help="reverse steps (default: 100, or 25 with --fast)")
+    method.add_argument("--steps", type=_positive_int, help="reverse steps (default: 100, or 25 with --fast)")
     method.add_argument("--fast", action="store_true", help="steps where they count, 25 by default")
     method.add_argument(
         "--strength",
-        type=float,
+        type=_not_negative,
         help="b of paper Eq. 14, per step (default: as wide as by the paper's 0.005 in 100 steps)",
     )
     method.add_argument(
-        "--eta", type=float, default=1.0, help="share of fresh noise, 0 (deterministic) to 1 (default: %(default)s)"
+        "--eta", type=_share, default=1.0, help="share of fresh noise, 0 (deterministic) to 1 (default: %(default)s)"
     )
     method.add_argument(
         "--final-consistency", choices=FINAL_CONSISTENCY, default="replace", help="last step (default: %(default)s)"
     )
     method.add_argument(
-        "--seed", type=int, default=0, help="of the noise; each slice has its own stream (default: %(default)s)"
+        "--seed", type=_count, default=0, help="of the noise; each slice has its own stream (default: %(default)s)"
     )
     machine = command.add_argument_group("where to compute")
     machine.add_argument(
-        "--batch-size", type=int, default=8, help="most images at once; less needs less memory (default: %(default)s)"
+        "--batch-size",
+        type=_positive_int,
+        default=8,
+        help="most images at once; less needs less memory (default: %(default)s)",
     )
     machine.add_argument("--device", help="for example cuda:1 (default: a GPU if there is one)")
     machine.add_argument("--dtype", choices=DTYPES, default="float32", help="of the prior (default: %(default)s)")
@@ -188,6 +200,40 @@ def _add_convert(commands: Any) -> None:
         "sgr convert --prior ema.pt --segmentation segmentation.pt runs/converted",
     )
     add_convert_arguments(command)
+
+
+def _number(text: str, convert: Any, is_valid: Any, expected: str) -> Any:
+    try:
+        value = convert(text)
+    except ValueError:
+        value = None
+    if value is None or not is_valid(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value
+
+
+def _positive_int(text: str) -> int:
+    return _number(text, int, lambda value: value >= 1, "a whole number from 1")
+
+
+def _count(text: str) -> int:
+    return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0")
+
+
+def _positive(text: str) -> float:
+    return _number(text, float, lambda value: 0 < value < math.inf, "a positive number")
+
+
+def _not_negative(text: str) -> float:
+    return _number(text, float, lambda value: 0 <= value < math.inf, "a number from 0")
+
+
+def _share(text: str) -> float:
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def _acceleration(text: str) -> float:
+    return _number(text, float, lambda value: 1 < value < math.inf, "a number above 1")
 
 
 def _slices(text: str) -> slice:
@@ -234,7 +280,9 @@ def _run_reconstruct(args: argparse.Namespace) -> None:
         settings,
         slices=args.slices or slice(None),
         echo=args.echo,
-        mask_name=args.mask if args.acceleration is None else f"poisson_{args.acceleration:.1f}x",
+        repetition=args.repetition,
+        group=args.group,
+        mask=args.mask if args.acceleration is None else args.acceleration,
         voxel_size_mm=args.voxel_size,
         model=args.model,
         device=args.device,

@@ -40,7 +40,7 @@ def run_demo(
     """
     output, settings = Path(output), SamplingSettings(num_inference_steps=n_steps, fast=True, seed=seed)
     with whole_folder(output, overwrite=True) as folder:
-        scans = [read_scan(case, mask_name=f"poisson_{acceleration:.1f}x") for acceleration in accelerations]
+        scans = [read_scan(case, mask=f"poisson_{acceleration:.1f}x") for acceleration in accelerations]
         pipe = load_pipeline(model)
         volumes = reconstruct_with_progress(pipe, scans, settings)
         rows = [row for volume in volumes for row in volume_table(volume)]

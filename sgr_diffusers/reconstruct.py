@@ -48,7 +48,7 @@ class ScanSlices:
         coil_maps: `(slice, coil, y, x)`, complex64; `None` to estimate them.
         target: `(slice, y, x)`, complex64, fully sampled images in the unit of `kspace`, if known.
         numbers: place of each slice in its scan.
-        voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm.
+        voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm; `None` where they are not known.
         label: what distinguishes this sampling in tables and figures, for example "8x".
         orientation: directions in which (slice, y, x) run, for example ("SI", "AP", "LR"), if known.
         affine: from places in these arrays to mm in the patient, see `RawSlices`, if known.
@@ -59,10 +59,19 @@ class ScanSlices:
     coil_maps: Complex[Tensor, "slice coil y x"] | None
     target: Complex[Tensor, "slice y x"] | None
     numbers: tuple[int, ...]
-    voxel_size_mm: tuple[float, float, float]
+    voxel_size_mm: tuple[float, float, float] | None
     label: str
     orientation: tuple[str, str, str] | None = None
     affine: Float[np.ndarray, "4 4"] | None = None
+
+    @property
+    def known_geometry(self) -> str:
+        """What is known of the place of the slices in the patient, for records."""
+        if self.affine is not None:
+            return "scanner coordinates"
+        if self.orientation is not None and self.voxel_size_mm is not None:
+            return f"directions alone ({', '.join(self.orientation)}), the origin is in the middle"
+        return "unknown, neither directions nor positions are stated by the file"
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ class VolumeReconstruction:
         labels: label number of each of them.
         targets: names of the target axis: "lower", "upper", or "none".
         numbers: place of each slice in its scan.
-        voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm.
+        voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm; `None` where they are not known.
         label: of the sampling, for example "8x".
     """
 
@@ -130,7 +139,7 @@ class VolumeReconstruction:
     labels: tuple[int, ...]
     targets: tuple[str, ...]
     numbers: tuple[int, ...]
-    voxel_size_mm: tuple[float, float, float]
+    voxel_size_mm: tuple[float, float, float] | None
     label: str
 
     def mask(self, place: int, target: str) -> Bool[np.ndarray, "slice y x"] | None:
@@ -140,9 +149,12 @@ class VolumeReconstruction:
         own = 0 if target == "none" else place
         return self.segmentations[:, own, self.targets.index(target)] == self.labels[place]
 
-    def volume_mm3(self, mask: Bool[np.ndarray, "slice y x"]) -> float:
-        """Volume in mm^3 of the true voxels (paper Eq. 7). Slices that were left out count nothing."""
-        return float(mask.sum() * np.prod(self.voxel_size_mm))
+    def volume_mm3(self, mask: Bool[np.ndarray, "slice y x"]) -> float | None:
+        """Volume in mm^3 of the true voxels (paper Eq. 7); `None` where the voxel size is not known.
+
+        Slices that were left out count nothing.
+        """
+        return None if self.voxel_size_mm is None else float(mask.sum() * np.prod(self.voxel_size_mm))
 
 
 def load_pipeline(

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .io.raw_file import read_raw
+from .io.raw_slices import RawSlices, check_voxel_size, warn_suspect
 from .output_folder import RECORD_FILE, check_replaceable, whole_folder
 from .pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from .reconstruct import (
@@ -26,7 +28,6 @@ __all__ = [
     "read_scan",
     "reconstruct_file",
     "reconstruct_with_progress",
-    "stored_voxel_size",
     "write_record",
 ]
 
@@ -38,7 +39,9 @@ def reconstruct_file(
     *,
     slices: slice = slice(None),
     echo: int = 1,
-    mask_name: str | None = None,
+    repetition: int = 0,
+    group: str | None = None,
+    mask: float | str | None = None,
     voxel_size_mm: Sequence[float] | None = None,
     model: str | None = None,
     device: str | None = None,
@@ -50,12 +53,15 @@ def reconstruct_file(
     """Reconstruct slices of a scan, write images, segmentations, volumes.csv and figure.png, and print the table.
 
     Args:
-        file: raw k-space of any kind that `io.raw_file.read_raw` reads.
+        file: raw k-space of any kind that `io.read_raw` reads.
         output: folder to make. It is there as a whole or, after an error or an interrupt, not at all.
         settings: how to sample; `None` for the defaults.
         slices: range of slices.
-        echo: from 1.
-        mask_name: stored mask to undersample by, for example "poisson_8.0x"; `None` for k-space as it is.
+        echo: number of the echo from 1.
+        repetition: number of the repetition from 0.
+        group: HDF5 group of the scan; `None` for the only one there is.
+        mask: stored mask to undersample by, its name or acceleration; in a fully sampled file without stored masks,
+            acceleration of a mask made for it; `None` for k-space as it is.
         voxel_size_mm: edge lengths (slice, y, x); `None` for those of the file or of the annotations beside it.
         model: folder or Hub repository; `None` for the bundled pipeline.
         device: of the networks.
@@ -73,7 +79,9 @@ def reconstruct_file(
     """
     output, settings = Path(output), settings or SamplingSettings()
     check_replaceable(output, overwrite)
-    scan = read_scan(file, slices, echo, mask_name, voxel_size_mm, n_coils)
+    scan = read_scan(
+        file, slices, echo, mask, voxel_size_mm, n_coils, repetition, group, needs_size=settings.target != "none"
+    )
     pipe = load_pipeline(model, device, dtype)
     with whole_folder(output, overwrite) as folder:
         [volume] = reconstruct_with_progress(pipe, [scan], settings)
@@ -81,9 +89,13 @@ def reconstruct_file(
         write_table(folder / "volumes.csv", rows)
         write_images(folder, volume, scan.orientation, scan.affine, ismrmrd)
         bounds_figure([volume], f"{Path(file).name}; volumes of the slice shown").savefig(folder / "figure.png")
-        write_record(folder, settings, file=file, model=model, slices=list(scan.numbers), echo=echo, mask=mask_name)
+        read = {"file": file, "slices": list(scan.numbers), "echo": echo, "repetition": repetition, "group": group}
+        geometry = scan.known_geometry
+        write_record(folder, settings, model=model, mask=mask, geometry=geometry, **read)
     print(table_text(rows))
-    print(f"\nVolumes in mm^3 of {len(scan.numbers)} slices together. Written to {output}")
+    print(f"\nVolumes of {len(scan.numbers)} slices together. Written to {output}")
+    if geometry != "scanner":
+        print(f"Geometry of the NIfTI files: {geometry}")
     return rows
 
 
@@ -91,28 +103,32 @@ def read_scan(
     file: str | Path,
     slices: slice = slice(None),
     echo: int = 1,
-    mask_name: str | None = None,
+    mask: float | str | None = None,
     voxel_size_mm: Sequence[float] | None = None,
     n_coils: int | None = None,
+    repetition: int = 0,
+    group: str | None = None,
+    needs_size: bool = True,
 ) -> ScanSlices:
     """Read slices as `reconstruct_volume` takes them; arguments as for `reconstruct_file`.
 
     Coil maps and fully sampled images are optional in the file, as is an attribute `voxel_size_mm` of three numbers.
 
+    Args:
+        needs_size: whether an unknown voxel size is an error; bounds are volumes, a plain reconstruction is none.
+
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError, PermissionError, BlockingIOError: as `read_raw` says.
         ValueError: as `read_raw` says, or the voxel size is not known.
     """
-    stored_size = stored_voxel_size(Path(file))
-    raw = read_raw(file, slices, echo, mask_name, n_coils)
-    size = next((size for size in (voxel_size_mm, stored_size, raw.voxel_size_mm) if size is not None), None)
-    if size is None:
+    given_size = None if voxel_size_mm is None else check_voxel_size(voxel_size_mm, "voxel-size")
+    raw = read_raw(file, slices, echo, mask, n_coils, repetition, group)
+    size = raw.voxel_size_mm if given_size is None else given_size
+    if size is None and needs_size:
         raise ValueError(
             f"`voxel-size` is needed: {file} does not state it, and no annotations lie beside it. For SKM-TEA: "
             "--voxel-size 0.3125 0.3125 0.8"
         )
-    if len(size) != 3 or not all(0 < edge < float("inf") for edge in size):
-        raise ValueError(f"`voxel-size` must be three positive edge lengths in mm, got {tuple(size)}.")
     acceleration = float(raw.mask.numel() / raw.mask.sum().clamp_min(1))
     return ScanSlices(
         kspace=raw.kspace,
@@ -120,32 +136,33 @@ def read_scan(
         coil_maps=raw.coil_maps,
         target=raw.target,
         numbers=raw.slice_indices,
-        voxel_size_mm=tuple(float(edge) for edge in size),
+        voxel_size_mm=size,
         orientation=raw.orientation,
-        affine=raw.affine,
-        label=f"as stored ({acceleration:.2g}x)" if mask_name is None else mask_label(mask_name),
+        affine=_fitting_affine(raw, size),
+        label=f"as stored ({acceleration:.2g}x)" if mask is None else mask_label(mask),
     )
 
 
-def stored_voxel_size(file: Path) -> tuple[float, ...] | None:
-    """The attribute `voxel_size_mm` of an HDF5 file; `None` for a file without it, or one that cannot be read."""
-    import h5py
+def _fitting_affine(raw: RawSlices, size: tuple[float, float, float] | None) -> np.ndarray | None:
+    """The affine of the file, unless the user says that voxels have another size."""
+    if raw.affine is None or size is None or raw.voxel_size_mm is None:
+        return None
+    if np.allclose(size, raw.voxel_size_mm, rtol=1e-3):
+        return raw.affine
+    warn_suspect(
+        f"`voxel-size` {size} contradicts the file, which says {raw.voxel_size_mm}: it is used, and the position of "
+        "the slices is taken as unknown."
+    )
+    return None
 
-    try:
-        with h5py.File(file, "r") as content:
-            size = content.attrs.get("voxel_size_mm")
-            return None if size is None else tuple(float(edge) for edge in size)
-    except OSError:
-        return None  # the reader says what is wrong
 
-
-def mask_label(mask_name: str) -> str:
-    """ "poisson_8.0x" to "8x"; other names stay as they are."""
-    number = mask_name.removeprefix("poisson_").removesuffix("x")
+def mask_label(mask: float | str) -> str:
+    """ "poisson_8.0x" and 8 to "8x"; other names stay as they are."""
+    number = str(mask).removeprefix("poisson_").removesuffix("x")
     try:
         return f"{float(number):g}x"
     except ValueError:
-        return mask_name
+        return str(mask)
 
 
 def reconstruct_with_progress(

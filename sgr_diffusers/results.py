@@ -102,18 +102,18 @@ def write_images(
 
     The files are `<class>_<target>_image.nii.gz` and `<class>_<target>_segmentation.nii.gz`, or for an unguided
     reconstruction `unguided_image.nii.gz` and `unguided_segmentation.nii.gz`. A segmentation holds the labels of all
-    classes in that reconstruction. Slices that were left out between others widen the spacing. An `affine` that is
-    known says where the voxels lie in the patient; otherwise the files have their origin in the middle. With `ismrmrd`
-    the same goes to `images.h5`, too, as a series each, named as the NIfTI files are.
+    classes in that reconstruction. Slices that were left out between others widen the spacing. The files say as much
+    of the place in the patient as is known, see `write_nifti`. With `ismrmrd` the same goes to `images.h5`, too, as a
+    series each, named as the NIfTI files are.
     """
     from .io.ismrmrd_writer import write_ismrmrd_images
     from .io.nifti import write_nifti
 
-    step = volume.numbers[1] - volume.numbers[0] if len(volume.numbers) > 1 else 1
-    spacing = (volume.voxel_size_mm[0] * step, *volume.voxel_size_mm[1:])
-    geometry: dict[str, Any] = {} if orientation is None else {"orientation": tuple(orientation)}
-    if affine is not None and np.allclose(np.linalg.norm(affine[:3, :3], axis=0), spacing, rtol=1e-3):
-        geometry["affine"] = affine  # unless the user said that voxels have another size
+    spacing, geometry = None, {}
+    if volume.voxel_size_mm is not None:
+        step = abs(volume.numbers[1] - volume.numbers[0]) if len(volume.numbers) > 1 else 1
+        spacing = (volume.voxel_size_mm[0] * step, *volume.voxel_size_mm[1:])
+        geometry = {"orientation": None if orientation is None else tuple(orientation), "affine": affine}
     for own in range(volume.magnitudes.shape[1]):
         for number, target in enumerate(volume.targets):
             stem = "unguided" if target == "none" else f"{volume.classes[own]}_{target}"

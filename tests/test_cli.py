@@ -166,10 +166,10 @@ def test_one_bound_of_one_class_without_reference(sgr, scan, tmp_path):
         (["--mask", "spiral"], "no masks/spiral"),
         (["--classes", "patella"], "'patella'"),
         (["--classes", "5"], "got 5"),
-        (["--eta", "2"], "`eta`"),
-        (["--batch-size", "0"], "`batch_size`"),
         (["--device", "abacus"], "`device` 'abacus'"),
-        (["--voxel-size", "1", "1", "0"], "`voxel-size` must be three positive"),
+        (["--voxel-size", "1", "1", "900"], "`voxel-size` must be three edge lengths"),
+        (["--repetition", "1"], "has no repetitions"),
+        (["--group", "scan"], "has no such group"),
         (["--model", "nowhere"], "neither a folder nor the name of a Hub repository"),
         (["--model", "."], "no model_index.json"),
     ],
@@ -191,7 +191,7 @@ def foreign(path):
     [
         (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "truncated"),
         (lambda path: path.write_text("not HDF5"), "cannot be opened as HDF5"),
-        (foreign, "has no dataset `kspace`"),
+        (foreign, "has neither a dataset `kspace` nor"),
         (lambda path: path.unlink(), "is not a file"),
     ],
 )
@@ -293,6 +293,26 @@ def test_slice_ranges(text, capsys):
         with pytest.raises(SystemExit) as ended:
             cli.create_parser().parse_args(arguments)
         assert ended.value.code == 2 and "START:STOP" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--eta=2", "a number from 0 to 1, got '2'"),
+        ("--batch-size=0", "a whole number from 1, got '0'"),
+        ("--steps=-1", "a whole number from 1, got '-1'"),
+        ("--echo=0", "a whole number from 1, got '0'"),
+        ("--coils=0", "a whole number from 1, got '0'"),
+        ("--repetition=-1", "a whole number from 0, got '-1'"),
+        ("--seed=-1", "a whole number from 0, got '-1'"),
+        ("--acceleration=1", "a number above 1, got '1'"),
+        ("--strength=nan", "a number from 0, got 'nan'"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_the_parser(argument, expected, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.create_parser().parse_args(["reconstruct", "scan.h5", "--output", "out", argument])
+    assert ended.value.code == 2 and f"expected {expected}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["demo", "reconstruct", "synthesize"])

@@ -1,5 +1,8 @@
 """`sgr synthesize`, `sgr data`, and `sgr reconstruct` on raw files of other kinds, down to places in the patient."""
 
+import csv
+import json
+
 import h5py
 import nibabel
 import numpy as np
@@ -101,11 +104,11 @@ def scan_file(kind, folder):
     kspace = np.where(lines()[:, None], fft(coil_images(), (-2, -1)), 0).astype(np.complex64)
     if kind == "numpy":
         np.savez(folder / "scan.npz", kspace=kspace, mask=np.broadcast_to(lines()[:, None], (N, N)))
-        return folder / "scan.npz", ["--voxel-size", "3", "2", "1"], (3.0, 2.0, 1.0), ("I", "P", "R")
+        return folder / "scan.npz", ["--voxel-size", "3", "2", "1"], (3.0, 2.0, 1.0), None
     if kind == "fastmri":
         turned = np.ascontiguousarray(kspace.swapaxes(-1, -2))[None]
         xml = header_xml((N, N, 1), (N, N, 1), fov=(2.0 * N, 1.0 * N, 3.0))
-        return write_fastmri(folder / "scan.h5", turned, xml, mask=lines()), [], (3.0, 2.0, 1.0), ("I", "P", "R")
+        return write_fastmri(folder / "scan.h5", turned, xml, mask=lines()), [], (3.0, 2.0, 1.0), None
     acquisitions = [acquisition(kspace[:, row], int(row), position=(10, 20, 30)) for row in np.flatnonzero(lines())]
     xml = header_xml((N, N, 1), (N, N, 1), coils=4, fov=(1.0 * N, 2.0 * N, 3.0))
     return write_ismrmrd(folder / "scan.h5", xml, acquisitions), [], (3.0, 2.0, 1.0), ("S", "P", "L")
@@ -131,15 +134,15 @@ def test_prospective_data_end_to_end(model, tmp_path, monkeypatch, kind):
     assert cli.main([*command, "--target", "none", "--final-consistency", "least_squares", *arguments]) == 0
     image = nibabel.load(tmp_path / "out/unguided_image.nii.gz")
     assert image.header.get_zooms() == pytest.approx(spacing)
-    assert nibabel.aff2axcodes(image.affine) == axes
-    if kind == "ismrmrd":  # left 10, posterior 20, superior 30
+    assert image.header["sform_code"] == image.header["qform_code"] == (axes is not None)
+    if axes is not None:  # left 10, posterior 20, superior 30
+        assert nibabel.aff2axcodes(image.affine) == axes
         np.testing.assert_allclose(image.affine @ [0, N // 2, N // 2, 1], [-10, -20, 30, 1], atol=1e-4)
     with ismrmrd.Dataset("out/images.h5", mode="r") as dataset:
         copy, labels = (dataset.read_image(f"unguided_{name}", 0) for name in ("image", "segmentation"))
         np.testing.assert_array_equal(copy.data[0, 0], np.asarray(image.dataobj)[0])
         assert labels.data.shape == copy.data.shape and labels.data.dtype == np.uint16
-        at = image.affine @ [0, N // 2, N // 2, 1]  # right, anterior, superior
-        np.testing.assert_allclose(tuple(copy.position), (-at[0], -at[1], at[2]), atol=1e-4)
+        np.testing.assert_allclose(tuple(copy.position), (0, 0, 0) if axes is None else (10, 20, 30), atol=1e-4)
     scan = read_scan(file, voxel_size_mm=spacing)
     measured = lines()[:, None] if kind != "fastmri" else lines()[None]
     assert np.array_equal(scan.mask, np.broadcast_to(measured, (N, N)))
@@ -156,4 +159,22 @@ def test_a_mask_of_a_file_without_masks(tmp_path, capsys):
     assert (
         cli.main(["reconstruct", str(file), "--acceleration", "8", "--output", str(tmp_path / "o"), *arguments]) == 2
     )
-    assert "stores no masks to choose from" in capsys.readouterr().err
+    assert "scan is undersampled already" in capsys.readouterr().err
+
+
+def test_what_is_not_known_is_not_claimed(model, tmp_path, capsys):
+    """Without a voxel size, a plain reconstruction has no volumes; without directions, NIfTI has no coordinates."""
+    np.save(tmp_path / "scan.npy", fft(coil_images(), (-2, -1)).astype(np.complex64))
+    command = ["reconstruct", str(tmp_path / "scan.npy"), "--model", str(model), "--steps", "2", "--acceleration", "2"]
+    assert cli.main([*command, "--output", str(tmp_path / "bounds")]) == 2
+    assert "`voxel-size` is needed" in capsys.readouterr().err
+    assert cli.main([*command, "--output", str(tmp_path / "plain"), "--target", "none"]) == 0
+    assert "unknown, neither directions nor positions" in capsys.readouterr().out
+    with open(tmp_path / "plain" / "volumes.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["unguided_mm3"] for row in rows} == {""} and {row["sampling"] for row in rows} == {"2x"}
+    image = nibabel.load(tmp_path / "plain" / "unguided_image.nii.gz")
+    assert image.header["sform_code"] == image.header["qform_code"] == 0
+    assert image.header.get_xyzt_units()[0] == "unknown"
+    record = json.loads((tmp_path / "plain" / "settings.json").read_text())
+    assert record["geometry"].startswith("unknown") and record["mask"] == 2

@@ -22,7 +22,7 @@ settings.json                                              what made them
 {position}
 """
 _KNOWN = "The files lie where the slice lay in the patient, as the raw file says."
-_UNKNOWN = "The raw file does not say where the slice lay in the patient: the files have their origin in its middle."
+_UNKNOWN = "The raw file does not say where the slice lay in the patient, and neither do these files ({geometry})."
 
 
 def write_downloads(result: CaseResult, folder: Path) -> tuple[Path, Path]:
@@ -49,7 +49,8 @@ def write_downloads(result: CaseResult, folder: Path) -> tuple[Path, Path]:
             mask=measurement.mask_name,
             voxel_size_mm=scan.voxel_size_mm,
         )
-        (content / "README.txt").write_text(_README.format(position=_UNKNOWN if scan.affine is None else _KNOWN))
+        position = _KNOWN if scan.affine is not None else _UNKNOWN.format(geometry=scan.known_geometry)
+        (content / "README.txt").write_text(_README.format(position=position))
         (content / "volumes.csv").write_bytes(table.read_bytes())
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:  # the NIfTI files are compressed already
             for entry in sorted(content.iterdir()):

@@ -1,5 +1,6 @@
 """A file from somebody unknown enters; what can be chosen of it, or an error that can be shown, leaves."""
 
+import os
 import re
 import zipfile
 from dataclasses import dataclass
@@ -7,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..io.file_checks import check_regular_file
+from ..io.hdf5_file import open_hdf5
 from ..io.raw_file import read_raw, stored_choices
-from ..io.raw_slices import open_hdf5
-from ..reconstruct_file import stored_voxel_size
 from .limits import AppLimits
 
 __all__ = ["FILE_TYPES", "CaseInfo", "describe_case", "readable", "safe_name"]
 
-FILE_TYPES = (".h5", ".hdf5", ".npy", ".npz")  # a .cfl is half of a pair and comes as an .npy instead
+FILE_TYPES = (".h5", ".hdf5", ".mrd", ".npy", ".npz")  # a .cfl is half of a pair and comes as an .npy instead
 USABLE = (ValueError, TypeError, LookupError, OSError, MemoryError)  # errors whose text is meant for people
 
 
@@ -68,7 +69,7 @@ def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) 
     try:
         if path.suffix.lower() not in FILE_TYPES:
             raise ValueError(f"{name} must end in {', '.join(FILE_TYPES)}.")
-        n_mb = path.stat().st_size / 1e6
+        n_mb = check_regular_file(path).stat().st_size / 1e6
         if n_mb > limits.max_upload_mb:
             raise ValueError(f"{name} has {n_mb:.0f} MB, but at most {limits.max_upload_mb:.0f} MB can be used here.")
         content_mb = _content_bytes(path) / 1e6
@@ -91,7 +92,6 @@ def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) 
                 f"{limits.max_pixels_without_maps} values of 16 coils, and fewer of more coils). Store coil maps in "
                 "the file, or fewer (virtual) coils."
             )
-        voxel_size_mm = stored_voxel_size(path) or raw.voxel_size_mm
     except USABLE as error:
         raise ValueError(readable(error, path, name)) from error
     return CaseInfo(
@@ -102,7 +102,7 @@ def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) 
         n_coils=n_coils,
         masks=masks,
         n_echoes=n_echoes,
-        voxel_size_mm=voxel_size_mm,
+        voxel_size_mm=raw.voxel_size_mm,
         is_fully_sampled=raw.target is not None,
     )
 
@@ -111,7 +111,7 @@ def readable(error: BaseException, path: Path, name: str) -> str:
     """Text of an error, in one line, with the name of the file in the place of its path."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     text = " ".join(str(text).split()) or type(error).__name__
-    return text.replace(str(path), name).replace(str(path.parent), "")
+    return text.replace(str(path), name).replace(f"{path.resolve().parent}{os.sep}", "")
 
 
 def _content_bytes(path: Path) -> int:

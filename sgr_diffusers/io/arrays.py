@@ -1,20 +1,38 @@
-"""Arrays in numpy's files, BART's cfl/hdr pairs or plain HDF5 enter; complex64 k-space slices leave."""
+"""Reader of plain arrays: numpy's files, BART's cfl/hdr pairs, and HDF5 without a standard."""
 
 import os
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Complex64
+from jaxtyping import Bool, Complex64, Shaped
 
 from ..mri.operators import ifft2c
-from .raw_slices import RawSlices, check_finite, open_hdf5, slice_indices
+from .file_checks import (
+    check_claimed_bytes,
+    check_regular_file,
+    describe_foreign_content,
+    first_bytes,
+    read_small_text,
+)
+from .hdf5_file import child, find_group, open_hdf5, read_dataset
+from .kspace_checks import check_centre, check_mask_has_data, slice_energy
+from .raw_slices import RawSlices, check_finite, check_voxel_size, common_mask, slice_indices
 
-__all__ = ["read_arrays", "read_cfl"]
+__all__ = ["bart_pair", "read_arrays", "read_cfl"]
 
 _READ, _PHASE_1, _PHASE_2, _COIL, _SLICE = 0, 1, 2, 3, 13  # axes of BART
-_NAMES = {"kspace": ("kspace",), "mask": ("mask",), "coil_maps": ("coil_maps", "maps"), "target": ("target",)}
+_MOST_AXES = 32
+_NAMES = {
+    "kspace": ("kspace",),
+    "mask": ("mask",),
+    "coil_maps": ("coil_maps", "maps"),
+    "target": ("target",),
+    "voxel_size_mm": ("voxel_size_mm",),
+}
 
 
 def read_arrays(
@@ -22,6 +40,7 @@ def read_arrays(
     mask: str | os.PathLike | None = None,
     coil_maps: str | os.PathLike | None = None,
     slices: range | slice | Iterable[int] | None = None,
+    group: str | None = None,
 ) -> RawSlices:
     """Read k-space, and mask and maps if there are any, from arrays in files.
 
@@ -30,20 +49,24 @@ def read_arrays(
     image space along READ, and slices lie along it, as in SKM-TEA's files. A SKM-TEA scan has another reader.
 
     Args:
-        kspace: .npy, .npz (`kspace` and, if known, `mask`, `coil_maps` or `maps`, `target`, `voxel_size_mm`), .h5 of
-            the same names, or the .cfl or .hdr of a pair.
-        mask: file of (y, x), 0 or 1; `None`: that of the file, or true where k-space is not zero.
-        coil_maps: file of maps in the shape of k-space; `None`: those of the file, if any.
-        slices: which slices, as a range, a slice or indices from 0; `None` for all.
+        kspace: .npy, .npz (`kspace` and, if known, `mask`, `coil_maps` or `maps`, `target`, `voxel_size_mm`), HDF5 of
+            the same names, or the .cfl or .hdr of a pair; the content decides, not the ending.
+        mask: file of 0 and 1: (y, x), (slice, y, x) for slices with masks of their own, (x,) or (1, x) for columns,
+            (y, 1) for rows. `None`: the mask of the k-space file, or true where a slice has k-space other than zero.
+        coil_maps: file of maps in the shape of k-space; `None`: those of the k-space file, if any.
+        slices: slices to read, as a range, a slice or indices from 0; `None` for all.
+        group: HDF5 group of the arrays; `None` for the only one there is.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, of another shape or kind, or holds values that are not finite.
+        PermissionError, BlockingIOError: this user may not read the file, or another program is writing it.
+        ValueError: a file is damaged, of another shape or kind, holds values that are not finite, or has its k-space
+            centre elsewhere.
     """
     path = Path(kspace)
-    content = _load(path)
+    content = _load(path, group=group)
     if "kspace" not in content:
-        raise ValueError(f"{path} holds {sorted(content)}, but no `kspace`.")
+        raise ValueError(f"{path} holds no array `kspace`; of the names known here it has {sorted(content)}.")
     for name, file in (("mask", mask), ("coil_maps", coil_maps)):
         if file is not None:
             loaded = _load(Path(file), maps=name == "coil_maps")
@@ -52,40 +75,33 @@ def read_arrays(
                 raise ValueError(f"`{name}` {file} holds {sorted(loaded)}, but no array of that name.")
     values = _slices_first(content["kspace"], "kspace", path)
     indices = slice_indices(slices, len(values), path)
-    chosen = np.ascontiguousarray(values[list(indices)], np.complex64)
-    check_finite(chosen, "kspace", path, indices)
-    arrays = {}
-    for name in ("coil_maps", "target"):
-        if content.get(name) is None:
-            continue
+    chosen = _chosen(values, indices, "kspace", path)
+    check_centre(slice_energy(chosen), path, ("y", "x"), "Shift k-space: numpy.fft.fftshift over y and x.")
+    expected = {"coil_maps": values.shape, "target": (len(values), *values.shape[2:])}
+    more = {}
+    for name in expected.keys() & content.keys():
         array = content[name]
-        if name == "coil_maps":
-            array = _slices_first(array, name, path)
-        elif array.ndim == 2:
-            array = array[None]
-        expected = values.shape if name == "coil_maps" else (len(values), *values.shape[2:])
-        if array.shape != expected:
-            raise ValueError(f"`{name}` for {path} must have shape {expected}, as `kspace` has it, got {array.shape}.")
-        arrays[name] = np.ascontiguousarray(array[list(indices)], np.complex64)
-        check_finite(arrays[name], name, path, indices)
-    sampled = (chosen != 0).any(axis=(0, 1))
-    if content.get("mask") is not None:
-        stored = np.squeeze(content["mask"])
-        if stored.shape != sampled.shape or not np.isin(stored, (0, 1)).all():
+        array = _slices_first(array, name, path) if name == "coil_maps" else array.reshape((1, *array.shape)[-3:])
+        if array.shape != expected[name]:
             raise ValueError(
-                f"`mask` for {path} must be {sampled.shape} of 0 and 1, as `kspace` has it, got shape {stored.shape} "
-                "or other values."
+                f"`{name}` for {path} must have shape {expected[name]}, as `kspace` has it, got {array.shape}."
             )
-        sampled = stored.astype(bool)
-        chosen = np.where(sampled, chosen, 0)
+        more[name] = torch.from_numpy(_chosen(array, indices, name, path))
+    sampled = (chosen != 0).any(axis=1)
+    if "mask" in content:
+        stored = _stored_mask(content["mask"], (len(values), *values.shape[2:]), path)
+        stored = np.broadcast_to(stored[list(indices)] if len(stored) > 1 else stored, sampled.shape)
+        check_mask_has_data(stored, sampled, path)
+        sampled = stored
+        chosen = np.where(sampled[:, None], chosen, 0)
     size = content.get("voxel_size_mm")
     return RawSlices(
         kspace=torch.from_numpy(chosen),
-        mask=torch.from_numpy(sampled),
-        coil_maps=torch.from_numpy(arrays["coil_maps"]) if "coil_maps" in arrays else None,
-        target=torch.from_numpy(arrays["target"]) if "target" in arrays else None,
+        mask=torch.from_numpy(common_mask(sampled).copy()),
+        coil_maps=more.get("coil_maps"),
+        target=more.get("target"),
         slice_indices=indices,
-        voxel_size_mm=None if size is None else tuple(float(edge) for edge in np.ravel(size)),
+        voxel_size_mm=None if size is None else check_voxel_size(size, "voxel_size_mm", f" of {path}"),
         orientation=None,
         scan_id=path.stem,
         n_slices=len(values),
@@ -93,56 +109,140 @@ def read_arrays(
 
 
 def read_cfl(path: str | os.PathLike) -> Complex64[np.ndarray, "..."]:
-    """Array of a cfl/hdr pair of BART, with all its axes.
+    """Read the array of a cfl/hdr pair of BART, with all its axes.
+
+    Args:
+        path: path of either file, or their common name without an ending.
 
     Raises:
         FileNotFoundError: one of the two is missing.
         ValueError: the size of the .cfl is not what the .hdr says.
     """
-    data, header = Path(path).with_suffix(".cfl"), Path(path).with_suffix(".hdr")
+    data, header = bart_pair(path)
     for file in (data, header):
-        if not file.is_file():
+        if not file.exists():
             raise FileNotFoundError(f"{file} is missing: a cfl file comes as a pair of .cfl and .hdr.")
-    lines = header.read_text(errors="replace").splitlines()
+    lines = read_small_text(header).splitlines()
+    check_regular_file(data)
     try:
         shape = tuple(int(number) for number in lines[lines.index("# Dimensions") + 1].split())
     except (ValueError, IndexError) as error:
         raise ValueError(f"{header} does not state its dimensions ({error}): not a header of BART.") from error
     n_bytes, expected = data.stat().st_size, 8 * int(np.prod(shape, dtype=object))
-    if not shape or min(shape) < 1 or n_bytes != expected:
+    if not shape or min(shape) < 1 or len(shape) > _MOST_AXES or n_bytes != expected:
         raise ValueError(f"{data} has {n_bytes} bytes, but {header.name} says {expected} for {shape}. Write it again.")
-    return np.fromfile(data, np.complex64).reshape(shape, order="F")
+    return np.memmap(data, np.complex64, "r", shape=shape, order="F")
 
 
-def _load(path: Path, maps: bool = False) -> dict[str, np.ndarray]:
+def bart_pair(path: str | os.PathLike) -> tuple[Path, Path]:
+    """Paths of the .cfl and .hdr of a pair, of which either or the common name is given."""
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix.lower() in (".cfl", ".hdr") else path
+    upper = path.suffix.isupper() and path.suffix.lower() in (".cfl", ".hdr")
+    endings = (".CFL", ".HDR") if upper else (".cfl", ".hdr")
+    return stem.with_name(stem.name + endings[0]), stem.with_name(stem.name + endings[1])
+
+
+def _load(path: Path, maps: bool = False, group: str | None = None) -> dict[str, np.ndarray]:
     """Arrays of a file by name; a file of a single array holds "kspace"."""
-    if path.suffix in (".cfl", ".hdr"):
+    if path.suffix.lower() in (".cfl", ".hdr") or (not path.exists() and bart_pair(path)[1].exists()):
         return {"kspace": _from_bart(read_cfl(path), path, maps)}
-    if path.suffix in (".h5", ".hdf5"):
-        with open_hdf5(path) as file:
-            found = {key: file[key][()] for key in file if hasattr(file[key], "shape")}
-    elif path.suffix in (".npy", ".npz"):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file.")
-        try:
-            loaded = np.load(path, allow_pickle=False)
-            found = {"kspace": loaded} if path.suffix == ".npy" else dict(loaded)
-        except Exception as error:  # zip, zlib and numpy raise a dozen kinds
-            raise ValueError(f"{path} cannot be read: damaged, or not numpy's ({error}). Write it again.") from error
-    else:
-        raise ValueError(f"{path} must end in .npy, .npz, .h5, .cfl or .hdr.")
-    named = {name: next((found[key] for key in keys if key in found), None) for name, keys in _NAMES.items()}
-    named["voxel_size_mm"] = found.get("voxel_size_mm")
-    return {name: array for name, array in named.items() if array is not None}
+    head = first_bytes(path)
+    if head.startswith(b"\x93NUMPY"):
+        return {"kspace": _read_npy(path)}
+    if zipfile.is_zipfile(path):
+        return _read_npz(path)
+    if path.suffix.lower() in (".npy", ".npz"):
+        foreign = describe_foreign_content(head) or "it is damaged, or not numpy's. Write it again"
+        raise ValueError(f"{path} cannot be read: {foreign}.")
+    with open_hdf5(path) as file:
+        node = find_group(file, path, group)
+        found = {
+            name: read_dataset(data, path) for name, data in _named(lambda key: child(node, key)) if data is not None
+        }
+        size = node.attrs.get("voxel_size_mm")
+    return found if size is None else {"voxel_size_mm": np.asarray(size), **found}
+
+
+def _named(look_up: Callable[[str], Any]) -> list[tuple[str, Any]]:
+    """What is found under each name that an array may have."""
+    found = []
+    for name, keys in _NAMES.items():
+        items = [item for item in map(look_up, keys) if item is not None and not hasattr(item, "keys")]
+        found.append((name, items[0] if items else None))
+    return found
+
+
+def _read_npy(path: Path) -> Shaped[np.ndarray, "..."]:
+    """The array of a .npy file, mapped: a header that claims more than the file has is an error at once."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy raises a dozen kinds
+        raise ValueError(f"{path} cannot be read: damaged, or not numpy's ({error}). Write it again.") from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a .npz file that have a meaning here; other members are not looked at."""
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            if not any(entry.filename.endswith(".npy") for entry in members.values()):
+                raise ValueError("it is a zip archive without arrays of numpy")
+            for name, entry in _named(members.get):
+                if entry is None:
+                    continue
+                with archive.open(entry) as stream:
+                    array_bytes = _claimed_bytes(stream)
+                check_claimed_bytes(max(array_bytes, entry.file_size), path, f"`{name}`")
+                if array_bytes > entry.file_size:
+                    raise ValueError(f"`{name}` has {entry.file_size} bytes, but its header claims {array_bytes}")
+                with archive.open(entry) as stream:
+                    found[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    except Exception as error:  # zip, zlib and numpy raise a dozen kinds
+        raise ValueError(f"{path} cannot be read: damaged, or not numpy's ({error}). Write it again.") from error
+    return found
+
+
+def _claimed_bytes(stream: Any) -> int:
+    """Bytes of the array that the header of a .npy stream announces."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    return int(np.prod(shape, dtype=object)) * dtype.itemsize
 
 
 def _slices_first(array: np.ndarray, name: str, path: Path) -> np.ndarray:
-    if array.dtype.kind != "c" or array.ndim not in (2, 3, 4):
+    if array.dtype.kind != "c" or array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise ValueError(
             f"`{name}` for {path} must be complex (coil, y, x), (slice, coil, y, x) or (y, x), got {array.dtype} "
             f"{array.shape}."
         )
     return array.reshape((1,) * (4 - array.ndim) + array.shape)
+
+
+def _chosen(
+    array: np.ndarray, indices: tuple[int, ...], name: str, path: Path
+) -> Complex64[np.ndarray, "slice *rest"]:
+    with np.errstate(over="ignore"):  # what overflows is infinite, and said so
+        chosen = np.ascontiguousarray(array[list(indices)], np.complex64)
+    check_finite(chosen, name, path, indices)
+    return chosen
+
+
+def _stored_mask(mask: np.ndarray, shape: tuple[int, int, int], path: Path) -> Bool[np.ndarray, "slice y x"]:
+    """A stored mask as (slice, y, x), with one slice for all or as many as k-space has."""
+    n_y, n_x = shape[1:]
+    stored = mask.reshape(mask.shape[mask.ndim - 3 :]) if mask.ndim > 3 and set(mask.shape[:-3]) == {1} else mask
+    stored = stored.reshape((1,) * (3 - stored.ndim) + stored.shape)
+    fits = stored.ndim == 3 and all(m in (1, n) for m, n in zip(stored.shape, shape, strict=True)) and stored.size > 1
+    if not fits or stored.dtype.kind not in "buif" or not np.isin(stored, (0, 1)).all():
+        raise ValueError(
+            f"`mask` for {path} must be 0 and 1 in the shape {(n_y, n_x)}, {shape} for slices with masks of their "
+            f"own, ({n_x},) for columns or {(n_y, 1)} for rows, as `kspace` has it, got {mask.dtype} {mask.shape}"
+            f"{' with other values' if fits else ''}."
+        )
+    return np.broadcast_to(stored.astype(bool), (len(stored), n_y, n_x))
 
 
 def _from_bart(array: np.ndarray, path: Path, maps: bool) -> np.ndarray:

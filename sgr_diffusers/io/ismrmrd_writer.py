@@ -1,4 +1,4 @@
-"""Images of slices enter; an ISMRMRD file of images, as reconstruction pipelines exchange them, leaves."""
+"""Writer of ISMRMRD files of images, as reconstruction pipelines exchange them."""
 
 import os
 import warnings
@@ -16,8 +16,8 @@ __all__ = ["write_ismrmrd_images"]
 def write_ismrmrd_images(
     path: str | os.PathLike,
     images: Shaped[np.ndarray | Tensor, "slice y x"],
-    voxel_size_mm: tuple[float | int, float | int, float | int],
-    orientation: tuple[str, str, str] = ("SI", "AP", "LR"),
+    voxel_size_mm: tuple[float | int, float | int, float | int] | None,
+    orientation: tuple[str, str, str] | None = None,
     affine: Float[np.ndarray, "4 4"] | None = None,
     series: str = "image_0",
     group: str = "dataset",
@@ -27,8 +27,9 @@ def write_ismrmrd_images(
     Args:
         path: file to make, or to append to.
         images: complex64, float32 or uint16.
-        voxel_size_mm: (slice, y, x).
-        orientation: direction in which each axis runs, as for `write_nifti`. The origin is in the middle.
+        voxel_size_mm: edge lengths (slice, y, x) of a voxel; `None` where they are not known: the field of view is 0.
+        orientation: direction in which each axis runs, as for `write_nifti`, with the origin in the middle; `None`
+            where it is not known: directions are 0.
         affine: as `RawSlices.affine`, where it is known: it takes the place of `orientation`.
         series: name of the group of images.
         group: HDF5 group of the scan.
@@ -41,7 +42,9 @@ def write_ismrmrd_images(
     array = images.detach().cpu().resolve_conj().numpy() if isinstance(images, Tensor) else np.asarray(images)
     if array.dtype not in (np.complex64, np.float32, np.uint16):
         raise TypeError(f"`images` must be complex64, float32 or uint16, got {array.dtype}. Convert them first.")
-    affine = volume_affine(array.shape, tuple(voxel_size_mm), tuple(orientation), affine)
+    is_known = orientation is not None or affine is not None
+    size = (1.0, 1.0, 1.0) if voxel_size_mm is None else tuple(voxel_size_mm)
+    affine = volume_affine(array.shape, size, orientation, affine)
     with warnings.catch_warnings():
         import ismrmrd
     _, n_y, n_x = array.shape
@@ -50,9 +53,10 @@ def write_ismrmrd_images(
     with ismrmrd.Dataset(str(path), group) as dataset:
         for number, one in enumerate(array):
             image = ismrmrd.Image.from_array(np.ascontiguousarray(one), transpose=False)
-            centre = LPS_TO_RAS @ (affine @ [number, n_y // 2, n_x // 2, 1])[:3]
-            image.field_of_view[:] = (n_x * voxel_size_mm[2], n_y * voxel_size_mm[1], voxel_size_mm[0])
-            image.position[:], image.slice_dir[:] = centre, axes[0]
-            image.phase_dir[:], image.read_dir[:] = axes[1], axes[2]
+            if voxel_size_mm is not None:
+                image.field_of_view[:] = (n_x * size[2], n_y * size[1], size[0])
+            if is_known:
+                image.position[:] = LPS_TO_RAS @ (affine @ [number, n_y // 2, n_x // 2, 1])[:3]
+                image.slice_dir[:], image.phase_dir[:], image.read_dir[:] = axes
             image.slice, image.image_index, image.image_type = number, number + 1, kinds[one.dtype.kind]
             dataset.append_image(series, image)

@@ -1,4 +1,4 @@
-"""A volume, its voxel size and how it lies in the patient enter; a NIfTI file leaves."""
+"""Writer of NIfTI files, which say as much of voxel size and place in the patient as is known."""
 
 import os
 import uuid
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["volume_affine", "write_nifti"]
+__all__ = ["check_orientation", "volume_affine", "write_nifti"]
 
 # Direction in which an axis runs -> world axis (R, A, S) it lies on, and its sign there. "SI" runs from superior
 # to inferior.
@@ -18,20 +18,23 @@ _DIRECTIONS = {"LR": (0, 1), "RL": (0, -1), "PA": (1, 1), "AP": (1, -1), "IS": (
 def write_nifti(
     path: str | os.PathLike,
     volume: Shaped[np.ndarray | Tensor, "a b c"],
-    voxel_size_mm: tuple[int | float, int | float, int | float],
-    orientation: tuple[str, str, str] = ("SI", "AP", "LR"),
+    voxel_size_mm: tuple[int | float, int | float, int | float] | None,
+    orientation: tuple[str, str, str] | None = None,
     affine: Float[np.ndarray, "4 4"] | None = None,
 ) -> None:
     """Write a volume as NIfTI-1 under its name only when it is complete.
 
+    The codes of its coordinates say what is known: 1 (scanner) with `affine`, 2 (aligned: directions, but no place;
+    the origin is in the middle) with `orientation` alone, 0 (unknown) without either.
+
     Args:
-        path: Ends in `.nii` or `.nii.gz`. A file of that name is replaced.
+        path: path that ends in `.nii` or `.nii.gz`. A file of that name is replaced.
         volume: uint8, float32 or complex64, `(a, b, c)` in the order of `voxel_size_mm` and `orientation`.
-        voxel_size_mm: Size of a voxel along the three axes.
-        orientation: Direction in which each axis runs: "SI" or "IS", "AP" or "PA", "LR" or "RL", each pair once.
-            The world coordinates have their origin in the middle of the volume.
-        affine: From places in the volume to mm in the world axes right, anterior, superior, where it is known: it
-            takes the place of `orientation`. Its columns must be as long as `voxel_size_mm` says.
+        voxel_size_mm: size of a voxel along the three axes; `None` where it is not known (1 without a unit).
+        orientation: direction in which each axis runs: "SI" or "IS", "AP" or "PA", "LR" or "RL", each pair once;
+            `None` where it is not known.
+        affine: matrix from places in the volume to mm in the world axes right, anterior, superior, where it is known:
+            it takes the place of `orientation`. Its columns must be as long as `voxel_size_mm` says.
 
     Raises:
         TypeError: `volume` has another dtype.
@@ -49,13 +52,16 @@ def write_nifti(
         raise TypeError(f"`volume` must be uint8, float32 or complex64, got {array.dtype}. Convert it first.")
     if array.ndim != 3:
         raise ValueError(f"`volume` must have three axes, got shape {array.shape}.")
-    affine = volume_affine(array.shape, tuple(voxel_size_mm), tuple(orientation), affine)
+    size = (1.0, 1.0, 1.0) if voxel_size_mm is None else tuple(voxel_size_mm)
+    code = "unknown" if affine is None and orientation is None else "aligned" if affine is None else "scanner"
+    world = volume_affine(array.shape, size, orientation, affine)
     partial = path.with_name(f".{path.name.removesuffix(suffix)}.{uuid.uuid4().hex[:8]}{suffix}")
     try:
-        image = nibabel.Nifti1Image(array, affine)
-        image.header.set_xyzt_units("mm")
-        image.set_sform(affine, code="scanner")
-        image.set_qform(affine, code="scanner")
+        image = nibabel.Nifti1Image(array, None if code == "unknown" else world)
+        image.header.set_zooms(size)
+        image.header.set_xyzt_units("unknown" if voxel_size_mm is None else "mm")
+        image.set_sform(None if code == "unknown" else world, code=code)
+        image.set_qform(None if code == "unknown" else world, code=code)
         nibabel.save(image, partial)
         os.replace(partial, path)
     except BaseException:  # an interrupt leaves nothing half-written behind either
@@ -63,30 +69,42 @@ def write_nifti(
         raise
 
 
+def check_orientation(orientation: tuple[str, ...]) -> None:
+    """Check that an orientation names three axes of the patient.
+
+    Raises:
+        ValueError: it does not.
+    """
+    pairs = sorted("".join(sorted(str(direction))) for direction in orientation)
+    if pairs != ["AP", "IS", "LR"]:
+        raise ValueError(
+            "`orientation` must hold one each of SI or IS, AP or PA, LR or RL, such as ('SI', 'AP', 'LR'), "
+            f"got {orientation}."
+        )
+
+
 def volume_affine(
     shape: tuple[int, ...],
     voxel_size_mm: tuple[float, ...],
-    orientation: tuple[str, ...],
+    orientation: tuple[str, ...] | None,
     known: Float[np.ndarray, "4 4"] | None = None,
 ) -> Float[np.ndarray, "4 4"]:
-    """Voxel indices to mm in the world axes of NIfTI: right, anterior, superior. Arguments as for `write_nifti`.
+    """Matrix from voxel indices to mm in the world axes of NIfTI: right, anterior, superior.
 
     Args:
-        shape: of the volume.
-        voxel_size_mm: along its axes.
-        orientation: of its axes; the origin comes to the middle.
+        shape: shape of the volume.
+        voxel_size_mm: edge lengths of a voxel along its axes.
+        orientation: direction in which each axis runs; the origin comes to the middle. `None`: unknown, and the
+            lengths alone are on the diagonal.
         known: affine to return once it is found to fit `voxel_size_mm`.
 
     Raises:
         ValueError: `voxel_size_mm` or `orientation` cannot be, or `known` contradicts `voxel_size_mm`.
     """
-    if len(voxel_size_mm) != 3 or not all(size > 0 for size in voxel_size_mm):
+    if len(voxel_size_mm) != 3 or not all(0 < size < float("inf") for size in voxel_size_mm):
         raise ValueError(f"`voxel_size_mm` must be three positive lengths, got {voxel_size_mm}.")
-    if sorted("".join(sorted(direction)) for direction in orientation) != ["AP", "IS", "LR"]:
-        raise ValueError(
-            "`orientation` must hold one each of SI or IS, AP or PA, LR or RL, such as ('SI', 'AP', 'LR'), "
-            f"got {orientation}."
-        )
+    if orientation is not None:
+        check_orientation(orientation)
     if known is not None:
         lengths = np.linalg.norm(known[:3, :3], axis=0)
         if not np.allclose(lengths, voxel_size_mm, rtol=1e-3):
@@ -95,6 +113,8 @@ def volume_affine(
                 "Pass one that fits, or `affine=None`."
             )
         return np.asarray(known, dtype=float)
+    if orientation is None:
+        return np.diag([*voxel_size_mm, 1.0])
     affine = np.zeros((4, 4))
     affine[3, 3] = 1
     for axis, (direction, size) in enumerate(zip(orientation, voxel_size_mm, strict=True)):

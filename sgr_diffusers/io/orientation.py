@@ -1,21 +1,12 @@
-"""Directions and positions of a scanner (left, posterior, superior) enter; affines and axis codes of NIfTI leave."""
+"""Directions and positions of a scanner (left, posterior, superior) turned into affines and axis codes of NIfTI."""
 
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["LPS_TO_RAS", "nearest_directions", "patient_affine", "unit_directions"]
+__all__ = ["LPS_TO_RAS", "nearest_directions", "patient_affine"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _DIRECTION = {(0, 1): "LR", (0, -1): "RL", (1, 1): "PA", (1, -1): "AP", (2, 1): "IS", (2, -1): "SI"}
-
-
-def unit_directions(head: np.void) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Unit vectors of readout, phase and slice (left, posterior, superior), if the file has them."""
-    vectors = tuple(head[name].astype(float) for name in ("read_dir", "phase_dir", "slice_dir"))
-    lengths = [np.linalg.norm(vector) for vector in vectors]
-    if not all(0.99 < length < 1.01 for length in lengths):
-        return None
-    return tuple(vector / length for vector, length in zip(vectors, lengths, strict=True))
 
 
 def patient_affine(

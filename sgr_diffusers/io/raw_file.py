@@ -1,12 +1,21 @@
-"""Reads raw k-space of whichever kind of file, by what is in the file."""
+"""One reader for raw k-space of every kind of file: the content decides which it is."""
 
 import dataclasses
 import os
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from .raw_slices import RawSlices, open_hdf5
-from .skm_tea_file import read_skm_tea, skm_tea_choices
+import numpy as np
+
+from .arrays import bart_pair, read_arrays
+from .fastmri import read_fastmri
+from .file_checks import check_regular_file, first_bytes
+from .hdf5_file import child, find_group, group_kind, open_hdf5
+from .ismrmrd_reader import read_ismrmrd
+from .raw_slices import RawSlices, check_voxel_size, warn_suspect
+from .skm_tea_file import read_skm_tea, stored_masks
+from .undersampling import undersample
 
 __all__ = ["read_raw", "stored_choices"]
 
@@ -17,6 +26,8 @@ def read_raw(
     echo: int = 1,
     mask: int | float | str | None = None,
     n_coils: int | None = None,
+    repetition: int = 0,
+    group: str | None = None,
 ) -> RawSlices:
     """Read k-space of whichever kind of file: what is in it says which.
 
@@ -25,39 +36,44 @@ def read_raw(
     (`arrays.read_arrays`). Call these for what only one of them has. Maps and target come along where a file has them.
 
     Args:
-        path: the file.
-        slices: which slices, as a range, a slice or indices from 0; `None` for all.
-        echo: from 1, for SKM-TEA and ISMRMRD.
-        mask: acceleration or name of a stored mask, for SKM-TEA alone. `None`: k-space as it is, and measured is what
-            the file says or, where it does not, what is not zero.
+        path: path of the file; of a cfl/hdr pair either file, or their common name.
+        slices: slices to read, as a range, a slice or indices from 0; `None` for all.
+        echo: number of the echo from 1, for SKM-TEA and ISMRMRD.
+        mask: acceleration or name of a stored mask of a SKM-TEA file. In a fully sampled file without stored masks, an
+            acceleration makes a Poisson-disc mask (`undersampling.undersample`). `None`: k-space as it is, and
+            measured is what the file says or, where it does not, what is not zero.
         n_coils: compress to this many virtual coils, see `compression.compress_coils`; `None` keeps the coils.
+        repetition: number of the repetition from 0, for ISMRMRD.
+        group: HDF5 group of the scan; `None` for the only one there is.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is of no kind that can be read, damaged, or does not have what is asked for.
+        PermissionError, BlockingIOError: this user may not read the file, or another program is writing it.
+        ValueError: the file is of no kind that can be read, damaged, contradicts itself, or does not have what is
+            asked for. Contradictions that leave an image possible are a `SuspectDataWarning`.
     """
     path = Path(path)
-    kind = _kind(path)
-    if kind == "skm_tea":
-        with open_hdf5(path) as file:
-            known = set(file)
-        raw = read_skm_tea(path, slices, echo, mask, with_maps="maps" in known, with_target="target" in known)
-    elif mask is not None:
+    kind, masks, members = _look_into(path, group)
+    if isinstance(mask, str) and kind != "skm_tea":
         raise ValueError(f"`mask` {mask!r}: {path} is no SKM-TEA file and stores no masks to choose from.")
-    elif kind == "ismrmrd":
-        from .ismrmrd_reader import read_ismrmrd
-
-        raw = read_ismrmrd(path, slices, echo)
-    elif echo != 1:
+    if kind not in ("skm_tea", "ismrmrd") and echo != 1:
         raise ValueError(f"`echo` {echo}: {path} has no echoes to choose from.")
+    if kind != "ismrmrd" and repetition != 0:
+        raise ValueError(f"`repetition` {repetition}: {path} has no repetitions to choose from.")
+    makes_mask = mask is not None and not isinstance(mask, str) and not masks
+    if kind == "skm_tea":
+        has_maps, has_target = "maps" in members, "target" in members
+        raw = read_skm_tea(path, slices, echo, None if makes_mask else mask, has_maps, has_target, group)
+    elif kind == "ismrmrd":
+        raw = read_ismrmrd(path, slices, echo, repetition, group=group)
     elif kind == "fastmri":
-        from .fastmri import read_fastmri
-
-        raw = read_fastmri(path, slices)
+        raw = read_fastmri(path, slices, group=group)
     else:
-        from .arrays import read_arrays
-
-        raw = read_arrays(path, slices=slices)
+        raw = read_arrays(path, slices=slices, group=group)
+    if kind in ("ismrmrd", "fastmri"):
+        raw = _with_stored_voxel_size(raw, path, group)
+    if makes_mask:
+        raw = undersample(raw, mask)
     if n_coils is None:
         return raw
     from ..mri.compression import compress_coils
@@ -66,7 +82,7 @@ def read_raw(
     return dataclasses.replace(raw, kspace=compressed.kspace, coil_maps=compressed.coil_maps)
 
 
-def stored_choices(path: str | os.PathLike) -> tuple[tuple[str, ...], int]:
+def stored_choices(path: str | os.PathLike, group: str | None = None) -> tuple[tuple[str, ...], int]:
     """What `mask` and `echo` of `read_raw` can be for a file.
 
     Returns:
@@ -74,20 +90,46 @@ def stored_choices(path: str | os.PathLike) -> tuple[tuple[str, ...], int]:
         1 for a file that is not SKM-TEA's.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_raw`.
+        FileNotFoundError, OSError, ValueError: as `read_raw`.
     """
     path = Path(path)
-    return skm_tea_choices(path) if _kind(path) == "skm_tea" else ((), 1)
-
-
-def _kind(path: Path) -> str:
-    if path.suffix in (".npy", ".npz", ".cfl", ".hdr"):
-        return "arrays"
+    kind, masks, _ = _look_into(path, group)
+    if kind != "skm_tea":
+        return (), 1
     with open_hdf5(path) as file:
-        if "ismrmrd_header" in file:
-            return "fastmri"
-        if "dataset" in file and "xml" in file["dataset"]:
-            return "ismrmrd"
-        if "kspace" in file and getattr(file["kspace"], "ndim", 5) < 5 and "masks" not in file:
-            return "arrays"
-        return "skm_tea"  # its reader says what is missing
+        shape = getattr(child(find_group(file, path, group), "kspace"), "shape", ())
+    if len(shape) != 5:
+        raise ValueError(f"`kspace` of {path} must have 5 axes (slice, y, x, echo, coil), got shape {shape}.")
+    return masks, shape[3]
+
+
+def _look_into(path: Path, group: str | None) -> tuple[str, tuple[str, ...], frozenset[str]]:
+    """Kind of a file, names of the masks it stores, and members of the HDF5 group of its scan."""
+    if path.suffix.lower() in (".cfl", ".hdr") or (not path.exists() and bart_pair(path)[1].exists()):
+        return "arrays", (), frozenset()
+    head = first_bytes(check_regular_file(path))
+    if path.suffix.lower() in (".npy", ".npz") or head.startswith(b"\x93NUMPY") or zipfile.is_zipfile(path):
+        if group is not None:
+            raise ValueError(f"`group` {group!r}: {path} is no HDF5 file and has no groups.")
+        return "arrays", (), frozenset()
+    with open_hdf5(path) as file:
+        node = find_group(file, path, group)
+        return group_kind(node, path), stored_masks(node), frozenset(node)
+
+
+def _with_stored_voxel_size(raw: RawSlices, path: Path, group: str | None) -> RawSlices:
+    """Put an attribute `voxel_size_mm` of the file in the place of what its header says."""
+    with open_hdf5(path) as file:
+        stored = file.attrs.get("voxel_size_mm", find_group(file, path, group).attrs.get("voxel_size_mm"))
+    if stored is None:
+        return raw
+    size = check_voxel_size(stored, "voxel_size_mm", f" of {path}")
+    if raw.voxel_size_mm is None:
+        return dataclasses.replace(raw, voxel_size_mm=size)
+    if np.allclose(size, raw.voxel_size_mm, rtol=1e-3):
+        return raw
+    warn_suspect(
+        f"`voxel_size_mm` of {path} is {size}, but its header says {raw.voxel_size_mm}. The attribute is used, and "
+        "the positions of the slices are taken as unknown."
+    )
+    return dataclasses.replace(raw, voxel_size_mm=size, affine=None)

@@ -1,19 +1,36 @@
-"""What every reader of raw data returns, and the checks that they share."""
+"""The slices that every reader of raw data returns, and the checks that all readers share."""
 
-import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import h5py
+__all__ = [
+    "RawSlices",
+    "SuspectDataWarning",
+    "check_finite",
+    "check_voxel_size",
+    "common_mask",
+    "plausible_voxel_size",
+    "slice_indices",
+    "warn_suspect",
+]
 
-__all__ = ["RawSlices", "check_finite", "open_hdf5", "slice_indices"]
+SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.01, 100.0
+
+
+class SuspectDataWarning(UserWarning):
+    """What a file says of its data is contradicted by the data, or cannot be right."""
+
+
+def warn_suspect(text: str) -> None:
+    """Warn that a file contradicts itself, in the name of whoever called the package."""
+    warnings.warn(text, SuspectDataWarning, stacklevel=4)
 
 
 @dataclass(frozen=True)
@@ -21,22 +38,24 @@ class RawSlices:
     """Slices of one scan, from whichever kind of file.
 
     Attributes:
-        kspace: Complex64 `(slice, coil, y, x)`, in the scanner's unit. Zero where `mask` is false.
-        mask: Bool `(y, x)`, padded about the centre to the size of the k-space; true where measured. Read without
-            a mask: true where any of these slices and coils has a value other than zero.
-        coil_maps: Complex64 `(slice, coil, y, x)`, or `None` if they were not asked for.
-        target: Complex64 `(slice, y, x)`, the fully sampled image in the unit of `kspace`, or `None` if not asked for.
-        slice_indices: Index in the scan of each slice.
-        voxel_size_mm: Size (slice, y, x) in mm, from slice to slice of the scan; `None` where it is not known.
-        orientation: Direction in which (slice, y, x) run, such as ("SI", "AP", "LR"), or `None`.
-        scan_id: Name of the scan: the file's name without its ending.
-        n_slices: Number of slices that the scan has on disk.
-        affine: From places (slice, y, x) in these arrays to mm in the world axes of NIfTI (right, anterior,
+        kspace: complex64 `(slice, coil, y, x)`, in the scanner's unit. Zero where `mask` is false.
+        mask: bool, padded about the centre to the size of the k-space; true where measured: `(y, x)`, or
+            `(slice, y, x)` where slices were measured at different positions. Read without a mask: true where any
+            coil has a value other than zero.
+        coil_maps: complex64 `(slice, coil, y, x)`, or `None` if they were not asked for.
+        target: complex64 `(slice, y, x)`, the fully sampled image in the unit of `kspace`, or `None` if not asked for.
+        slice_indices: index in the scan of each slice. Slices are counted in the order of their positions, where the
+            file states positions.
+        voxel_size_mm: size (slice, y, x) in mm, from slice to slice of the scan; `None` where it is not known.
+        orientation: direction in which (slice, y, x) run, such as ("SI", "AP", "LR"), or `None`.
+        scan_id: name of the scan: the file's name without its ending.
+        n_slices: number of slices that the scan has on disk.
+        affine: matrix from places (slice, y, x) in these arrays to mm in the world axes of NIfTI (right, anterior,
             superior), where the file tells where the slices lay in the patient.
     """
 
     kspace: Complex[Tensor, "slice coil y x"]
-    mask: Bool[Tensor, "y x"]
+    mask: Bool[Tensor, "y x"] | Bool[Tensor, "slice y x"]
     coil_maps: Complex[Tensor, "slice coil y x"] | None
     target: Complex[Tensor, "slice y x"] | None
     slice_indices: tuple[int, ...]
@@ -47,57 +66,9 @@ class RawSlices:
     affine: Float[np.ndarray, "4 4"] | None = None
 
 
-def open_hdf5(path: str | os.PathLike) -> "h5py.File":
-    """Open a file to read, if all that it holds lies in the file itself.
-
-    A raw file may come from anybody. One with links to other files, or with datasets whose values lie in other files,
-    would make whoever reads it hand out files of this machine.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated or not HDF5, or refers to other files.
-    """
-    import h5py
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"`path` {path} is not a file.")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(
-            f"`path` {path} cannot be opened as HDF5: it is truncated or of another format ({error}). "
-            "Download it again."
-        ) from error
-    try:
-        _check_self_contained(file, path)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _check_self_contained(file: "h5py.File", path: Path) -> None:
-    """Refuse links out of the file, external storage, and virtual datasets of other files."""
-    import h5py
-
-    links: list[tuple[str, object]] = []
-    try:  # follows no soft or external link; an exception would not get through HDF5, so that nothing is checked here
-        file.visititems_links(lambda name, link: links.append((name, link)))
-        for name, link in links:
-            outside = isinstance(link, h5py.ExternalLink)
-            item = file[name] if isinstance(link, h5py.HardLink) else None
-            if isinstance(item, h5py.Dataset):
-                outside = bool(item.external) or (
-                    item.is_virtual and any(source.file_name != "." for source in item.virtual_sources())
-                )
-            if outside:
-                raise ValueError(
-                    f"`{name}` of {path} refers to another file, which is not followed. Copy what it refers to into "
-                    "the file (`h5copy -f ext` does so with links)."
-                )
-    except (SystemError, TypeError, RuntimeError, LookupError, OSError) as error:
-        raise ValueError(f"`path` {path} is damaged, or has links of an unknown kind ({error!r}).") from error
+def common_mask(masks: Bool[np.ndarray, "slice y x"]) -> Bool[np.ndarray, "..."]:
+    """The mask `(y, x)` of all slices where it is the same, else the masks `(slice, y, x)`."""
+    return masks[0].copy() if (masks == masks[0]).all() else masks
 
 
 def check_finite(array: Complex[np.ndarray, "slice *rest"], name: str, path: Path, indices: Iterable[int]) -> None:
@@ -135,3 +106,36 @@ def slice_indices(slices: range | slice | Iterable[int] | None, n_slices: int, p
     if not indices:
         raise ValueError(f"`slices` selects none of the {n_slices} slices of {path}.")
     return indices
+
+
+def check_voxel_size(value: Any, name: str, where: str = "") -> tuple[float, float, float]:
+    """Check that a voxel size is three lengths in mm.
+
+    Args:
+        value: anything: what a user or a file says.
+        name: name of the argument or of the entry in the file.
+        where: words between the name and what is wrong, such as " of scan.h5".
+
+    Raises:
+        ValueError: it is not three numbers, or one of them is not between 0.01 and 100.
+    """
+    try:
+        edges = tuple(float(edge) for edge in np.ravel(np.asarray(value, dtype=float)))
+    except (TypeError, ValueError):
+        edges = ()
+    if len(edges) != 3 or not plausible_voxel_size(edges):
+        raise ValueError(
+            f"`{name}`{where} must be three edge lengths (slice, y, x) in mm, each from {SMALLEST_VOXEL_MM} to "
+            f"{LARGEST_VOXEL_MM:g}, got {_short(value)}."
+        )
+    return edges
+
+
+def plausible_voxel_size(edges: Iterable[float]) -> bool:
+    """Whether edge lengths can be those of an MR image in mm: sizes in metres or inches of a field of view cannot."""
+    return all(SMALLEST_VOXEL_MM <= edge <= LARGEST_VOXEL_MM for edge in edges)
+
+
+def _short(value: Any) -> str:
+    text = repr(value.tolist() if isinstance(value, np.ndarray) else value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -32,6 +32,7 @@ XML = """<?xml version="1.0"?>
    <kspace_encoding_step_2>
     <minimum>0</minimum><maximum>{maximum_2}</maximum><center>{center_2}</center>
    </kspace_encoding_step_2>
+   {slices}
   </encodingLimits>
   <trajectory>{trajectory}</trajectory>
   {parallel}
@@ -40,7 +41,20 @@ XML = """<?xml version="1.0"?>
 """
 
 
-def header_xml(encoded, recon, *, coils=2, center_1=None, center_2=None, fov=None, trajectory="cartesian", mode=None):
+def header_xml(
+    encoded,
+    recon,
+    *,
+    coils=2,
+    center_1=None,
+    center_2=None,
+    maximum_1=None,
+    fov=None,
+    recon_fov=None,
+    trajectory="cartesian",
+    mode=None,
+    n_slices=None,
+):
     """Pixels of 1.5 x 2 x 3 mm unless `fov` (of the encoded space) says otherwise."""
     fov = fov or (encoded[0] * 1.5, encoded[1] * 2.0, encoded[2] * 3.0)
     return XML.format(
@@ -48,12 +62,15 @@ def header_xml(encoded, recon, *, coils=2, center_1=None, center_2=None, fov=Non
         encoded=encoded,
         recon=recon,
         encoded_fov=fov,
-        recon_fov=(fov[0] * recon[0] / encoded[0], fov[1], fov[2]),
-        maximum_1=encoded[1] - 1,
+        recon_fov=recon_fov or (fov[0] * recon[0] / encoded[0], fov[1], fov[2]),
+        maximum_1=encoded[1] - 1 if maximum_1 is None else maximum_1,
         maximum_2=encoded[2] - 1,
         center_1=encoded[1] // 2 if center_1 is None else center_1,
         center_2=encoded[2] // 2 if center_2 is None else center_2,
         trajectory=trajectory,
+        slices=""
+        if n_slices is None
+        else f"<slice><minimum>0</minimum><maximum>{n_slices - 1}</maximum><center>0</center></slice>",
         parallel=""
         if mode is None
         else "<parallelImaging><accelerationFactor><kspace_encoding_step_1>2</kspace_encoding_step_1>"
@@ -65,6 +82,14 @@ def header_xml(encoded, recon, *, coils=2, center_1=None, center_2=None, fov=Non
 def fft(array, axes):
     shifted = np.fft.ifftshift(array, axes=axes)
     return np.fft.fftshift(np.fft.fftn(shifted, axes=axes, norm="ortho"), axes=axes).astype(np.complex64)
+
+
+def body_image(n_y, n_x):
+    """A bright ellipse with a dark one in it, (y, x): its k-space has a peak at the centre, as a body's has."""
+    y, x = ((np.arange(n) - n // 2) / (n / 2) for n in (n_y, n_x))
+    y, x = y[:, None], x[None, :]
+    body, hole = (x / 0.6) ** 2 + (y / 0.8) ** 2 < 1, (x - 0.15) ** 2 / 0.04 + (y + 0.2) ** 2 / 0.09 < 1
+    return (1.0 * body - 0.5 * hole).astype(np.complex64)
 
 
 def random_complex(*shape, seed=0):
@@ -93,8 +118,8 @@ def acquisition(line, step_1, step_2=0, *, slice=0, contrast=0, center=None, fla
     return one
 
 
-def write_ismrmrd(path: Path, xml: str, acquisitions) -> Path:
-    with ismrmrd.Dataset(str(path), "dataset") as dataset:
+def write_ismrmrd(path: Path, xml: str, acquisitions, group="dataset") -> Path:
+    with ismrmrd.Dataset(str(path), group) as dataset:
         dataset.write_xml_header(xml.encode())
         for one in acquisitions:
             dataset.append_acquisition(one)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from sgr_diffusers.io.ismrmrd_reader import noise_whitening_matrix, read_ismrmrd
-from sgr_diffusers.io.ismrmrd_writer import write_ismrmrd_images
 from sgr_diffusers.io.nifti import write_nifti
 from sgr_diffusers.io.raw_file import read_raw
 from tests.helpers.raw_files import acquisition, fft, header_xml, random_complex, write_ismrmrd
@@ -57,7 +56,8 @@ def test_positions_become_the_mask(tmp_path):
 
 def test_partial_fourier_by_the_centre_of_the_header(tmp_path):
     kspace = fft(images_2d(), (-2, -1))
-    xml = header_xml((2 * N_X, N_Y, 1), (N_X, N_Y, 1), center_1=2)  # its step 2 is the centre, row 4
+    # its step 2 is the centre, row 4
+    xml = header_xml((2 * N_X, N_Y, 1), (N_X, N_Y, 1), center_1=2, maximum_1=5)
     lines = [acquisition(one[:, row], row - 2, slice=n) for n, one in enumerate(kspace) for row in range(2, N_Y)]
     raw = read_ismrmrd(write_ismrmrd(tmp_path / "a.h5", xml, lines))
     assert torch.where(raw.mask.any(dim=1))[0].tolist() == [2, 3, 4, 5, 6, 7]
@@ -88,8 +88,8 @@ def test_reversed_readouts_averages_and_repetitions(tmp_path):
         for row in range(N_Y):
             flipped = one[:, row, ::-1]
             center = 2 * N_X - 1 - N_X
-            lines.append(acquisition(2 * one[:, row], row, slice=n))
-            lines.append(acquisition(0 * flipped, row, slice=n, center=center, average=1, flags=["ACQ_IS_REVERSE"]))
+            lines.append(acquisition(1.5 * one[:, row], row, slice=n))
+            lines.append(acquisition(0.5 * flipped, row, slice=n, center=center, average=1, flags=["ACQ_IS_REVERSE"]))
             lines.append(acquisition(9 * one[:, row], row, slice=n, repetition=1))
             lines.append(acquisition(5 * one[:, row], row, slice=n, contrast=1))
     path = write_ismrmrd(tmp_path / "a.h5", XML_2D, lines)
@@ -144,7 +144,8 @@ def test_calibration_lines(tmp_path, mode, kept):
 def test_lines_of_another_encoding_space_are_left_out(tmp_path):
     kspace = fft(images_2d(), (-2, -1))
     lines = [*lines_2d(kspace), *lines_2d(9 * kspace[..., :4], steps=(1,), encoding_space_ref=1)]
-    raw = read_ismrmrd(write_ismrmrd(tmp_path / "a.h5", XML_2D, lines))
+    encoding = XML_2D[XML_2D.index("<encoding>") : XML_2D.index("</ismrmrdHeader>")]
+    raw = read_ismrmrd(write_ismrmrd(tmp_path / "a.h5", XML_2D.replace(encoding, 2 * encoding), lines))
     np.testing.assert_allclose(raw.kspace, fft(cropped(images_2d()), (-2, -1)), atol=1e-5)
 
 
@@ -190,42 +191,14 @@ def test_oblique_slices_lie_in_nifti_where_they_lay_in_the_patient(tmp_path):
         write_nifti(tmp_path / "b.nii", raw.kspace[:, 0].abs(), (1.0, 1.0, 1.0), affine=raw.affine)
 
 
-@pytest.mark.parametrize("dtype", [np.complex64, np.float32, np.uint16])
-def test_images_go_out_and_come_back(tmp_path, dtype):
-    import ismrmrd
-
-    volume = (100 * np.random.default_rng(0).random((3, 5, 4))).astype(dtype)
-    affine = np.array([[0, 0, -1.5, 3], [0, -2.0, 0, 4], [4.0, 0, 0, 5], [0, 0, 0, 1]])
-    path = tmp_path / "a.h5"
-    write_ismrmrd_images(path, volume, (4.0, 2.0, 1.5), affine=affine)
-    write_ismrmrd_images(path, volume[:1], (4.0, 2.0, 1.5), series="image_1")
-    with ismrmrd.Dataset(str(path), "dataset", mode="r") as dataset:
-        assert dataset.number_of_images("image_0") == 3 and dataset.number_of_images("image_1") == 1
-        for number in range(3):
-            image = dataset.read_image("image_0", number)
-            np.testing.assert_array_equal(image.data[0, 0], volume[number])
-            assert image.slice == number
-            np.testing.assert_allclose(tuple(image.read_dir), (1, 0, 0))  # to the left: of NIfTI's x, minus
-            np.testing.assert_allclose(tuple(image.phase_dir), (0, 1, 0))
-            np.testing.assert_allclose(tuple(image.slice_dir), (0, 0, 1))
-            centre = affine @ [number, 2, 2, 1]
-            np.testing.assert_allclose(tuple(image.position), (-centre[0], -centre[1], centre[2]))
-            np.testing.assert_allclose(tuple(image.field_of_view), (6.0, 10.0, 4.0))
-        image = dataset.read_image("image_1", 0)  # axes SI, AP, LR; the middle of the volume is the origin
-        directions = [tuple(image.slice_dir), tuple(image.phase_dir), tuple(image.read_dir)]
-        np.testing.assert_allclose(directions, [(0, 0, -1), (0, 1, 0), (-1, 0, 0)])
-        np.testing.assert_allclose(tuple(image.position), (-0.75, 0, 0))  # of the pixel (2, 2) of 5 x 4
-    with pytest.raises(ValueError, match="`orientation`"):
-        write_ismrmrd_images(path, volume, (4.0, 2.0, 1.5), orientation=("SI", "SI", "LR"))
-    with pytest.raises(TypeError, match="complex64, float32 or uint16, got float64"):
-        write_ismrmrd_images(path, volume.real.astype(np.float64), (1.0, 1.0, 1.0))
-
-
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
         (header_xml((12, 8, 1), (6, 8, 1), trajectory="radial"), "radial trajectory, but must be Cartesian"),
-        (header_xml((12, 8, 1), (6, 8, 1), center_1=0), "positions outside its matrix"),
+        (
+            header_xml((12, 8, 1), (6, 8, 1), center_1=0),
+            "positions outside its matrix: kspace_encode_step_1 runs from 0 to 7, .*centre 0, matrix 8",
+        ),
         (header_xml((4, 8, 1), (4, 8, 1), fov=(0, 1, 1)), "not positive"),
         ("<ismrmrdHeader>", "not XML"),
         ("<ismrmrdHeader/>", "without matrix sizes"),
@@ -243,12 +216,9 @@ def test_acquisitions_that_cannot_be_used(tmp_path):
     path = write_ismrmrd(tmp_path / "a.h5", XML_2D, lines_2d(kspace))
     with pytest.raises(ValueError, match=r"a\.h5 has values that are not finite in the slices \[1\]"):
         read_ismrmrd(path)
-    odd = [*lines_2d(kspace[:1]), acquisition(kspace[1, :, 0, :5], 0, slice=1)]
-    with pytest.raises(ValueError, match="other readout samples"):
+    odd = [*lines_2d(kspace[:1]), acquisition(kspace[0, :, 0, 2:], 0, average=1, center=4, position=(10, 20, 30))]
+    with pytest.raises(ValueError, match=r"acquisition 8 of .* other readout samples than the first: 2 to 11, not 0"):
         read_ismrmrd(write_ismrmrd(tmp_path / "b.h5", XML_2D, odd))
-    uneven = [*lines_2d(kspace[:1]), acquisition(kspace[2, :, 0], 0, slice=1)]
-    with pytest.raises(ValueError, match="sampled at different positions"):
-        read_ismrmrd(write_ismrmrd(tmp_path / "c.h5", XML_2D, uneven))
     for counter in ("phase", "set"):
         several = [*lines_2d(kspace[:1]), *lines_2d(kspace[:1], **{counter: 2})]
         with pytest.raises(ValueError, match=rf"several images of each slice, with the counter `{counter}` \[0, 2\]"):
@@ -256,5 +226,5 @@ def test_acquisitions_that_cannot_be_used(tmp_path):
     (tmp_path / "d.h5").write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="truncated"):
         read_ismrmrd(tmp_path / "d.h5")
-    with pytest.raises(ValueError, match="no ISMRMRD file with a group `other`"):
+    with pytest.raises(ValueError, match=r"`group` 'other': .* has no such group\. It holds a scan in \['dataset'\]"):
         read_ismrmrd(path, group="other")

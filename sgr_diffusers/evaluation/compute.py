@@ -129,6 +129,7 @@ class UnitComputer:
             given.pop(name)
         if given["cg_iterations"] is None:
             given["cg_iterations"] = pipe.config.cg_iterations
+        given["consistency"] = pipe.config.consistency
         others = dict.fromkeys(("voxel_size_mm", "generator", "latents"))
         n_train_timesteps = pipe.scheduler.config.num_train_timesteps
         check_settings(

@@ -175,6 +175,11 @@ def _check_settings(index: dict[str, Any], file: str | Path) -> None:
             raise UnsafeCheckpointError(
                 f"`{name}` of {_short(file)} must be a number above {least} and up to {most}, got {_shown(value)}."
             )
+    choices = ("cg", "noise_aware")
+    if index.get("consistency", "cg") not in choices:
+        raise UnsafeCheckpointError(
+            f"`consistency` of {_short(file)} must be one of {choices}, got {_shown(index['consistency'])}."
+        )
     trained_with = index.get("trained_with")
     if trained_with is None:
         return

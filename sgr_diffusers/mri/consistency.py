@@ -79,6 +79,64 @@ def nearest_consistent(
     return conjugate_gradient(operator.normal, rhs, image, max_iterations=max_iterations, tolerance=tolerance)
 
 
+CONSISTENCY = ("cg", "noise_aware")
+NOISE_AWARE_ITERATIONS = 10
+_NOISE_AWARE_TOLERANCE = 1e-3
+
+
+class StepConsistency:
+    """Pulls the clean images that the prior predicts in one step to the measurement (paper Eq. 5).
+
+    "cg" makes a fixed number of conjugate gradient iterations on A^H A x = A^H y, from the predicted image: the fewer,
+    the less noise is fitted. "noise_aware" weighs both by what is known of their errors, and needs no such choice:
+
+        x0' = argmin ||A x - y||^2 / sigma_y^2 + ||x - x0||^2 / r_t^2
+
+    with the noise sigma_y of each coil and the variance r_t^2 of the image that the noise level leaves open.
+    """
+
+    def __init__(
+        self,
+        operator: SenseOperator,
+        kspace: Complex[Tensor, "slice coil y x"],
+        noise_std: Float[Tensor, "slice coil"],
+        method: str = "cg",
+    ) -> None:
+        """Prepare the normal equations of all slices.
+
+        Args:
+            operator: forward model A of the slices.
+            kspace: y.
+            noise_std: sigma_y, standard deviation of the real part of the noise, in the unit of `kspace`; for
+                "noise_aware".
+            method: one of `CONSISTENCY`.
+        """
+        self.method = method
+        if method == "noise_aware":
+            whitening = 1 / noise_std[:, :, None, None]
+            operator, kspace = SenseOperator(operator.coil_maps * whitening, operator.mask), kspace * whitening
+        self._operator, self._rhs = operator, operator.adjoint(kspace)
+
+    def __call__(
+        self, image: Complex[Tensor, "image y x"], slices: list[int], open_variance: float, max_iterations: int
+    ) -> Complex[Tensor, "image y x"]:
+        """Return the images made consistent; differentiable with respect to them.
+
+        Args:
+            image: predicted clean images x0.
+            slices: slice of each image; a single one may serve all.
+            open_variance: r_t^2, for "noise_aware".
+            max_iterations: most conjugate gradient iterations; "noise_aware" stops before where it has converged.
+        """
+        normal, rhs = self._operator[slices].normal, self._rhs[slices]
+        if self.method == "cg":
+            return conjugate_gradient(normal, rhs, image, max_iterations).solution
+        weight = 1 / open_variance
+        return conjugate_gradient(
+            lambda x: normal(x) + weight * x, rhs + weight * image, image, max_iterations, _NOISE_AWARE_TOLERANCE
+        ).solution
+
+
 FINAL_CONSISTENCY = ("replace", "regularized", "least_squares")
 
 
@@ -111,7 +169,10 @@ def _norm(kspace: Tensor) -> Tensor:
 
 
 __all__ = [
+    "CONSISTENCY",
     "FINAL_CONSISTENCY",
+    "NOISE_AWARE_ITERATIONS",
+    "StepConsistency",
     "data_residual",
     "fully_consistent",
     "nearest_consistent",

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..guidance.targets import TARGETS
 from ..mri.coils import estimate_coil_maps
-from ..mri.consistency import FINAL_CONSISTENCY
+from ..mri.consistency import CONSISTENCY, FINAL_CONSISTENCY
+from ..mri.noise import estimate_noise_std
 
 __all__ = [
     "OUTPUT_TYPES",
@@ -38,11 +39,14 @@ class Measurement:
         kspace: `(batch, coil, y, x)`, complex64; zero where `mask` is false.
         mask: `(batch, y, x)`, bool; true where measured.
         coil_maps: `(batch, coil, y, x)`, complex64, or `None` if they are to be estimated.
+        noise_std: `(batch, coil)`, float32, standard deviation of the real part of the noise, or
+            `None` if it is to be estimated.
     """
 
     kspace: Complex[Tensor, "batch coil y x"]
     mask: Bool[Tensor, "batch y x"]
     coil_maps: Complex[Tensor, "batch coil y x"] | None
+    noise_std: Float[Tensor, "batch coil"] | None = None
 
     def known_or_estimated_maps(self) -> Complex[Tensor, "batch coil y x"]:
         """The coil maps given, or those that the calibration region of each slice gives."""
@@ -50,9 +54,17 @@ class Measurement:
             return self.coil_maps
         return estimate_coil_maps(self.kspace, self.mask)
 
+    def known_or_estimated_noise(self) -> Float[Tensor, "batch coil"]:
+        """The noise given, or what the outermost k-space of each slice shows of it."""
+        return estimate_noise_std(self.kspace, self.mask) if self.noise_std is None else self.noise_std
+
 
 def check_measurement(
-    kspace: ArrayLike, mask: ArrayLike, coil_maps: ArrayLike | None, device: torch.device
+    kspace: ArrayLike,
+    mask: ArrayLike,
+    coil_maps: ArrayLike | None,
+    device: torch.device,
+    noise_std: float | ArrayLike | None = None,
 ) -> Measurement:
     """Check k-space, mask and coil maps, and give all of them their batch and coil axes.
 
@@ -61,6 +73,8 @@ def check_measurement(
         mask: bool or 0/1, `(y, x)` or `(batch, y, x)`.
         coil_maps: complex `(batch, coil, y, x)`, or `(coil, y, x)` for all slices, or `None`.
         device: where the result is put.
+        noise_std: standard deviation of the real part of the noise in the unit of `kspace`: one number, `(coil,)` or
+            `(batch, coil)`; `None` to estimate it.
 
     Raises:
         TypeError: k-space or maps are not complex, or an argument is neither tensor nor array.
@@ -84,7 +98,8 @@ def check_measurement(
         coil_maps = _check_coil_maps(coil_maps, kspace)
     elif n_coils == 1:
         coil_maps = torch.ones_like(kspace)
-    return Measurement(kspace, mask, coil_maps)
+    noise_std = None if noise_std is None else _check_noise_std(noise_std, kspace)
+    return Measurement(kspace, mask, coil_maps, noise_std)
 
 
 def _check_complex(array: ArrayLike, name: str, shapes: str, n_axes: tuple[int, ...]) -> Tensor:
@@ -168,6 +183,27 @@ def _check_coil_maps(
     return coil_maps
 
 
+def _check_noise_std(
+    noise_std: float | ArrayLike, kspace: Complex[Tensor, "batch coil y x"]
+) -> Float[Tensor, "batch coil"]:
+    try:
+        values = torch.as_tensor(noise_std, dtype=torch.float32, device=kspace.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"`noise_std` must be a number or an array of numbers, got {noise_std!r}.") from error
+    shape = tuple(kspace.shape[:2])
+    if tuple(values.shape) not in {(), shape[1:], shape}:
+        raise ValueError(
+            f"`noise_std` must be one number, or have the shape (coil,) = {shape[1:]} or (batch, coil) = {shape} of "
+            f"`kspace`, got {tuple(values.shape)}."
+        )
+    if not bool(((values > 0) & values.isfinite()).all()):
+        raise ValueError(
+            f"`noise_std` must be positive and finite, got {noise_std}. Leave it out to have it estimated from the "
+            "outermost k-space."
+        )
+    return values.expand(shape)
+
+
 def check_settings(
     slices: tuple[int, int, int, int],
     n_train_timesteps: int,
@@ -177,6 +213,7 @@ def check_settings(
     eta: float,
     guidance_strength: float | None,
     cg_iterations: int,
+    consistency: str,
     final_consistency: str,
     num_samples: int,
     voxel_size_mm: Sequence[float] | None,
@@ -199,6 +236,7 @@ def check_settings(
     n_slices, _, *size = slices
     for name, value, choices in (
         ("target", target, tuple(TARGETS)),
+        ("consistency", consistency, CONSISTENCY),
         ("final_consistency", final_consistency, FINAL_CONSISTENCY),
         ("output_type", output_type, OUTPUT_TYPES),
     ):

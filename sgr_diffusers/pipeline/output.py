@@ -21,6 +21,7 @@ class SGRMRIPipelineOutput(BaseOutput):
         volumes_mm3: `(batch, class, target)`, float32, mm^3 of that class in its own reconstruction (for target
             "none": of all classes asked for, together); `None` without a segmentation model.
         data_residual: `(batch, class, target)`, float32, ||A x - y|| / ||y|| of the image returned; 0 fits exactly.
+        noise_residual: `(batch,)`, float32, the `data_residual` that noise alone would leave.
         classes: names along the class axis; for target "none" a single one, "all" or the names asked for.
         targets: names along the target axis: "lower" before "upper", or "none", or "sample_0", "sample_1", ...
     """
@@ -29,5 +30,6 @@ class SGRMRIPipelineOutput(BaseOutput):
     segmentations: UInt8[Tensor, "batch class target y x"] | UInt8[np.ndarray, "batch class target y x"] | None
     volumes_mm3: Float[Tensor, "batch class target"] | Float[np.ndarray, "batch class target"] | None
     data_residual: Float[Tensor, "batch class target"] | Float[np.ndarray, "batch class target"]
+    noise_residual: Float[Tensor, "batch"] | Float[np.ndarray, "batch"]
     classes: tuple[str, ...]
     targets: tuple[str, ...]

@@ -16,11 +16,11 @@ from ..guidance.losses import guidance_weight, loss_gradient, tissue_volumes_mm3
 from ..guidance.strength import PAPER_STRENGTH
 from ..guidance.targets import TARGETS, resolve_classes
 from ..hub.repository import RepositoryMixin
-from ..mri.consistency import data_residual, fully_consistent
+from ..mri.consistency import NOISE_AWARE_ITERATIONS, StepConsistency, data_residual, fully_consistent
+from ..mri.noise import noise_residual, warn_of_residual
 from ..mri.operators import SenseOperator, channels_to_complex, complex_to_channels
-from ..mri.solvers import conjugate_gradient
 from ..schedulers.checks import check_scheduler, noise_fingerprint
-from ..schedulers.sampler import ScheduledSampler
+from ..schedulers.sampler import NoiseLevel, ScheduledSampler
 from .inputs import Measurement, check_measurement, check_settings, image_generators, slice_scale
 from .networks import batches, check_complete, check_networks, class_names_of, predict, segment, size_multiple
 from .output import SGRMRIPipelineOutput
@@ -52,6 +52,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         guidance_from: timestep below which images are pushed, as share of the training time; 1 for all steps, as in
             the paper. Pushes at high noise are forgotten with the fresh noise of later steps, those in the middle cost
             image quality and precision (pipelines/SCHEDULERS.md, "When to push"): to be chosen on validation scans.
+        consistency: default of the call's.
         trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
     """
 
@@ -79,6 +80,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         guidance_strength: float = PAPER_STRENGTH,
         trained_with: dict[str, Any] | None = None,
         guidance_from: float = 1.0,
+        consistency: str = "cg",
     ):
         """Register the components.
 
@@ -96,6 +98,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             guidance_strength=guidance_strength,
             trained_with=trained_with,
             guidance_from=guidance_from,
+            consistency=consistency,
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -154,6 +157,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         guidance: Sequence[Guidance],
         timesteps: Sequence[int] | None,
         callback_on_step_end_tensor_inputs: Sequence[str],
+        noise_std: float | Tensor | np.ndarray | None = None,
         **settings: Any,
     ) -> tuple[Measurement, tuple[str, ...], tuple[int, ...]]:
         """Refuse a call that cannot work, before the prior is called; arguments as in `__call__`.
@@ -168,7 +172,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         n_steps = settings["num_inference_steps"]
         check_scheduler(self.scheduler, self.config.trained_with, bool(guidance), timesteps, n_steps)
         device = self._execution_device
-        measurement = check_measurement(kspace, mask, coil_maps, device)
+        measurement = check_measurement(kspace, mask, coil_maps, device, noise_std)
         n_train_timesteps = self.scheduler.config.num_train_timesteps
         check_settings(slices=measurement.kspace.shape, n_train_timesteps=n_train_timesteps, target=target, **settings)
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
@@ -201,6 +205,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         guidance_strength: float | None = None,
         guidance_scale: float = 1.0,
         cg_iterations: int | None = None,
+        consistency: str | None = None,
+        noise_std: float | Tensor | np.ndarray | None = None,
         final_consistency: str = "replace",
         num_samples: int = 1,
         voxel_size_mm: Sequence[float] | None = None,
@@ -230,8 +236,13 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
                 as wide as by the checkpoint's `pipe.config.guidance_strength` in each of 100 steps of DDIM with eta=1,
                 whatever the scheduler and its steps.
             guidance_scale: factor on every strength, so also on the default one, whatever the scheduler.
-            cg_iterations: conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
-                checkpoint's `pipe.config.cg_iterations`.
+            cg_iterations: most conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
+                checkpoint's `pipe.config.cg_iterations`, or for 10 with "noise_aware".
+            consistency: how each step meets the data: "cg" by that number of iterations, as in the paper, or
+                "noise_aware", weighing the measurement by its noise and the prior by the noise level of the step;
+                `None` for the checkpoint's `pipe.config.consistency`.
+            noise_std: standard deviation of the real part of the noise in the unit of `kspace`: a number (1 for
+                prewhitened k-space), `(coil,)` or `(batch, coil)`; `None` to estimate it from the outermost k-space.
             final_consistency: last step: "replace" measured entries of coil k-space (as in the paper's experiments),
                 "regularized", or "least_squares".
             num_samples: for target "none": independent reconstructions of each slice, along the target axis.
@@ -262,7 +273,9 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         if guidance is None:
             guidance = [SegmentationGuidance()] if target != "none" else []
         guidance = list(guidance) if isinstance(guidance, Sequence) else [guidance]
-        cg_iterations = self.config.cg_iterations if cg_iterations is None else cg_iterations
+        consistency = self.config.consistency if consistency is None else consistency
+        if cg_iterations is None:
+            cg_iterations = NOISE_AWARE_ITERATIONS if consistency == "noise_aware" else self.config.cg_iterations
         measurement, class_names, class_numbers = self.check_inputs(
             kspace,
             mask,
@@ -272,11 +285,13 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             guidance,
             timesteps,
             callback_on_step_end_tensor_inputs,
+            noise_std,
             num_inference_steps=num_inference_steps,
             eta=eta,
             guidance_strength=guidance_strength,
             guidance_scale=guidance_scale,
             cg_iterations=cg_iterations,
+            consistency=consistency,
             final_consistency=final_consistency,
             num_samples=num_samples,
             voxel_size_mm=voxel_size_mm,
@@ -290,9 +305,12 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         device, kspace = self._execution_device, measurement.kspace
         n_slices, _, *size = kspace.shape
         operator = SenseOperator(measurement.known_or_estimated_maps(), measurement.mask)
-        zero_filled = operator.adjoint(kspace)
-        scale = slice_scale(zero_filled, self.config.scale_quantile, self.config.scale_correction)
-        kspace, zero_filled = kspace / scale[:, None, None, None], zero_filled / scale[:, None, None]
+        scale = slice_scale(operator.adjoint(kspace), self.config.scale_quantile, self.config.scale_correction)
+        kspace, noise_std = (
+            kspace / scale[:, None, None, None],
+            measurement.known_or_estimated_noise() / scale[:, None],
+        )
+        step_consistency = StepConsistency(operator, kspace, noise_std, consistency)
 
         # 3. Branches: one image for each (slice, class, target), in this order along the batch axis
         targets = TARGETS[target] if num_samples == 1 else tuple(f"sample_{k}" for k in range(num_samples))
@@ -313,10 +331,9 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             named["slice_number"] = torch.tensor([k // n_branches for k in images], device=device)
             return named | {"class_number": class_of[images], "is_upper": is_upper[images]}
 
-        def make_consistent(x0: Tensor, images: list[int], iterations: int) -> Tensor:
-            normal, rhs = operator[slices_of(images)].normal, zero_filled[slices_of(images)]
-            result = conjugate_gradient(normal, rhs, channels_to_complex(x0), max_iterations=iterations)
-            return complex_to_channels(result.solution)
+        def make_consistent(x0: Tensor, images: list[int], level: NoiseLevel, iterations: int) -> Tensor:
+            image, slices = channels_to_complex(x0), slices_of(images)
+            return complex_to_channels(step_consistency(image, slices, level.open_variance, iterations))
 
         # 4. Timesteps and noise
         generators = image_generators(generator, n_slices, n_branches, num_samples, device)
@@ -357,7 +374,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             for images in batches(unguided, batch_size):
                 model_output[images] = predict(self.unet, noisy[images], t)
                 x0[images], eps[images] = level.denoise(model_output[images], noisy[images])  # Eq. 4
-                x0_consistent[images] = make_consistent(x0[images], images, iterations)  # Eq. 5
+                x0_consistent[images] = make_consistent(x0[images], images, level, iterations)  # Eq. 5
                 if active:
                     tensors = (noisy[images], eps[images], x0[images], x0_consistent[images])
                     wants = images_to_push(active, guidance_inputs(active, images, *tensors))
@@ -372,7 +389,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
                     # The graph is cut behind the network, so that its backward pass can be entered in another scale.
                     leaves = [tensor.detach().requires_grad_() for tensor in (start, output)]
                     denoised, noise = level.denoise(leaves[1], leaves[0])  # Eq. 4
-                    consistent = make_consistent(denoised, images, iterations)  # Eq. 5
+                    consistent = make_consistent(denoised, images, level, iterations)  # Eq. 5
                     tensors = guidance_inputs(active, images, leaves[0], noise, denoised, consistent)
                     wants = images_to_push(active, tensors)
                     for g in active if any(wants) else ():
@@ -407,11 +424,14 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         segmentation = torch.cat(labels).reshape(*shape, *size) if labels else None
         tissues = [class_numbers] if target == "none" else [(number,) for number in class_numbers]
         volume = tissue_volumes_mm3(segmentation, tissues, voxel_size_mm) if labels else None
+        residual = torch.cat(residuals).reshape(shape)
+        residual_of_noise = noise_residual(kspace, measurement.mask, noise_std)
+        warn_of_residual(residual, residual_of_noise)
         names = tuple(class_names[number - 1] for number in class_numbers)
         if target == "none":
             names = ("all" if len(names) == len(class_names) else "+".join(names),)
         self.maybe_free_model_hooks()
-        fields = [image, segmentation, volume, torch.cat(residuals).reshape(shape)]
+        fields = [image, segmentation, volume, residual, residual_of_noise]
         if output_type == "np":
             fields = [None if field is None else field.cpu().numpy() for field in fields]
         return SGRMRIPipelineOutput(*fields, names, targets) if return_dict else (*fields, names, targets)

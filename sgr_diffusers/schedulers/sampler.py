@@ -54,6 +54,11 @@ class NoiseLevel:
     sigma: float
     prediction_type: str
 
+    @property
+    def open_variance(self) -> float:
+        """Variance of a clean image given the noisy one, s^2 / (1 + s^2) with s = sigma / alpha, for a prior of 1."""
+        return self.sigma**2 / (self.alpha**2 + self.sigma**2)
+
     def denoise(self, model_output: Channels, noisy: Channels) -> tuple[Channels, Channels]:
         """Clean image and noise (x0, eps) that a model output stands for (paper Eq. 4)."""
         if self.prediction_type == "epsilon":

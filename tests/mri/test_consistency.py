@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from sgr_diffusers.mri.consistency import data_residual, nearest_consistent, regularized_solution, replace_measured
+from sgr_diffusers.mri.consistency import (
+    CONSISTENCY,
+    StepConsistency,
+    data_residual,
+    nearest_consistent,
+    regularized_solution,
+    replace_measured,
+)
 from sgr_diffusers.mri.operators import SenseOperator, fft2c, ifft2c
 from sgr_diffusers.mri.solvers import CGStatus
 
@@ -96,3 +103,40 @@ def test_data_residual_is_relative_and_per_sample():
     junk = kspace + ~operator.mask[:, None]  # what is not measured does not count
     torch.testing.assert_close(data_residual(operator, image, junk), expected)
     torch.testing.assert_close(data_residual(operator, 1e6 * image, 1e6 * kspace), expected)
+
+
+def noise_aware_case():
+    operator, image, kspace = make_problem()
+    return operator, image, kspace, torch.tensor([[0.1, 0.2, 0.4], [0.3, 0.3, 0.3]], dtype=torch.float64)
+
+
+def test_noise_aware_consistency_minimises_its_weighted_sum():
+    operator, image, kspace, noise_std = noise_aware_case()
+    consistent = StepConsistency(operator, kspace, noise_std, "noise_aware")
+    result = consistent(image, [0, 1], open_variance=0.5, max_iterations=200)
+    for k in range(2):
+        matrix, weights = dense(operator[k]), noise_std[k].repeat_interleave(SIZE[0] * SIZE[1]) ** -2
+        normal = matrix.mH @ (weights[:, None] * matrix) + torch.eye(matrix.shape[1]) / 0.5
+        rhs = matrix.mH @ (weights * kspace[k].flatten()) + image[k].flatten() / 0.5
+        expected = torch.linalg.solve(normal, rhs).reshape(SIZE)
+        torch.testing.assert_close(result[k], expected, rtol=1e-2, atol=1e-2)
+
+
+def test_noise_aware_consistency_follows_the_data_without_noise_and_the_prior_without_an_open_question():
+    operator, image, kspace, noise_std = noise_aware_case()
+    fits = StepConsistency(operator, kspace, 1e-4 * noise_std, "noise_aware")(image, [0, 1], 1.0, 200)
+    assert data_residual(operator, fits, kspace).max() < 0.05
+    stays = StepConsistency(operator, kspace, noise_std, "noise_aware")(image, [0, 1], 1e-8, 10)
+    torch.testing.assert_close(stays, image, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", CONSISTENCY)
+def test_step_consistency_treats_each_image_by_itself_and_can_be_differentiated(method):
+    operator, image, kspace, noise_std = noise_aware_case()
+    consistent = StepConsistency(operator, kspace, noise_std, method)
+    together = consistent(image, [0, 1], 0.5, 3)
+    for k in range(2):
+        torch.testing.assert_close(consistent(image[k : k + 1], [k], 0.5, 3)[0], together[k])
+    assert torch.autograd.gradcheck(
+        lambda x: consistent(x, [0, 1], 0.5, 3), image.clone().requires_grad_(), fast_mode=True
+    )

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler
@@ -54,6 +55,10 @@ BAD_CALLS = {
     "strength": (lambda p: {"guidance_strength": -1.0}, ValueError, r"`guidance_strength` must be 0 or larger"),
     "scale": (lambda p: {"guidance_scale": float("inf")}, ValueError, r"`guidance_scale` must be 0 or larger, got inf"),
     "iterations": (lambda p: {"cg_iterations": -1}, ValueError, r"`cg_iterations` must be a whole number"),
+    "consistency": (lambda p: {"consistency": "dps"}, ValueError, r"`consistency` must be one of \('cg', 'noise_aware'\), got 'dps'"),
+    "noise text": (lambda p: {"noise_std": np.array(["low"])}, TypeError, r"`noise_std` must be a number .*got array"),
+    "noise shape": (lambda p: {"noise_std": torch.ones(2)}, ValueError, r"`noise_std` must be one number, .*\(coil,\) = \(3,\) .*got \(2,\)"),
+    "no noise": (lambda p: {"noise_std": 0.0}, ValueError, r"`noise_std` must be positive and finite, got 0.0"),
     "batch size": (lambda p: {"batch_size": 0}, ValueError, r"`batch_size` must be a whole number of at least 1"),
     "guided samples": (lambda p: {"num_samples": 2}, ValueError, r"`num_samples` must be 1 for target='both'"),
     "voxel": (lambda p: {"voxel_size_mm": (1.0, 1.0)}, ValueError, r"`voxel_size_mm` must be three positive"),

@@ -243,12 +243,41 @@ def test_seeds_decide_and_global_state_is_neither_read_nor_moved():
     assert not torch.allclose(*fresh, rtol=1e-2, atol=1e-2)
 
 
+# --- noise of the measurement ---------------------------------------------------------------------------------------
+
+
+def test_noise_that_is_known_decides_how_closely_noise_aware_consistency_follows_the_data():
+    settings = {"target": "none", "consistency": "noise_aware", "final_consistency": "regularized"}
+    images = {std: call(build(), noise_std=std, **settings).images for std in (0.02, 1e3)}
+    assert not torch.allclose(images[0.02], images[1e3], rtol=0.1, atol=0.1)
+    assert_same(call(build(), noise_std=np.full(3, 0.02), **settings), call(build(), noise_std=0.02, **settings))
+    ignored = call(build(), noise_std=1e3, cg_iterations=0, **settings).images
+    torch.testing.assert_close(images[1e3], ignored, rtol=1e-2, atol=1e-2)
+
+
+def test_unit_of_the_kspace_does_not_matter_to_the_noise():
+    problem = draw_problem()
+    scaled = {**problem, "kspace": 1e5 * problem["kspace"]}
+    out, of_scaled = (call(build(), one, target="none", consistency="noise_aware") for one in (problem, scaled))
+    torch.testing.assert_close(of_scaled.images, 1e5 * out.images, rtol=1e-3, atol=1.0)
+    torch.testing.assert_close(of_scaled.noise_residual, out.noise_residual)
+
+
+def test_residual_far_above_the_noise_is_warned_of():
+    problem = draw_problem()
+    out = call(build(), problem, noise_std=0.1)
+    assert out.noise_residual.shape == (2,)
+    with pytest.warns(UserWarning, match=r"misses the measured `kspace` of slices \[0, 1\].*`coil_maps`"):
+        out = call(build(), {**problem, "coil_maps": problem["coil_maps"].flip(1)}, noise_std=0.01)
+    assert (out.data_residual.amax(dim=(1, 2)) > 3 * out.noise_residual).all()
+
+
 # --- the contract of a diffusers pipeline ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loader", [SGRMRIPipeline, DiffusionPipeline])
 def test_save_and_load(tmp_path, loader):
-    numbers = {"cg_iterations": 2, "guidance_strength": 0.5, "guidance_from": 0.3}
+    numbers = {"cg_iterations": 2, "guidance_strength": 0.5, "guidance_from": 0.3, "consistency": "noise_aware"}
     pipe = build("unet", scale_quantile=0.95, scale_correction=1.1, **numbers)
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
@@ -261,7 +290,9 @@ def test_save_and_load(tmp_path, loader):
     assert type(loaded) is SGRMRIPipeline
     assert (loaded.config.scale_quantile, loaded.config.scale_correction) == (0.95, 1.1)
     own = build("unet", scale_quantile=0.95, scale_correction=1.1, guidance_from=0.3)
-    assert_same(call(loaded), call(own, cg_iterations=2, guidance_scale=100.0), rtol=1e-5, atol=1e-5)
+    settings = {"guidance_scale": 100.0, "consistency": "noise_aware"}
+    assert_same(call(loaded), call(own, **settings), rtol=1e-5, atol=1e-5)
+    assert_same(call(loaded, consistency="cg"), call(own, cg_iterations=2, guidance_scale=100.0), rtol=1e-5, atol=1e-5)
     assert loaded.class_names == ("one", "two")
     assert_same(call(loaded), call(pipe), rtol=0, atol=0)
 

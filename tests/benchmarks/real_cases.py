@@ -13,7 +13,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from sgr_diffusers.data.skm_tea import SkmTeaScan, list_scans
-from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, SyntheticScan, loop_sensitivities
+from sgr_diffusers.data.synthetic.acquisition import loop_sensitivities
+from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, SyntheticScan
 from sgr_diffusers.mri.masks import poisson_disc_mask
 from sgr_diffusers.mri.operators import SenseOperator, fft2c, ifft2c
 

@@ -9,22 +9,20 @@ The object is painted at twice the resolution per axis and its k-space is croppe
 truncation are those of a measurement, not of a resampled picture.
 """
 
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from ...mri.masks import poisson_disc_mask
+from ..scan_writer import write_annotations, write_scan_files
+from .acquisition import centred, coil_maps, fft2c, ifft2c
 from .anatomy import Knee, SmoothField
 from .rendering import KneeRenderer
 
 SPLITS = ("train", "val", "test")
-ANNOTATIONS = "annotations/v1.0.0"
-KSPACE = "files_recon_calib-24"
-LABELS = "segmentation_masks/raw-data-track"
 _OVERSAMPLING = 2
 _CENTRE_U_MM = 14.0  # the joint line lies this far below the middle of the field of view, as in SKM-TEA
 
@@ -84,61 +82,6 @@ class SyntheticKneeConfig:
         return tuple(max(round(self.acquired_fraction * n), 1) for n in self.matrix_shape[1:])
 
 
-def loop_sensitivities(
-    u_mm: float, a_mm: np.ndarray, m_mm: np.ndarray, n_coils: int, *, radius_mm: float = 88.0, n_segments: int = 24
-) -> np.ndarray:
-    """Receive fields of circular loops around the leg, by the law of Biot and Savart.
-
-    Args:
-        u_mm: position along the leg (and B0).
-        a_mm: positions, shape (y,).
-        m_mm: positions, shape (x,).
-        n_coils: loops; up to 8 in one ring, more in two rings 70 mm apart.
-        radius_mm: distance of the loops from the axis of the leg.
-        n_segments: straight pieces a loop is cut into.
-
-    Returns:
-        Transverse field B_a - i B_l of each loop, complex64, shape (coil, y, x), in arbitrary units.
-    """
-    n_rings = 1 if n_coils <= 8 else 2
-    per_ring = -(-n_coils // n_rings)
-    loop_radius = 1.15 * np.pi * radius_mm / max(per_ring, 4)  # neighbours overlap a little
-    a, m = np.meshgrid(a_mm, m_mm, indexing="ij")
-    points = np.stack([np.full_like(a, u_mm), a - 4.0, m], axis=-1)
-    turn = np.linspace(0, 2 * np.pi, n_segments + 1)
-    maps = np.empty((n_coils, *a.shape), np.complex64)
-    for coil in range(n_coils):
-        ring, place = divmod(coil, per_ring)
-        angle = 2 * np.pi * (place + 0.5 * ring) / per_ring
-        outward = np.array([0.0, np.cos(angle), np.sin(angle)])
-        around, along = np.array([0.0, -np.sin(angle), np.cos(angle)]), np.array([1.0, 0.0, 0.0])
-        centre = radius_mm * outward + (ring - 0.5 * (n_rings - 1)) * 70.0 * along
-        wire = centre + loop_radius * (np.cos(turn)[:, None] * around + np.sin(turn)[:, None] * along)
-        field = np.zeros_like(points)
-        for start, end in pairwise(wire):
-            r = points - 0.5 * (start + end)
-            # 8 mm of conductor width keep the field finite outside the leg
-            field += np.cross(end - start, r) / ((r**2).sum(-1, keepdims=True) + 64.0) ** 1.5
-        maps[coil] = field[..., 1] - 1j * field[..., 2]
-    return maps
-
-
-def _coil_maps(u, a, m, n_coils):
-    """Maps with unit sum of squares, and the shading (1 in the middle), at positions (y,) x (x,)."""
-    from scipy.interpolate import make_interp_spline
-
-    # receive fields are smooth on this scale: compute on about 5 mm, interpolate by cubic splines along each axis
-    coarse = [np.linspace(p[0], p[-1], max(int(np.ptp(p) / 5.0), 8)).astype(np.float32) for p in (a, m)]
-    order = [np.argsort(c) for c in coarse]
-    weights = [
-        make_interp_spline(c[o], np.eye(len(c))[o], k=3)(p).astype(np.float32)
-        for c, o, p in zip(coarse, order, (a, m), strict=True)
-    ]
-    fields = weights[0] @ loop_sensitivities(u, *coarse, n_coils) @ weights[1].T
-    root = np.sqrt((np.abs(fields) ** 2).sum(0))
-    return (fields / root).astype(np.complex64), (root / root[len(a) // 2, len(m) // 2]).astype(np.float32)
-
-
 class SyntheticScan:
     """One scan, computed slice by slice.
 
@@ -186,7 +129,7 @@ class SyntheticScan:
         config = self.config
         (ny, nx), n_coils = config.matrix_shape[1:], config.n_coils
         u, a, m = self.positions(_OVERSAMPLING)
-        maps_fine, shading = _coil_maps(float(u[index]), a, m, n_coils)
+        maps_fine, shading = coil_maps(float(u[index]), a, m, n_coils)
         grid_a, grid_m = np.meshgrid(a, m, indexing="ij")
         *echoes, fractions = self.renderer.render(float(u[index]), grid_a, grid_m)
         slope = self.phase_slope
@@ -205,15 +148,15 @@ class SyntheticScan:
         )
         kspace = np.zeros((ny, nx, config.n_echoes, n_coils), np.complex64)
         target = np.empty((ny, nx, config.n_echoes), np.complex64)
-        acquired = tuple(_centre(n, m) for n, m in zip((ny, nx), config.acquired_shape, strict=True))
+        acquired = tuple(centred(n, m) for n, m in zip((ny, nx), config.acquired_shape, strict=True))
         for echo in range(config.n_echoes):
-            fine = _fft2c(maps_fine * (modulation * echoes[echo])) / _OVERSAMPLING
-            y = fine[:, _centre(ny * _OVERSAMPLING, ny), _centre(nx * _OVERSAMPLING, nx)]
+            fine = fft2c(maps_fine * (modulation * echoes[echo])) / _OVERSAMPLING
+            y = fine[:, centred(ny * _OVERSAMPLING, ny), centred(nx * _OVERSAMPLING, nx)]
             noise = rng.standard_normal((2, *y.shape), np.float32) * (self.unit / config.snr)
             k = np.zeros_like(y)
             k[:, acquired[0], acquired[1]] = (y + noise[0] + 1j * noise[1])[:, acquired[0], acquired[1]]
             kspace[:, :, echo] = k.transpose(1, 2, 0)
-            target[:, :, echo] = (maps.conj() * _ifft2c(k)).sum(0)
+            target[:, :, echo] = (maps.conj() * ifft2c(k)).sum(0)
         return {
             "kspace": kspace,
             "maps": maps.transpose(1, 2, 0),
@@ -226,22 +169,6 @@ class SyntheticScan:
         u, a, m = self.positions(_OVERSAMPLING)
         *_, fractions = self.renderer.render(float(u[index]), *np.meshgrid(a, m, indexing="ij"))
         return _hard_labels(fractions, self.config.matrix_shape[1:])
-
-
-def _centre(n: int, size: int) -> slice:
-    """The centred piece of ``size`` out of ``n``, with the zero frequency (index n // 2) kept at its centre."""
-    start = n // 2 - size // 2
-    return slice(start, start + size)
-
-
-def _fft2c(x):
-    axes = (-2, -1)
-    return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(x, axes=axes), norm="ortho"), axes=axes)
-
-
-def _ifft2c(x):
-    axes = (-2, -1)
-    return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(x, axes=axes), norm="ortho"), axes=axes)
 
 
 def _hard_labels(fractions, shape):
@@ -273,18 +200,31 @@ def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str,
     Raises:
         ValueError: if a scan of that name with another configuration is there.
     """
-    import h5py
-
-    from ...io.nifti import write_nifti
-    from ...mri.masks import poisson_disc_mask
-
     scan = SyntheticScan(config, split, number)
     name = f"SYN_{split}_{number:03d}"
-    path, labels_path = Path(root, KSPACE, f"{name}.h5"), Path(root, LABELS, f"{name}.nii.gz")
-    signature = json.dumps(asdict(config), sort_keys=True)
-    annotation = {
+
+    def masks() -> dict[float, np.ndarray]:
+        """Stored masks of the acquired grid."""
+        shapes = {"shape": config.acquired_shape, "calibration_shape": config.calibration_shape}
+        return {
+            acceleration: poisson_disc_mask(acceleration=acceleration, seed=scan.mask_seed, **shapes).mask
+            for acceleration in config.accelerations
+        }
+
+    write_scan_files(
+        root,
+        name,
+        asdict(config),
+        config.matrix_shape,
+        (config.n_echoes, config.n_coils),
+        map(scan.slice, range(config.matrix_shape[0])),
+        masks,
+        config.voxel_size_mm,
+        tuple(scan.orientation),
+    )
+    return {
         "id": SPLITS.index(split) * 100_000 + number,
-        "file_name": path.name,
+        "file_name": f"{name}.h5",
         "scan_id": name,
         "subject_id": f"{split}_{number:03d}",
         "timepoint": 0,
@@ -293,33 +233,6 @@ def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str,
         "orientation": scan.orientation,
         "findings": scan.knee.findings,
     }
-    if path.exists() and labels_path.exists():
-        with h5py.File(path) as file:
-            if file.attrs.get("config") != signature:
-                raise ValueError(
-                    f"{path}: already there, written with another configuration. Choose another folder or delete it."
-                )
-        return annotation
-    n, c, e = config.matrix_shape, config.n_coils, config.n_echoes
-    labels = np.zeros(n, np.uint8)
-    part = path.with_suffix(".h5.part")
-    with h5py.File(part, "w") as file:
-        file.attrs["config"] = signature
-        kspace = file.create_dataset("kspace", (*n, e, c), "complex64", chunks=(1, *n[1:], 1, c))
-        maps = file.create_dataset("maps", (*n, c, 1), "complex64", chunks=(1, *n[1:], c, 1))
-        target = file.create_dataset("target", (*n, e, 1), "complex64", chunks=(1, *n[1:], 1, 1))
-        for index in range(n[0]):
-            s = scan.slice(index)
-            kspace[index], maps[index, ..., 0], target[index, ..., 0] = s["kspace"], s["maps"], s["target"]
-            labels[index] = s["labels"]
-        for acceleration in config.accelerations:
-            mask = poisson_disc_mask(
-                config.acquired_shape, acceleration, calibration_shape=config.calibration_shape, seed=scan.mask_seed
-            ).mask
-            file[f"masks/poisson_{acceleration:.1f}x"] = mask.astype(np.uint8)
-    write_nifti(labels_path, labels, config.voxel_size_mm, orientation=tuple(scan.orientation))
-    os.replace(part, path)
-    return annotation
 
 
 def write_synthetic_dataset(
@@ -351,8 +264,6 @@ def write_synthetic_dataset(
     if len(n_scans) != 3 or min(n_scans) < 0 or sum(n_scans) == 0:
         raise ValueError(f"n_scans: expected (train, val, test) counts with at least one scan, got {n_scans}.")
     root = Path(root)
-    for folder in (ANNOTATIONS, KSPACE, LABELS):
-        (root / folder).mkdir(parents=True, exist_ok=True)
     jobs = [(root, config, split, number) for split, n in zip(SPLITS, n_scans, strict=True) for number in range(n)]
     bar = tqdm(total=len(jobs), desc="scans", disable=not progress)
     annotations = {split: [] for split in SPLITS}
@@ -369,17 +280,9 @@ def write_synthetic_dataset(
         "Meniscus (Medial)",
         "Meniscus (Lateral)",
     ]
+    info = {"description": "Synthetic knees in the SKM-TEA layout (sgr_diffusers)", "config": asdict(config)}
     for split, images in annotations.items():
-        content = {
-            "info": {
-                "description": "Synthetic knees in the SKM-TEA layout (sgr_diffusers)",
-                "version": "1.0.0",
-                "config": asdict(config),
-            },
-            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(categories)],
-            "images": images,
-        }
-        part = root / ANNOTATIONS / f"{split}.json.part"
-        part.write_text(json.dumps(content, indent=1))
-        os.replace(part, part.with_suffix(""))
+        write_annotations(
+            root, split, info, images, categories=[{"id": i + 1, "name": name} for i, name in enumerate(categories)]
+        )
     return root

@@ -7,18 +7,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sgr_diffusers.data.synthetic.acquisition import loop_sensitivities
 from sgr_diffusers.data.synthetic.anatomy import FINDINGS, Knee
-from sgr_diffusers.data.synthetic.knee import (
-    ANNOTATIONS,
-    KSPACE,
-    LABELS,
-    SyntheticKneeConfig,
-    SyntheticScan,
-    loop_sensitivities,
-    write_synthetic_dataset,
-)
+from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, SyntheticScan, write_synthetic_dataset
 from sgr_diffusers.data.synthetic.rendering import KneeRenderer
 
+ANNOTATIONS = "annotations/v1.0.0"
+KSPACE = "files_recon_calib-24"
+LABELS = "segmentation_masks/raw-data-track"
 SMALL = SyntheticKneeConfig(
     matrix_shape=(3, 48, 40), voxel_size_mm=(14.0, 3.2, 3.2), n_coils=4, accelerations=(4.0,), calibration_shape=(6, 6)
 )

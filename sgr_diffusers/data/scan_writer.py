@@ -1,0 +1,102 @@
+"""Writes scans and annotations in the SKM-TEA layout (see `skm_tea`); a file has its name only when it is complete."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..io.nifti import write_nifti
+from .scan_files import kspace_path, labels_path
+
+__all__ = ["write_annotations", "write_scan_files"]
+
+
+def write_scan_files(
+    root: str | os.PathLike,
+    scan_id: str,
+    config: Mapping[str, Any],
+    matrix_shape: tuple[int, int, int],
+    n_echoes_and_coils: tuple[int, int],
+    slices: Iterable[Mapping[str, np.ndarray]],
+    masks: Callable[[], Mapping[float, np.ndarray]],
+    voxel_size_mm: tuple[float, float, float],
+    orientation: tuple[str, str, str],
+) -> None:
+    """Write the k-space file and the segmentation of a scan; leave them as they are if they were written before.
+
+    Args:
+        root: folder of the data set.
+        scan_id: name of the scan.
+        config: what the content depends on, in plain values; kept in the file.
+        matrix_shape: number of voxels (slice, y, x).
+        n_echoes_and_coils: number of echoes and of coils.
+        slices: of each slice "kspace" (y, x, echo, coil), "maps" (y, x, coil) and "target" (y, x, echo), complex64,
+            and "labels" (y, x), uint8. Nothing is computed of a scan that is there.
+        masks: gives the stored mask of each acceleration.
+        voxel_size_mm: size of a voxel (slice, y, x).
+        orientation: directions of the three axes.
+
+    Raises:
+        ValueError: the scan is there and was written with another configuration.
+    """
+    import h5py
+
+    path, labels_file = Path(kspace_path(str(root), scan_id)), Path(labels_path(str(root), scan_id))
+    signature = json.dumps(config, sort_keys=True)
+    if path.exists() and labels_file.exists():
+        with h5py.File(path) as file:
+            if file.attrs.get("config") != signature:
+                raise ValueError(
+                    f"{path}: already there, written with another configuration. Choose another folder or delete it."
+                )
+        return
+    for file_path in (path, labels_file):
+        file_path.parent.mkdir(parents=True, exist_ok=True)
+    (n_echoes, n_coils), size = n_echoes_and_coils, matrix_shape[1:]
+    labels = np.zeros(matrix_shape, np.uint8)
+    part = path.with_suffix(".h5.part")
+    with h5py.File(part, "w") as file:
+        file.attrs["config"] = signature
+        arrays = {
+            name: file.create_dataset(name, (*matrix_shape, *rest), "complex64", chunks=(1, *size, *chunk))
+            for name, rest, chunk in (
+                ("kspace", (n_echoes, n_coils), (1, n_coils)),
+                ("maps", (n_coils, 1), (n_coils, 1)),
+                ("target", (n_echoes, 1), (1, 1)),
+            )
+        }
+        for index, content in enumerate(slices):
+            arrays["kspace"][index] = content["kspace"]
+            arrays["maps"][index, ..., 0] = content["maps"]
+            arrays["target"][index, ..., 0] = content["target"]
+            labels[index] = content["labels"]
+        for acceleration, mask in masks().items():
+            file[f"masks/poisson_{acceleration:.1f}x"] = mask.astype(np.uint8)
+    write_nifti(labels_file, labels, voxel_size_mm, orientation=orientation)
+    os.replace(part, path)
+
+
+def write_annotations(
+    root: str | os.PathLike,
+    split: str,
+    info: Mapping[str, Any],
+    images: Sequence[Mapping[str, Any]],
+    **more: Any,
+) -> None:
+    """Write the annotation file of a split.
+
+    Args:
+        root: folder of the data set.
+        split: name of the split.
+        info: what the data are; "description" is their name.
+        images: entry of each scan.
+        **more: further entries of the file.
+    """
+    path = Path(root, "annotations", "v1.0.0", f"{split}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps({"info": {"version": "1.0.0", **info}, **more, "images": images}, indent=1))
+    os.replace(part, path)

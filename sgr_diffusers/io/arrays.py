@@ -158,7 +158,9 @@ def _load(path: Path, maps: bool = False, group: str | None = None) -> dict[str,
     with open_hdf5(path) as file:
         node = find_group(file, path, group)
         found = {
-            name: read_dataset(data, path) for name, data in _named(lambda key: child(node, key)) if data is not None
+            name: np.asarray(read_dataset(data, path))
+            for name, data in _named(lambda key: child(node, key))
+            if data is not None
         }
         size = node.attrs.get("voxel_size_mm")
     return found if size is None else {"voxel_size_mm": np.asarray(size), **found}

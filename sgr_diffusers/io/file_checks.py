@@ -143,9 +143,7 @@ def read_small_text(path: Path, limit: int = 64 * 2**20) -> str:
     with open(check_regular_file(path), "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise ValueError(
-            f"{path} is larger than {limit / 1e6:.0f} MB, which is more than a text file of this kind has."
-        )
+        raise ValueError(f"{path} has more than {limit / 1e6:.3g} MB: too large for a text file of this kind.")
     try:
         return content.decode()
     except UnicodeDecodeError as error:

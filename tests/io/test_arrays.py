@@ -5,6 +5,7 @@ import torch
 
 from sgr_diffusers.io.arrays import read_arrays, read_cfl
 from sgr_diffusers.io.raw_file import read_raw
+from sgr_diffusers.io.raw_slices import SuspectDataWarning
 from tests.helpers.raw_files import fft, random_complex, write_cfl
 
 
@@ -114,3 +115,39 @@ def test_what_a_file_of_arrays_does_not_have(tmp_path, problem, arguments, messa
     np.savez(tmp_path / "a.npz", **problem)
     with pytest.raises(ValueError, match=message):
         read_raw(tmp_path / "a.npz", **arguments)
+
+
+@pytest.mark.parametrize("ending", ["npz", "h5"])
+def test_slices_keep_masks_of_their_own(tmp_path, problem, ending):
+    masks = np.random.default_rng(3).random((3, 8, 6)) < 0.5
+    kspace = np.where(masks[:, None], random_complex(3, 4, 8, 6), 0)
+    for name, content in (("stored", {"kspace": kspace, "mask": masks}), ("zeros", {"kspace": kspace})):
+        path = tmp_path / f"{name}.{ending}"
+        if ending == "npz":
+            np.savez(path, **content)
+        else:
+            with h5py.File(path, "w") as file:
+                for key, value in content.items():
+                    file[key] = value
+        raw = read_raw(path)
+        np.testing.assert_array_equal(raw.mask, masks)
+        np.testing.assert_array_equal(raw.kspace, kspace)
+        np.testing.assert_array_equal(read_raw(path, slices=[2, 0]).mask, masks[[2, 0]])
+        np.testing.assert_array_equal(read_raw(path, slices=[1]).mask, masks[1])
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6), (1, 8, 6), (8, 1), (1, 1, 8, 6)])
+def test_masks_of_lines(tmp_path, shape):
+    mask = np.arange(np.prod(shape)).reshape(shape) % 3 != 1
+    kspace = random_complex(2, 3, 8, 6)
+    np.savez(tmp_path / "a.npz", kspace=kspace, mask=mask)
+    raw = read_raw(tmp_path / "a.npz")
+    expected = np.broadcast_to(mask.reshape(mask.shape[-2:]) if mask.ndim > 2 else mask, (8, 6))
+    np.testing.assert_array_equal(raw.mask, expected)
+    np.testing.assert_array_equal(raw.kspace, np.where(expected, kspace, 0))
+
+
+def test_a_mask_of_other_data_is_warned_of(tmp_path, problem):
+    np.savez(tmp_path / "a.npz", kspace=problem["kspace"], mask=1 - problem["mask"])
+    with pytest.warns(SuspectDataWarning, match="`mask` for .*a.npz says .* zero in all coils"):
+        read_raw(tmp_path / "a.npz")

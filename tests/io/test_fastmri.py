@@ -5,6 +5,7 @@ import torch
 
 from sgr_diffusers.io.fastmri import read_fastmri
 from sgr_diffusers.io.raw_file import read_raw
+from sgr_diffusers.io.raw_slices import SuspectDataWarning
 from sgr_diffusers.mri.operators import ifft2c
 from tests.helpers.raw_files import fft, header_xml, random_complex, write_fastmri
 
@@ -70,3 +71,35 @@ def test_fastmri_that_cannot_be_read(tmp_path):
             change(file)
         with pytest.raises(ValueError, match=message):
             read_fastmri(tmp_path / "b.h5")
+
+
+def test_slices_keep_masks_of_their_own(tmp_path):
+    kspace = fft(fastmri_images()[0], (-2, -1))
+    lines = np.random.default_rng(0).random((N_SLICES, N_COLUMNS)) < 0.6
+    kspace = np.where(lines[:, None, None], kspace, 0)
+    for mask in (None, lines, lines[:, None]):
+        raw = read_raw(write_fastmri(tmp_path / "a.h5", kspace, XML, mask=mask))
+        assert raw.mask.shape == (N_SLICES, N_ROWS, N_COLUMNS)
+        np.testing.assert_array_equal(raw.mask[:, 0], lines)
+        assert read_raw(tmp_path / "a.h5", slices=[2]).mask.shape == (N_ROWS, N_COLUMNS)
+
+
+def test_headers_are_held_against_the_kspace(tmp_path):
+    kspace = fft(fastmri_images()[0], (-2, -1))
+    wider = header_xml((2 * N_ROWS, N_COLUMNS + 2, 1), (N_ROWS, N_COLUMNS, 1), fov=(24.0, 30.0, 4.5))
+    with pytest.warns(SuspectDataWarning, match="10 columns, but the header a matrix of 12 lines"):
+        assert read_raw(write_fastmri(tmp_path / "a.h5", kspace, wider)).voxel_size_mm[2] == pytest.approx(3.0)
+    more = header_xml((2 * N_ROWS, N_COLUMNS, 1), (N_ROWS, N_COLUMNS, 1), n_slices=9)
+    with pytest.warns(SuspectDataWarning, match=r"states 9 slices \(encodingLimits\), but `kspace` has 3"):
+        read_raw(write_fastmri(tmp_path / "b.h5", kspace, more))
+    metres = header_xml((2 * N_ROWS, N_COLUMNS, 1), (N_ROWS, N_COLUMNS, 1), fov=(0.024, 0.030, 0.0045))
+    with pytest.warns(SuspectDataWarning, match=r"voxels of 0.0045 x 0.002 x 0.003 mm"):
+        assert read_raw(write_fastmri(tmp_path / "c.h5", kspace, metres)).voxel_size_mm is None
+
+
+def test_an_attribute_of_the_file_replaces_the_voxel_size_of_the_header(tmp_path):
+    path = write_fastmri(tmp_path / "a.h5", fft(fastmri_images()[0], (-2, -1)), XML)
+    with h5py.File(path, "a") as file:
+        file.attrs["voxel_size_mm"] = [5.0, 2.0, 3.0]
+    with pytest.warns(SuspectDataWarning, match=r"is \(5.0, 2.0, 3.0\), but its header says \(4.5, 2.0, 3.0\)"):
+        assert read_raw(path).voxel_size_mm == (5.0, 2.0, 3.0)

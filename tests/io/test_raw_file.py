@@ -1,12 +1,16 @@
 """Every kind of file by its content, and prospective data from the file to an image."""
 
+import shutil
+
+import h5py
 import numpy as np
+import pytest
 import torch
 
 from sgr_diffusers.io.raw_file import read_raw
 from sgr_diffusers.mri.coils import estimate_coil_maps
 from sgr_diffusers.mri.operators import SenseOperator
-from tests.helpers.raw_files import fft
+from tests.helpers.raw_files import acquisition, fft, header_xml, random_complex, write_cfl, write_ismrmrd
 
 
 def test_prospective_data_reach_an_image(tmp_path):
@@ -30,3 +34,70 @@ def test_prospective_data_reach_an_image(tmp_path):
     inside = maps.abs().sum(dim=1)[0] > 0
     error = (zero_filled[0].abs() - expected)[inside].norm() / expected[inside].norm()
     assert error < 0.2
+
+
+@pytest.mark.parametrize("name", ["scan.npy", "SCAN.NPY", "scan", "scan.raw"])
+def test_numpy_files_of_any_name(tmp_path, name):
+    kspace = random_complex(2, 8, 6)
+    with open(tmp_path / name, "wb") as file:
+        np.save(file, kspace)
+    np.testing.assert_array_equal(read_raw(tmp_path / name).kspace[0], kspace)
+
+
+@pytest.mark.parametrize("name", ["scan.npz", "SCAN.NPZ", "scan"])
+def test_archives_of_any_name(tmp_path, name):
+    kspace = random_complex(2, 8, 6)
+    with open(tmp_path / name, "wb") as file:
+        np.savez_compressed(file, kspace=kspace, junk=np.array([{}]))  # what has no meaning here is not looked at
+    np.testing.assert_array_equal(read_raw(tmp_path / name).kspace[0], kspace)
+
+
+@pytest.mark.parametrize("name", ["scan.mrd", "SCAN.H5", "scan.ismrmrd", "scan"])
+def test_hdf5_files_of_any_name(tmp_path, name):
+    kspace = random_complex(2, 8, 6)
+    lines = [acquisition(kspace[:, step], step) for step in range(8)]
+    write_ismrmrd(tmp_path / "a.h5", header_xml((6, 8, 1), (6, 8, 1)), lines, group="2026-01-31 12:00:00")
+    shutil.move(tmp_path / "a.h5", tmp_path / name)
+    np.testing.assert_allclose(read_raw(tmp_path / name).kspace[0], kspace, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["scan", "scan.cfl", "scan.hdr", "SCAN.CFL"])
+def test_pairs_of_bart_by_any_of_their_names(tmp_path, name):
+    kspace = random_complex(8, 6, 1, 2)
+    written = write_cfl(tmp_path / "scan.cfl", kspace)
+    if name.isupper():
+        for ending in (".cfl", ".hdr"):
+            shutil.move(written.with_suffix(ending), tmp_path / f"SCAN{ending.upper()}")
+    np.testing.assert_array_equal(read_raw(tmp_path / name).kspace[0], kspace[:, :, 0].transpose(2, 0, 1))
+
+
+def test_repetitions_and_groups_of_ismrmrd(tmp_path):
+    kspace = random_complex(2, 8, 6)
+    xml = header_xml((6, 8, 1), (6, 8, 1))
+    for factor, group in ((1, "first"), (3, "second")):
+        lines = [
+            acquisition((factor + repetition) * kspace[:, step], step, repetition=repetition)
+            for step in range(8)
+            for repetition in (0, 1)
+        ]
+        write_ismrmrd(tmp_path / "a.h5", xml, lines, group=group)
+    with pytest.raises(ValueError, match=r"`group` must be named.*\['first', 'second'\]"):
+        read_raw(tmp_path / "a.h5")
+    raw = read_raw(tmp_path / "a.h5", group="second", repetition=1)
+    np.testing.assert_allclose(raw.kspace[0], 4 * kspace, atol=1e-5)
+    np.save(tmp_path / "a.npy", kspace)
+    for arguments, said in (({"group": "first"}, "no HDF5 file"), ({"repetition": 1}, "no repetitions")):
+        with pytest.raises(ValueError, match=said):
+            read_raw(tmp_path / "a.npy", **arguments)
+
+
+def test_a_fully_sampled_file_is_undersampled(tmp_path):
+    kspace = random_complex(2, 3, 48, 40)
+    np.savez(tmp_path / "a.npz", kspace=kspace, maps=kspace)
+    raw = read_raw(tmp_path / "a.npz", mask=4)
+    assert raw.mask.shape == (48, 40) and float(raw.mask.numel() / raw.mask.sum()) == pytest.approx(4, rel=0.05)
+    np.testing.assert_array_equal(raw.kspace, np.where(raw.mask, kspace, 0))
+    np.testing.assert_array_equal(raw.coil_maps, kspace)
+    with h5py.File(tmp_path / "skm.h5", "w") as file:
+        file["kspace"] = kspace.transpose(0, 2, 3, 1)[:, :, :, None]
+    assert torch.equal(read_raw(tmp_path / "skm.h5", mask=4).mask, raw.mask)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from sgr_diffusers.io.raw_slices import SuspectDataWarning
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
 
 SHAPE = (5, 8, 6)  # slices, y, x
@@ -171,3 +172,31 @@ def test_foreign_annotations_are_named(scan):
     annotate(path, text="[1, 2]")
     with pytest.raises(ValueError, match=r"val.json is not a SKM-TEA annotation file"):
         read_skm_tea(path)
+
+
+def test_slices_keep_masks_of_their_own(scan):
+    path, content = scan
+    masks = np.random.default_rng(1).random((5, 8, 6)) < 0.5
+    rewrite(path, "kspace", np.where(masks[..., None, None], content["kspace"], 0))
+    np.testing.assert_array_equal(read_skm_tea(path).mask, masks)
+    np.testing.assert_array_equal(read_skm_tea(path, [3]).mask, masks[3])
+
+
+def test_a_dataset_in_the_place_of_the_masks(scan):
+    path, _ = scan
+    rewrite(path, "masks", np.ones((8, 6)))
+    with pytest.raises(ValueError, match=r"`masks` of .* is a dataset of shape \(8, 6\), where SKM-TEA has a group"):
+        read_skm_tea(path, mask=4)
+    assert read_skm_tea(path).mask.all()
+
+
+def test_a_voxel_size_of_the_file_is_held_against_the_annotations(scan):
+    path, _ = scan
+    annotate(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["voxel_size_mm"] = [2.5, 1.6, 1.5]
+    assert read_skm_tea(path).voxel_size_mm == (2.5, 1.6, 1.5)
+    with h5py.File(path, "a") as file:
+        file.attrs["voxel_size_mm"] = [1.0, 2.0, 3.0]
+    with pytest.warns(SuspectDataWarning, match=r"is \(1.0, 2.0, 3.0\), but the annotations .* \(2.5, 1.6, 1.5\)"):
+        assert read_skm_tea(path).voxel_size_mm == (1.0, 2.0, 3.0)

@@ -90,6 +90,22 @@ def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any)
     command.add_argument("--n-slices", type=int, default=16, help="spread over the scan (default: %(default)s)")
     command.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
 
+    command = add_command(
+        parts,
+        "import-brain-tumour",
+        _run_data_import_brain_tumour,
+        "Bring J. Cheng's public brain tumour data set into the SKM-TEA layout; phase, coils, noise and masks are "
+        "simulated",
+        "sgr data import-brain-tumour downloads/brain_tumor --output runs/brain",
+    )
+    command.add_argument("source", type=Path, metavar="FOLDER", help="the unpacked .mat files, with cvind.mat")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    command.add_argument("--coils", type=int, default=8, help="number of receive coils (default: %(default)s)")
+    command.add_argument(
+        "--snr", type=float, default=50.0, help="signal over noise of the fully sampled image (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of the simulation (default: %(default)s)")
+
 
 def _run_synthesize(args: argparse.Namespace) -> None:
     from .data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
@@ -111,6 +127,17 @@ def _run_data_fetch_mini(args: argparse.Namespace) -> None:
 
     repository = args.repo or MINI_REPOSITORY
     print(fetch_mini(args.output, repository, revision=args.revision, keep_tarballs=args.keep_tarballs))
+
+
+def _run_data_import_brain_tumour(args: argparse.Namespace) -> None:
+    from .data.brain_tumour.dataset import import_brain_tumour
+    from .data.brain_tumour.simulation import AcquisitionConfig
+
+    config = AcquisitionConfig(n_coils=args.coils, snr=args.snr, seed=args.seed)
+    counts = import_brain_tumour(args.source, args.output, config)
+    print(f"{args.output}: {', '.join(f'{n} patients in {split}' for split, n in counts.items())}")
+    if set(counts) == {"test"}:
+        print("The folds are not known (no cvind.mat): all patients are in the split test.")
 
 
 def _run_data_check(args: argparse.Namespace) -> None:

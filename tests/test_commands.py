@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from sgr_diffusers import cli
 from sgr_diffusers.evaluation.table1 import read_table1, table1_markdown
-from sgr_diffusers.reconstruct import PRETRAINED
+from sgr_diffusers.pretrained import PRETRAINED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ killed goes on where it was. ``sgr report runs/evaluation --output DIR`` makes t
 import argparse
 import sys
 
-from sgr_diffusers.evaluation.command import add_arguments, run
+from sgr_diffusers.cli.evaluate import add_arguments, run
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

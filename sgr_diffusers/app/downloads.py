@@ -4,8 +4,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from ..reconstruct_file import write_record
-from ..results import write_images, write_table
+from ..reconstruction.results import write_images, write_table
+from ..reconstruction.run import write_record
 from .runs import CaseResult
 
 __all__ = ["write_downloads"]

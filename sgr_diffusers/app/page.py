@@ -6,10 +6,10 @@ Gradio is imported when the page is built. What the page shows is made in `views
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..demo import CASE
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from ..reconstruct import can_be_fast
-from ..reconstruct_file import mask_label
+from ..reconstruction.demo import CASE
+from ..reconstruction.run import mask_label
+from ..reconstruction.volume import can_be_fast
 from .downloads import write_downloads
 from .limits import AppLimits, RunStopped
 from .runs import CaseResult, RunRequest, SliceRequest, preview_slice, run_case

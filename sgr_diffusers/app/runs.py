@@ -11,9 +11,10 @@ from jaxtyping import Float
 from ..mri.operators import SenseOperator, ifft2c
 from ..pipeline.inputs import check_measurement
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from ..reconstruct import SamplingSettings, ScanSlices, VolumeReconstruction, n_progress_steps, reconstruct_volume
-from ..reconstruct_file import read_scan
-from ..results import volume_table
+from ..reconstruction.results import volume_table
+from ..reconstruction.run import read_scan
+from ..reconstruction.settings import SamplingSettings
+from ..reconstruction.volume import ScanSlices, VolumeReconstruction, n_progress_steps, reconstruct_volume
 from .limits import AppLimits, RunRefused, RunStopped
 from .uploads import USABLE, CaseInfo, readable
 

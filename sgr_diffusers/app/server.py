@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..reconstruct import load_pipeline
+from ..reconstruction.volume import load_pipeline
 from .limits import AppLimits
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from ..evaluation.report import (
+from ..figures.bounds import (
     AGREES,
     COLOURS,
     DEVIATES,

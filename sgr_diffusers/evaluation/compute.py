@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sgr_diffusers.data.scan_files import read_coil_maps, read_kspace, read_mask, read_target
-from sgr_diffusers.data.synthetic.findings import labels_without_findings
-from sgr_diffusers.evaluation.identity import weights_hash
-from sgr_diffusers.evaluation.metrics import ssim
-from sgr_diffusers.evaluation.plan import Unit
-from sgr_diffusers.evaluation.slices import EvaluationData, manual_labels
-from sgr_diffusers.evaluation.stopwatch import NetworkMeter
-from sgr_diffusers.evaluation.store import pack_labels, pack_magnitude
-from sgr_diffusers.mri.operators import SenseOperator
-from sgr_diffusers.pipeline.inputs import check_settings, slice_scale
-from sgr_diffusers.pipeline.networks import check_networks, segment, size_multiple
-from sgr_diffusers.pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from sgr_diffusers.schedulers.checks import check_scheduler
-from sgr_diffusers.schedulers.sampler import ScheduledSampler
+from ..data.scan_files import read_coil_maps, read_kspace, read_mask, read_target
+from ..data.synthetic.findings import labels_without_findings
+from ..mri.operators import SenseOperator
+from ..pipeline.inputs import check_settings, slice_scale
+from ..pipeline.networks import check_networks, segment, size_multiple
+from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from ..schedulers.checks import check_scheduler
+from ..schedulers.sampler import ScheduledSampler
+from .identity import weights_hash
+from .metrics import ssim
+from .network_meter import NetworkMeter
+from .plan import Unit
+from .slices import EvaluationData, manual_labels
+from .store import pack_labels, pack_magnitude
 
 __all__ = ["EvaluationSettings", "UnitComputer", "used_strength"]
 

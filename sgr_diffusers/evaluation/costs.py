@@ -4,9 +4,9 @@ import os
 
 import pandas as pd
 
-from sgr_diffusers.evaluation.load import EvaluationResults, load_results
-from sgr_diffusers.evaluation.report import format_table
-from sgr_diffusers.evaluation.stopwatch import BACKWARD_COST
+from ..figures.tables import format_table
+from .load import EvaluationResults, load_results
+from .network_meter import BACKWARD_COST
 
 __all__ = ["cost_frame", "cost_table"]
 

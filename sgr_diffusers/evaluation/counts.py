@@ -31,9 +31,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Integer, UInt8
 
-from sgr_diffusers.evaluation.load import EvaluationResults, labels_of
-from sgr_diffusers.evaluation.plan import Unit
-from sgr_diffusers.evaluation.stopwatch import BACKWARD_COST
+from .load import EvaluationResults, labels_of
+from .network_meter import BACKWARD_COST
+from .plan import Unit
 
 __all__ = ["CURVE_SIZES", "complete_slices", "count_bounds", "equal_budget_samples"]
 

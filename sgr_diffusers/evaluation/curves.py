@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sgr_diffusers.evaluation.scores import SCORES, ScoreTables
+from .scores import SCORES, ScoreTables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

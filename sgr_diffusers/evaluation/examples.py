@@ -6,17 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from sgr_diffusers.evaluation.load import EvaluationResults, labels_of, magnitude_of
-from sgr_diffusers.evaluation.plan import Unit
-from sgr_diffusers.evaluation.report import (
-    UNCERTAIN,
-    BoundPanels,
-    Panel,
-    PanelRow,
-    bound_row,
-    draw_rows,
-    joint_window,
-)
+from ..figures.bounds import UNCERTAIN, BoundPanels, Panel, PanelRow, bound_row, draw_rows, joint_window
+from .load import EvaluationResults, labels_of, magnitude_of
+from .plan import Unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

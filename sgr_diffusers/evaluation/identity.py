@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sgr_diffusers.evaluation.plan import EvaluationPlan
-from sgr_diffusers.evaluation.slices import EvaluationData
-from sgr_diffusers.pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from sgr_diffusers.utils.differences import difference
+from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from ..utils.differences import difference
+from .plan import EvaluationPlan
+from .slices import EvaluationData
 
 __all__ = [
     "CONFIG",

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sgr_diffusers.evaluation.identity import read_config
-from sgr_diffusers.evaluation.plan import EvaluationPlan, Unit, plan_units
-from sgr_diffusers.evaluation.store import DamagedShard, read_shard, unpack_labels, unpack_magnitude
+from .identity import read_config
+from .plan import EvaluationPlan, Unit, plan_units
+from .store import DamagedShard, read_shard, unpack_labels, unpack_magnitude
 
 __all__ = ["EvaluationResults", "load_results", "planned_units"]
 

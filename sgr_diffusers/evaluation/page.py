@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from sgr_diffusers.evaluation.costs import cost_frame
-from sgr_diffusers.evaluation.load import EvaluationResults
-from sgr_diffusers.evaluation.scores import QUALITY, SCORES, ScoreTables
-from sgr_diffusers.evaluation.stopwatch import BACKWARD_COST
-from sgr_diffusers.evaluation.table1 import table1_cells
+from .costs import cost_frame
+from .load import EvaluationResults
+from .network_meter import BACKWARD_COST
+from .scores import QUALITY, SCORES, ScoreTables
+from .table1 import table1_cells
 
 __all__ = ["render_page"]
 

@@ -1,338 +1,95 @@
-"""Images, masks and numbers enter as arrays; a figure in the manner of the paper's Fig. 3 and tables leave.
+"""A results folder enters; a folder with Table 1, all scores, the figures and a web page leaves."""
 
-Colours compare a bound with S_f, the segmentation of the fully sampled image. Green: in both. Blue: they differ on the
-side where they may (S_low leaves out a part of S_f, S_up holds more than S_f). Red: they differ on the side where they
-must not (S_low holds what is not in S_f, S_up leaves out a part of S_f).
-"""
+import json
+import os
+from pathlib import Path
+from typing import Any
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import pandas as pd
 
-import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from ..data.skm_tea import SKM_TEA
+from ..utils.files import RECORD_FILE, whole_folder
+from .costs import cost_frame
+from .curves import ablation_figure, coverage_figure, sample_curve_figure, score_figure
+from .examples import boundaries_figure, bounds_figure
+from .load import EvaluationResults, load_results
+from .page import render_page
+from .scores import ScoreTables, score
+from .table1 import check_claims, paper_rows, save_table1, table1_markdown, table1_rows
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = [
-    "AGREES",
-    "COLOURS",
-    "DEVIATES",
-    "UNCERTAIN",
-    "VIOLATES",
-    "BoundPanels",
-    "Panel",
-    "PanelRow",
-    "bound_row",
-    "compare_bound",
-    "draw_rows",
-    "format_table",
-    "joint_window",
-    "pixel_edges",
-]
-
-AGREES, DEVIATES, VIOLATES, UNCERTAIN = 1, 2, 3, 4
-COLOURS = {
-    AGREES: ((0.10, 0.80, 0.20), r"both: $S^f$ and $S^\downarrow$, $S^f$ and $S^\uparrow$"),
-    DEVIATES: ((0.15, 0.45, 1.00), r"left open: $S^f > S^\downarrow$, $S^f < S^\uparrow$"),
-    VIOLATES: ((1.00, 0.10, 0.10), r"bound violated: $S^f < S^\downarrow$, $S^f > S^\uparrow$"),
-    UNCERTAIN: ((1.00, 0.75, 0.00), r"uncertainty boundary: $S^\uparrow$ without $S^\downarrow$"),
-}
-_OUTLINE = (0.0, 0.95, 0.95)  # of S_f; white would vanish on bright cartilage
-# Labels of several classes in one image, where there is no bound to compare.
-_CLASS_COLOURS = ((0.00, 0.75, 0.85), (1.00, 0.60, 0.10), (0.75, 0.35, 0.95), (0.95, 0.90, 0.20), (0.95, 0.45, 0.65))
-
-Image = Float[np.ndarray, "y x"]
-Pixels = Bool[np.ndarray, "y x"]
-Window = tuple[slice, slice]
+__all__ = ["write_report"]
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One image of a figure.
-
-    Attributes:
-        title: over the column, if the panel is in the first row.
-        image: `(y, x)` magnitude.
-        overlay: `(y, x)` labels, 0 transparent; `AGREES` to `UNCERTAIN`, or classes from 1 if `classes` is set.
-        outline: `(y, x)` pixels of S_f, around which a line is drawn.
-        caption: below the image.
-        classes: whether `overlay` holds classes rather than a comparison.
-    """
-
-    title: str
-    image: Image
-    overlay: UInt8[np.ndarray, "y x"] | None = None
-    outline: Pixels | None = None
-    caption: str = ""
-    classes: bool = False
-
-
-@dataclass(frozen=True)
-class PanelRow:
-    """A row of panels that show the same part of the same slice.
-
-    Attributes:
-        label: to the left of the row.
-        panels: from left to right.
-        window: rows and columns of the images to show.
-        peak: magnitude shown white; the same in the whole row, so that the images can be compared.
-    """
-
-    label: str
-    panels: Sequence[Panel]
-    window: Window
-    peak: float
-
-
-def compare_bound(bound: Pixels, reference: Pixels | None, is_upper: bool) -> UInt8[np.ndarray, "y x"]:
-    """Label each pixel by how a bound relates to the reference S_f, as the colours of the paper's Fig. 3 do.
+def write_report(
+    results_folder: str | os.PathLike, output: str | os.PathLike, seed: int = 0, overwrite: bool = False
+) -> list[str]:
+    """Write all tables and figures of what is stored.
 
     Args:
-        bound: S_low or S_up.
-        reference: S_f; `None` if there is none, then all of the bound is labelled `AGREES`.
-        is_upper: whether `bound` is S_up.
+        results_folder: of `sgr evaluate`; need not be complete.
+        output: folder to make.
+        seed: of the bootstrap.
+        overwrite: replace the folder of an earlier report.
 
     Returns:
-        0, `AGREES`, `DEVIATES` or `VIOLATES`.
-    """
-    if reference is None:
-        return np.where(bound, AGREES, 0).astype(np.uint8)
-    extra, missing = (DEVIATES, VIOLATES) if is_upper else (VIOLATES, DEVIATES)
-    return np.select([bound & reference, bound, reference], [AGREES, extra, missing], 0).astype(np.uint8)
-
-
-def joint_window(masks: Iterable[Pixels], min_size: int = 30, margin: int = 4) -> Window:
-    """Smallest square window about all masks, so that a cartilage of a few pixels can be seen.
-
-    Args:
-        masks: of one shape, at least one; if all are empty, the window is the middle of the image.
-        min_size: shortest side in pixels.
-        margin: pixels kept free around the masks.
-
-    Returns:
-        Slices of rows and columns, inside the image. Square where the image is large enough.
-    """
-    union = np.logical_or.reduce(list(masks))
-    if not union.any():
-        union[tuple(slice(size // 2, size // 2 + 1) for size in union.shape)] = True
-    extents = [np.flatnonzero(union.any(axis=1 - axis)) for axis in (0, 1)]
-    side = max(min_size, *(int(np.ptp(extent)) + 1 + 2 * margin for extent in extents))
-    window = []
-    for extent, size in zip(extents, union.shape, strict=True):
-        length = min(side, size)
-        start = int(np.clip((extent[0] + extent[-1] + 1 - length) // 2, 0, size - length))
-        window.append(slice(start, start + length))
-    return window[0], window[1]
-
-
-@dataclass(frozen=True)
-class BoundPanels:
-    """What there is to see of one class in one slice. All arrays `(y, x)`, images are magnitudes in one unit.
-
-    Attributes:
-        zero_filled: A^H y.
-        lower_image: lower reconstruction, if there is one.
-        lower: S_low.
-        upper_image: upper reconstruction, if there is one.
-        upper: S_up.
-        fully_sampled: the fully sampled image, if known.
-        reference: S_f, its segmentation.
-    """
-
-    zero_filled: Image
-    lower_image: Image | None = None
-    lower: Pixels | None = None
-    upper_image: Image | None = None
-    upper: Pixels | None = None
-    fully_sampled: Image | None = None
-    reference: Pixels | None = None
-
-    @property
-    def masks(self) -> list[Pixels]:
-        """All segmentations there are."""
-        return [mask for mask in (self.lower, self.upper, self.reference) if mask is not None]
-
-
-def bound_row(view: BoundPanels, label: str, window: Window, captions: Mapping[str, str] | None = None) -> PanelRow:
-    """Row of a figure like the paper's Fig. 3: fully sampled, zero-filled, lower, upper, uncertainty boundary.
-
-    Args:
-        view: the arrays; panels of those that are missing are left out.
-        label: to the left.
-        window: part of the slice to show, for example from `joint_window`.
-        captions: text below the panels of "reference", "lower", "upper" and "boundary", such as volumes.
-    """
-    captions = captions or {}
-    panels = []
-    if view.fully_sampled is not None:
-        caption = captions.get("reference", "")
-        panels.append(Panel("fully sampled", view.fully_sampled, outline=view.reference, caption=caption))
-    panels.append(Panel("zero-filled", view.zero_filled))
-    for name, image, mask in (("lower", view.lower_image, view.lower), ("upper", view.upper_image, view.upper)):
-        if image is not None and mask is not None:
-            overlay = compare_bound(mask, view.reference, is_upper=name == "upper")
-            panels.append(Panel(f"{name} reconstruction", image))
-            panels.append(Panel(f"{name} bound", image, overlay, caption=captions.get(name, "")))
-    if view.lower is not None and view.upper is not None:
-        overlay = np.where(view.upper & ~view.lower, UNCERTAIN, 0).astype(np.uint8)
-        under = view.upper_image if view.fully_sampled is None else view.fully_sampled
-        panels.append(
-            Panel("uncertainty boundary", under, overlay, view.reference, caption=captions.get("boundary", ""))
-        )
-    brightest = [image for image in (view.fully_sampled, view.upper_image, view.lower_image) if image is not None]
-    peak = float(np.quantile((brightest or [view.zero_filled])[0][window], 0.995))
-    return PanelRow(label, panels, window, peak or 1.0)
-
-
-def draw_rows(
-    rows: Sequence[PanelRow], title: str = "", class_names: Sequence[str] = (), panel_inches: float = 1.45
-) -> "Figure":
-    """Draw rows of panels; nothing of pyplot's global state is touched.
-
-    Args:
-        rows: from top to bottom; those with fewer panels are filled up with nothing.
-        title: over the figure.
-        class_names: for the legend of panels that show classes.
-        panel_inches: side of a panel.
-
-    Returns:
-        A matplotlib figure; `figure.savefig(path)` writes it.
+        Lines for the screen: what is missing, Table 1, and which of the paper's claims hold.
 
     Raises:
-        ValueError: there is no row.
+        FileNotFoundError, ValueError: it is no results folder, or nothing is done yet.
+        FileExistsError: `output` is taken.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    if not rows:
-        raise ValueError("`rows` must hold at least one row, got none.")
-    n_columns = max(len(row.panels) for row in rows)
-    row_inches, head_inches = panel_inches + 0.22, 0.95
-    width, height = n_columns * panel_inches + 1.1, len(rows) * row_inches + head_inches
-    width = max(width, 5.5)
-    figure = Figure(figsize=(width, height), dpi=120)
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(
-        len(rows),
-        n_columns,
-        squeeze=False,
-        gridspec_kw={
-            "left": 1.0 / width,
-            "right": 1 - 0.05 / width,
-            "top": 1 - (head_inches - 0.1) / height,
-            "bottom": 0.2 / height,
-            "wspace": 0.04,
-            "hspace": 0.22 / panel_inches,
-        },
-    )
-    used = set()
-    for number, row in enumerate(rows):
-        for place, axes in enumerate(grid[number]):
-            axes.set_axis_off()
-            if place < len(row.panels):
-                used |= _draw_panel(axes, row.panels[place], row, with_title=number == 0)
-        first = grid[number][0]
-        first.text(-0.06, 0.5, row.label, transform=first.transAxes, ha="right", va="center", fontsize=8)
-    if used & {AGREES, DEVIATES, VIOLATES}:
-        used |= {AGREES, DEVIATES, VIOLATES}  # that nothing is red is worth knowing, too
-    handles: list[Any] = [Patch(color=colour, label=text) for key, (colour, text) in COLOURS.items() if key in used]
-    if any(panel.outline is not None for row in rows for panel in row.panels):
-        handles.append(Line2D([], [], color=_OUTLINE, label="$S^f$"))
-    if any(panel.classes for row in rows for panel in row.panels):
-        handles += [Patch(color=_class_colour(k), label=name) for k, name in enumerate(class_names, start=1)]
-    figure.suptitle(title, fontsize=10, x=0.5, y=1 - 0.08 / height, va="top")
-    if handles:
-        figure.legend(
-            handles=handles,
-            loc="upper center",
-            bbox_to_anchor=(0.5, 1 - 0.3 / height),
-            ncol=min(len(handles), 5 if width > 8 else 2),
-            fontsize=7.5,
-            frameon=False,
-        )
-    return figure
+    results = load_results(results_folder)
+    tables = score(results, seed)
+    rows = table1_rows(tables, results.strength)
+    is_skm_tea = results.config["data"] == SKM_TEA
+    claims = check_claims(rows, tables.growth.to_dict("records"))
+    with whole_folder(output, overwrite) as folder:
+        save_table1(folder, rows, is_skm_tea)
+        for name, frame in {
+            "scores": tables.scores,
+            "differences": tables.differences,
+            "growth": tables.growth,
+            "rr_curve": tables.curve,
+            "equal_budget": tables.budgets,
+            "findings": tables.findings,
+            "volumes": tables.volumes,
+            "costs": cost_frame(results),
+            "claims": pd.DataFrame(claims),
+        }.items():
+            if len(frame):
+                frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+        figures = _write_figures(folder, results, tables)
+        shown = [*rows, *(paper_rows(rows) if is_skm_tea else [])]
+        (folder / "report.html").write_text(render_page(results, tables, shown, claims, figures), encoding="utf-8")
+        n_slices = len(tables.counts.loc[tables.counts["part"] == "main", ["scan_id", "slice"]].drop_duplicates())
+        record = {
+            "bootstrap_seed": seed,
+            "n_slices": n_slices,
+            **{key: results.config[key] for key in ("data", "identity", "runs")},
+        }
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1))
+    lines = list(results.damaged)
+    if results.missing:
+        lines.append(f"{len(results.missing)} units of work are not done; scores are of the slices that are complete.")
+    lines += [table1_markdown(shown), ""]
+    lines += [f"{claim['holds']:>3}  {claim['claim']}: {claim['numbers']}" for claim in claims]
+    return [*lines, f"{Path(output) / 'report.html'}"]
 
 
-def _draw_panel(axes: Any, panel: Panel, row: PanelRow, with_title: bool) -> set[int]:
-    """Draw a panel; returns the comparison labels that occur in it."""
-    rows, columns = row.window
-    extent = (columns.start - 0.5, columns.stop - 0.5, rows.stop - 0.5, rows.start - 0.5)
-    axes.imshow(panel.image[row.window], cmap="gray", vmin=0, vmax=row.peak, extent=extent, interpolation="nearest")
-    used: set[int] = set()
-    if panel.overlay is not None:
-        labels = panel.overlay[row.window]
-        colours = np.zeros((*labels.shape, 4))
-        for key in np.unique(labels[labels > 0]).tolist():
-            colour = _class_colour(key) if panel.classes else COLOURS[key][0]
-            colours[labels == key] = (*colour, 0.55)
-            used |= set() if panel.classes else {key}
-        axes.imshow(colours, extent=extent, interpolation="nearest")
-    if panel.outline is not None and panel.outline.any():
-        edges = pixel_edges(panel.outline)
-        axes.plot(edges[0], edges[1], color=_OUTLINE, linewidth=0.7, solid_capstyle="butt")
-    axes.set_xlim(extent[:2])
-    axes.set_ylim(extent[2:])
-    if with_title:
-        axes.set_title(panel.title, fontsize=8, pad=3)
-    if panel.caption:
-        axes.text(0.5, -0.02, panel.caption, transform=axes.transAxes, ha="center", va="top", fontsize=7)
-    return used
-
-
-def pixel_edges(mask: Pixels) -> tuple[np.ndarray, np.ndarray]:
-    """Line segments between pixels in and out of a mask, as x and y with NaN between segments."""
-    padded = np.pad(mask, 1)
-    y, x = np.nonzero(padded[1:] != padded[:-1])
-    horizontal = np.stack([x - 1.5, x - 0.5, np.full(len(x), np.nan)], 1), np.stack([y - 0.5] * 3, 1)
-    y, x = np.nonzero(padded[:, 1:] != padded[:, :-1])
-    vertical = np.stack([x - 0.5] * 3, 1), np.stack([y - 1.5, y - 0.5, np.full(len(y), np.nan)], 1)
-    xs, ys = (np.concatenate([one.ravel(), two.ravel()]) for one, two in zip(horizontal, vertical, strict=True))
-    return xs, ys
-
-
-def _class_colour(number: int) -> tuple[float, float, float]:
-    return _CLASS_COLOURS[(number - 1) % len(_CLASS_COLOURS)]
-
-
-def format_table(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> str:
-    """Table as plain text, or in Markdown, both aligned: numbers to the right, texts to the left.
-
-    Args:
-        rows: mappings from column name to value, all with the same columns. Values are written by `str`: round
-            numbers beforehand; `None` and NaN become a dash.
-        markdown: with bars between the columns.
-
-    Raises:
-        ValueError: there is no row.
-    """
-    if not rows:
-        raise ValueError("`rows` must hold at least one row, got none.")
-    names = list(rows[0])
-    cells = [["-" if _is_missing(row[name]) else str(row[name]) for name in names] for row in rows]
-    is_number = [all(_looks_numeric(line[k]) for line in cells) for k in range(len(names))]
-    widths = [max(len(name), 3, *(len(line[k]) for line in cells)) for k, name in enumerate(names)]
-
-    def join(line: Sequence[str]) -> str:
-        parts = [
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(line, widths, is_number, strict=True)
-        ]
-        return f"| {' | '.join(parts)} |" if markdown else "  ".join(parts).rstrip()
-
-    rule = [
-        ("-" * (width - 1) + ":") if right and markdown else "-" * width
-        for width, right in zip(widths, is_number, strict=True)
-    ]
-    return "\n".join([join(names), join(rule), *(join(line) for line in cells)])
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value != value
-
-
-def _looks_numeric(text: str) -> bool:
-    return text == "-" or text.lstrip("-")[:1].isdigit()
+def _write_figures(folder: Path, results: EvaluationResults, tables: ScoreTables) -> dict[str, tuple[str, Path]]:
+    """PNG files of all figures there is something to draw of."""
+    drawn: dict[str, tuple[str, Any]] = {
+        "figure3_bounds": ("Fig. 3: bounds", bounds_figure(results)),
+        "figure4_boundaries": ("Fig. 4: uncertainty boundary against acceleration", boundaries_figure(results)),
+        "figure5_scores": ("Fig. 5: median and quartiles of the scores", score_figure(tables, results.strength)),
+        "figure6_ablation": ("Fig. 6: ablation over the strength b", ablation_figure(tables)),
+        "figure7_samples": ("Repeated reconstruction against its number of samples", sample_curve_figure(tables)),
+        "figure8_coverage": ("Coverage and the width paid for it", coverage_figure(tables, results.strength)),
+    }
+    written = {}
+    for name, (caption, figure) in drawn.items():
+        if figure is not None:
+            path = folder / f"{name}.png"
+            figure.savefig(path)
+            written[name] = (caption, path)
+    return written

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from sgr_diffusers.evaluation.compute import EvaluationSettings, UnitComputer, used_strength
-from sgr_diffusers.evaluation.identity import library_versions, open_results, scheduler_settings
-from sgr_diffusers.evaluation.plan import EvaluationPlan, Unit, plan_units, share_out
-from sgr_diffusers.evaluation.slices import choose_data, choose_examples, parse_protocol
-from sgr_diffusers.evaluation.store import DamagedShard, read_shard, remove_partial_shards, write_shard
-from sgr_diffusers.models.segmentation import SegmentationUNet
-from sgr_diffusers.pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from sgr_diffusers.reconstruct import load_pipeline
+from ..models.segmentation import SegmentationUNet
+from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from ..reconstruction.volume import load_pipeline
+from .compute import EvaluationSettings, UnitComputer, used_strength
+from .identity import library_versions, open_results, scheduler_settings
+from .plan import EvaluationPlan, Unit, plan_units, share_out
+from .slices import choose_data, choose_examples, parse_protocol
+from .store import DamagedShard, read_shard, remove_partial_shards, write_shard
 
 __all__ = [
     "EvaluationRequest",

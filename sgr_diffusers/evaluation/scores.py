@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from sgr_diffusers.evaluation import bootstrap
-from sgr_diffusers.evaluation.counts import complete_slices, count_bounds, equal_budget_samples
-from sgr_diffusers.evaluation.load import EvaluationResults
+from . import bootstrap
+from .counts import complete_slices, count_bounds, equal_budget_samples
+from .load import EvaluationResults
 
 __all__ = ["QUALITY", "SCORES", "ScoreTables", "score", "volume_scores"]
 

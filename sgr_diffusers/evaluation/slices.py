@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from sgr_diffusers.data.scan_files import check_kspace_file, read_annotations
-from sgr_diffusers.data.scan_labels import file_labels
-from sgr_diffusers.data.selection import PAPER, SliceSelection, parse_selection
-from sgr_diffusers.data.skm_tea import SKM_TEA, SkmTeaScan, known_data, list_scans, merge_labels
-from sgr_diffusers.data.synthetic.findings import labels_without_findings
+from ..data.scan_files import check_kspace_file, read_annotations
+from ..data.scan_labels import file_labels
+from ..data.selection import PAPER, SliceSelection, parse_selection
+from ..data.skm_tea import SKM_TEA, SkmTeaScan, known_data, list_scans, merge_labels
+from ..data.synthetic.findings import labels_without_findings
 
 __all__ = ["EvaluationData", "choose_data", "choose_examples", "manual_labels", "parse_protocol"]
 

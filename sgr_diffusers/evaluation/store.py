@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, UInt8
 
-from sgr_diffusers.evaluation.plan import Unit
+from .plan import Unit
 
 __all__ = [
     "SCHEMA",

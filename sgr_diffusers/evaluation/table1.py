@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from sgr_diffusers.evaluation.report import format_table
-from sgr_diffusers.evaluation.scores import QUALITY, SCORES, ScoreTables
+from ..figures.tables import format_table
+from .scores import QUALITY, SCORES, ScoreTables
 
 __all__ = [
     "COLUMNS",

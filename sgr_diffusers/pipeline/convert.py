@@ -13,7 +13,7 @@ from ..models.authors.prior import PRIOR_ANCHORS, authors_flags, prior_from_auth
 from ..models.authors.segmentation import SEGMENTATION_ANCHORS, segmentation_from_authors, segmentation_to_authors
 from ..models.prior import create_scheduler
 from ..models.segmentation import SegmentationUNet
-from ..output_folder import RECORD_FILE, check_replaceable, whole_folder
+from ..utils.files import RECORD_FILE, check_replaceable, whole_folder
 from .pipeline_sgr_mri import SGRMRIPipeline
 
 __all__ = ["convert_from_authors", "convert_to_authors"]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hub.model_index import read_json
-from ..output_folder import RECORD_FILE
+from ..utils.files import RECORD_FILE
 
 __all__ = ["QUALITY_FILE", "check_measured", "names_its_weights"]
 
@@ -22,7 +22,7 @@ def check_measured(folder: Path) -> None:
             weights.
     """
     from ..evaluation.identity import weights_hash
-    from ..reconstruct import load_pipeline
+    from ..reconstruction.volume import load_pipeline
 
     claims = _claims(folder / "evaluation")
     # The hash is of weights as they are loaded.

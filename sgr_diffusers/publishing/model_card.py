@@ -16,7 +16,7 @@ from ..evaluation.scores import QUALITY, SCORES
 from ..evaluation.table1 import read_table1, table1_cells
 from ..guidance.strength import PAPER_STRENGTH
 from ..hub.model_index import read_json, read_model_index
-from ..output_folder import RECORD_FILE
+from ..utils.files import RECORD_FILE
 from .cards import SKM_TEA_LICENCE, render_card
 from .measured import QUALITY_FILE, names_its_weights
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..hub.model_index import read_json
 from ..hub.repository import INDEX, make_portable
-from ..output_folder import RECORD_FILE
+from ..utils.files import RECORD_FILE
 from .cards import template_folder, token_like
 from .measured import QUALITY_FILE, check_measured, names_its_weights
 from .model_card import card_snippet, model_card, write_eval_results

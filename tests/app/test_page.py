@@ -195,7 +195,7 @@ def expected_rows(model, scan, n_steps, seed=0, slice_number=3, mask="poisson_8.
     from sgr_diffusers.app.limits import AppLimits
     from sgr_diffusers.app.runs import RunRequest, SliceRequest, run_case
     from sgr_diffusers.app.uploads import describe_case
-    from sgr_diffusers.reconstruct import load_pipeline
+    from sgr_diffusers.reconstruction.volume import load_pipeline
 
     pipe = load_pipeline(model, "cpu")
     request = RunRequest(

@@ -15,8 +15,9 @@ from sgr_diffusers.app.limits import AppLimits, RunRefused, RunStopped
 from sgr_diffusers.app.runs import RunRequest, SliceRequest, preview_slice, run_case
 from sgr_diffusers.app.uploads import describe_case
 from sgr_diffusers.app.views import headline_view, interval_plot, message, preview_view, progress_view, result_views
-from sgr_diffusers.reconstruct import SamplingSettings, can_be_fast, load_pipeline, reconstruct_volume
-from sgr_diffusers.reconstruct_file import read_scan
+from sgr_diffusers.reconstruction.run import read_scan
+from sgr_diffusers.reconstruction.settings import SamplingSettings
+from sgr_diffusers.reconstruction.volume import can_be_fast, load_pipeline, reconstruct_volume
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from tests.helpers.raw_files import random_complex
 

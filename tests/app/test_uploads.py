@@ -6,7 +6,7 @@ import pytest
 
 from sgr_diffusers.app.limits import AppLimits
 from sgr_diffusers.app.uploads import describe_case, safe_name
-from sgr_diffusers.demo import CASE
+from sgr_diffusers.reconstruction.demo import CASE
 from tests.helpers.layout_fixture import TINY_SHAPE
 from tests.helpers.raw_files import random_complex
 

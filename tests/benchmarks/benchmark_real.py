@@ -33,7 +33,7 @@ from real_cases import READERS, Case, Source, undersample
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.evaluation.identity import library_versions, weights_hash
 from sgr_diffusers.evaluation.metrics import psnr, ssim
-from sgr_diffusers.reconstruct import with_fast_scheduler
+from sgr_diffusers.reconstruction.volume import with_fast_scheduler
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
 
 matplotlib.use("Agg")

@@ -1,129 +1,172 @@
-import io
+"""The report: its files are there, and every number in it is one of the tables."""
 
-import matplotlib
+import csv
+import html
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
-from matplotlib.image import imread
 
-from sgr_diffusers.evaluation.report import (
-    AGREES,
-    DEVIATES,
-    UNCERTAIN,
-    VIOLATES,
-    BoundPanels,
-    bound_row,
-    compare_bound,
-    draw_rows,
-    format_table,
-    joint_window,
+from sgr_diffusers import cli
+from sgr_diffusers.evaluation.plan import EvaluationPlan
+from sgr_diffusers.evaluation.table1 import (
+    COLUMNS,
+    PAPER,
+    check_claims,
+    read_table1,
+    table1_latex,
+    table1_markdown,
+    write_table1,
 )
+from tests.helpers.evaluation_results import HandMade, labels
+
+TEAR = [{"type": "meniscus_tear"}]
 
 
-def pixels(*rows):
-    return np.array([[character == "#" for character in row] for row in rows])
+def results_folder(folder, data="by hand"):
+    plan = EvaluationPlan((4.0, 16.0), rr_samples=2, ablation_strengths=(0.01,), rr_curve_slices=1, rr_curve_samples=4)
+    made = HandMade(folder, plan, data)
+    full = {"A": labels(one=range(6), two=[20, 21]), "B": labels(one=[1, 2], two=[8])}
+    for scan, findings in (("A", TEAR), ("B", ())):
+        more = {"without_finding": labels(one=range(8), two=[20, 21])} if findings else {}
+        made.reference(
+            scan,
+            0,
+            full[scan],
+            full[scan],
+            findings,
+            example=scan == "A",
+            second_fully_sampled=labels(one=[0]),
+            **more,
+        )
+        for acceleration in (4.0, 16.0):
+            bounds = [(labels(one=[0, 1]), labels(one=range(7))), (labels(two=[20]), labels(two=[20, 21, 8]))]
+            made.guided(scan, 0, bounds, acceleration, second=bounds)
+            maps = [labels(one=[1], two=[8]), labels(one=[1, 2, 3])]
+            made.samples(scan, 0, maps, acceleration, second=maps)
+        made.guided(scan, 0, bounds, 16.0, strength=0.01, second=bounds)
+        made.samples(scan, 0, maps, 16.0, first=2, second=maps)
+    return made.finish()
 
 
-def test_colours_are_those_of_the_papers_figure_3():
-    reference, bound = pixels("##.."), pixels("#.#.")
-    # lower: leaving out a part of S_f is allowed, holding what is not in S_f is not
-    assert compare_bound(bound, reference, is_upper=False).tolist() == [[AGREES, DEVIATES, VIOLATES, 0]]
-    # upper: the other way round
-    assert compare_bound(bound, reference, is_upper=True).tolist() == [[AGREES, VIOLATES, DEVIATES, 0]]
-    assert compare_bound(bound, None, is_upper=True).tolist() == [[AGREES, 0, AGREES, 0]]
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    results = results_folder(folder / "results")
+    assert cli.main(["report", str(results), "--output", str(folder / "out"), "--traceback"]) == 0
+    return folder / "out"
 
 
-def test_window_is_square_holds_the_masks_and_stays_inside():
-    one, other = np.zeros((96, 80), bool), np.zeros((96, 80), bool)
-    one[2:5, 30:40] = True
-    other[10:12, 60:76] = True
-    rows, columns = joint_window([one, other], min_size=30, margin=4)
-    assert rows.stop - rows.start == columns.stop - columns.start == 46 + 8
-    assert 0 <= rows.start <= 2 and 12 <= rows.stop <= 96
-    assert 0 <= columns.start <= 30 and 76 <= columns.stop <= 80
-
-
-def test_window_of_nothing_is_the_middle_and_of_a_small_image_all_of_it():
-    rows, columns = joint_window([np.zeros((96, 80), bool)])
-    assert (rows, columns) == (slice(33, 63), slice(25, 55))
-    assert joint_window([np.zeros((12, 10), bool)]) == (slice(0, 12), slice(0, 10))
-
-
-@pytest.fixture
-def view():
-    rng = np.random.default_rng(0)
-    image = rng.random((40, 40)).astype(np.float32)
-    lower, reference, upper = (np.zeros((40, 40), bool) for _ in range(3))
-    lower[18:20, 10:20] = True
-    reference[17:21, 10:20] = True
-    upper[16:22, 9:20] = True
-    return BoundPanels(image, image, lower, image, upper, image, reference)
-
-
-def test_row_of_a_bound(view):
-    row = bound_row(view, "meniscus", joint_window(view.masks), {"lower": "20 mm"})
-    titles = [panel.title for panel in row.panels]
-    assert titles == [
-        "fully sampled",
-        "zero-filled",
-        "lower reconstruction",
-        "lower bound",
-        "upper reconstruction",
-        "upper bound",
-        "uncertainty boundary",
-    ]
-    boundary = row.panels[-1].overlay == UNCERTAIN
-    assert np.array_equal(boundary, view.upper & ~view.lower)
-    assert row.panels[titles.index("lower bound")].caption == "20 mm"
-
-
-def test_row_without_reference_and_lower_bound(view):
-    row = bound_row(
-        BoundPanels(view.zero_filled, upper_image=view.upper_image, upper=view.upper), "", (slice(0, 40),) * 2
-    )
-    assert [panel.title for panel in row.panels] == ["zero-filled", "upper reconstruction", "upper bound"]
-    assert set(np.unique(row.panels[-1].overlay)) == {0, AGREES}
-
-
-def test_figure_shows_every_colour_and_touches_no_global_state(view):
-    backend = matplotlib.get_backend(auto_select=False)
-    wrong = np.zeros((40, 40), bool)
-    wrong[15, 12:18] = True
-    violated = BoundPanels(
-        view.zero_filled, view.lower_image, view.lower | wrong, view.upper_image, view.upper, view.fully_sampled,
-        view.reference,
-    )  # fmt: skip
-    figure = draw_rows([bound_row(violated, "meniscus", joint_window(view.masks))], "title")
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    file.seek(0)
-    drawn = imread(file)[..., :3]
-    hues = {
-        "green": (drawn[..., 1] > drawn[..., 0] + 0.2) & (drawn[..., 1] > drawn[..., 2] + 0.2),
-        "blue": (drawn[..., 2] > drawn[..., 0] + 0.2) & (drawn[..., 2] > drawn[..., 1] + 0.1),
-        "red": (drawn[..., 0] > drawn[..., 1] + 0.3) & (drawn[..., 0] > drawn[..., 2] + 0.3),
+def test_files_are_there(report):
+    names = {path.name for path in report.iterdir()}
+    tables = {"scores", "differences", "growth", "rr_curve", "equal_budget", "findings", "volumes", "costs", "claims"}
+    figures = {"3_bounds", "4_boundaries", "5_scores", "6_ablation", "7_samples", "8_coverage"}
+    assert names == {
+        *(f"{name}.csv" for name in (*tables, "table1")),
+        *(f"figure{name}.png" for name in figures),
+        *("table1.md", "table1.tex", "report.html", "settings.json"),
     }
-    assert all(hue.sum() > 50 for hue in hues.values()), {name: int(hue.sum()) for name, hue in hues.items()}
-    assert matplotlib.get_backend(auto_select=False) == backend
-    with pytest.raises(ValueError, match="at least one row"):
-        draw_rows([])
 
 
-def test_tables_align_and_show_what_is_missing_as_a_dash():
-    rows = [
-        {"class": "meniscus", "mm^3": "12", "share": "0.50"},
-        {"class": "bone", "mm^3": "1200", "share": float("nan")},
-        {"class": "-", "mm^3": None, "share": "0.25"},
+def test_table1_has_exactly_its_columns(report):
+    with open(report / "table1.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [(row["acceleration"], row["method"], row["reference"]) for row in rows[:3]] == [
+        ("4.0", "SGR", "fully_sampled"),
+        ("4.0", "RR", "fully_sampled"),
+        ("16.0", "SGR", "fully_sampled"),
     ]
-    assert format_table(rows).splitlines() == [
-        "class     mm^3  share",
-        "--------  ----  -----",
-        "meniscus    12   0.50",
-        "bone      1200      -",
-        "-            -   0.25",
-    ]
-    assert format_table(rows, markdown=True).splitlines()[1:3] == [
-        "| -------- | ---: | ----: |",
-        "| meniscus |   12 |  0.50 |",
-    ]
-    with pytest.raises(ValueError, match="at least one row"):
-        format_table([])
+    assert float(rows[0]["recall_upper"]) == 1.0 and rows[0]["n_scans"] == "2"
+
+
+def rounded(values):
+    """All ways in which a report writes a number."""
+    texts = set()
+    for value in values:
+        if isinstance(value, (int, float, np.number)) and not pd.isna(value):
+            texts |= {f"{value:.{digits}f}" for digits in range(5)}
+            texts |= {f"{value:g}", f"{value:.4g}", f"{value * 100:.0f}", f"{value:.1f}"}
+    return texts
+
+
+def numbers_of(text):
+    return re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text.replace("−", "-"))
+
+
+def test_no_number_in_the_report_is_not_in_the_tables(report):
+    values = [value for path in report.glob("*.csv") for row in pd.read_csv(path).to_numpy() for value in row]
+    claims = set(numbers_of((report / "claims.csv").read_text()))
+    allowed = rounded(values) | claims | rounded([2])  # as what a backward pass counts
+    page = (report / "report.html").read_text(encoding="utf-8")
+    body = page[page.index("<h2>Table 1") : page.index("<h2>Settings")]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", re.sub(r'src="[^"]*"', "", body))
+    found = {number for cell in cells for number in numbers_of(html.unescape(cell))}
+    assert len(found) > 30
+    assert found <= allowed
+    for name in ("table1.md", "table1.tex"):
+        text = (report / name).read_text()
+        text = text.split("\\midrule", 1)[-1]
+        assert set(numbers_of(re.sub(r"\|[ :|-]*\|\n", "", text))) <= allowed
+
+
+def test_the_page_needs_nothing_but_itself(report):
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert "http" not in page and page.count("data:image/png;base64,") == 6
+    assert "units of work are not done" not in page
+    assert "Table 1" in page and "by hand" in page
+
+
+def test_papers_numbers_stand_beside_ours_for_its_data_only(report, tmp_path):
+    assert "paper" not in (report / "table1.md").read_text()
+    folder = results_folder(tmp_path / "results", data="SKM-TEA")
+    assert cli.main(["report", str(folder), "--output", str(tmp_path / "out"), "--traceback"]) == 0
+    text = (tmp_path / "out/table1.md").read_text()
+    assert "SGR, paper" in text and f"{PAPER[16.0, 'RR'][0]:.3f}" in text and "8x" not in text
+    assert "SGR, paper" in (tmp_path / "out/report.html").read_text()
+    assert len(read_table1(tmp_path / "out/table1.csv")) == 8  # ours alone
+
+
+def test_table_of_a_csv_file_on_the_screen(report, capsys):
+    assert cli.main(["report", str(report / "table1.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.strip() == (report / "table1.md").read_text().strip()
+    assert printed.startswith("| acc. | method |")
+
+
+def test_a_report_is_replaced_only_if_asked(report, tmp_path, capsys):
+    folder = results_folder(tmp_path / "results")
+    assert cli.main(["report", str(folder), "--output", str(report)]) == 2
+    assert "already there" in capsys.readouterr().err
+    assert cli.main(["report", str(folder)]) == 2
+    assert "--output is needed" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "x")]) == 2
+    assert "not a results folder" in capsys.readouterr().err
+
+
+def test_csv_round_trip_and_what_it_refuses(tmp_path):
+    row = dict(zip(COLUMNS, (4.0, "SGR", "manual", 1 / 3, float("nan"), 0.5, 0.9, 30.123, 16), strict=True))
+    write_table1(tmp_path / "table1.csv", [row])
+    found = read_table1(tmp_path / "table1.csv")[0]
+    assert found["precision_lower"] == 1 / 3 and np.isnan(found["recall_upper"])
+    assert "| -" in table1_markdown([found]) and "--" in table1_latex([found])
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="must have the columns"):
+        read_table1(tmp_path / "other.csv")
+    (tmp_path / "bad.csv").write_text((tmp_path / "table1.csv").read_text().replace("0.5", "half"))
+    with pytest.raises(ValueError, match="no number"):
+        read_table1(tmp_path / "bad.csv")
+
+
+def test_claims_hold_for_the_papers_own_numbers_and_fail_for_worse():
+    rows = [dict(zip(COLUMNS, (*key, "fully_sampled", *values, 36), strict=True)) for key, values in PAPER.items()]
+    assert [claim["holds"] for claim in check_claims(rows)] == ["yes", "yes", "yes", "no", "yes", "yes"]
+    for row in rows:
+        if row["method"] == "SGR":
+            row |= {"precision_lower": 0.9, "uncertain_share": 0.2, "psnr": row["psnr"] - 0.5}
+    assert [claim["holds"] for claim in check_claims(rows)] == ["no", "yes", "no", "no", "yes", "no"]
+    assert check_claims(rows[:1]) == []
+    interval = {"segmenter": "guiding", "reference": "fully_sampled", "growth_ci_low": 2.0, "growth_ci_high": 3.125}
+    numbers = [claim["numbers"] for claim in check_claims(rows, [{"method": "RR", **interval}])]
+    assert numbers[3] == "2.51x (95 %: 2.00 to 3.12)" and "95 %" not in numbers[2]

@@ -190,7 +190,7 @@ def test_the_bundled_checkpoint_needs_no_network(tmp_path):
     run_client(
         """
 from diffusers import DiffusionPipeline
-from sgr_diffusers.reconstruct import PRETRAINED, load_pipeline
+from sgr_diffusers.reconstruction.volume import PRETRAINED, load_pipeline
 assert load_pipeline().segmentation_model is not None
 assert type(DiffusionPipeline.from_pretrained(PRETRAINED)).__name__ == "SGRMRIPipeline"
 for host in ("huggingface.co", "127.0.0.1"):

@@ -15,9 +15,9 @@ from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
 from sgr_diffusers.hub.code_bundle import bundle_files
 from sgr_diffusers.hub.errors import redact
+from sgr_diffusers.pretrained import PRETRAINED
 from sgr_diffusers.publishing.dataset_card import INDEX_COLUMNS, check_synthetic, stage_index
 from sgr_diffusers.publishing.push import _BLOCK, ask_on_terminal, check_stage
-from sgr_diffusers.reconstruct import PRETRAINED
 from tests.helpers.hub_client import OWNER, WRONG
 from tests.helpers.layout_fixture import write_tiny_skm_tea
 

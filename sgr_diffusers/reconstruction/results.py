@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from .evaluation.report import BoundPanels, Panel, PanelRow, bound_row, draw_rows, format_table, joint_window
-from .reconstruct import VolumeReconstruction
+from ..figures.bounds import BoundPanels, Panel, PanelRow, bound_row, draw_rows, joint_window
+from ..figures.tables import format_table
+from .volume import VolumeReconstruction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,8 +107,8 @@ def write_images(
     of the place in the patient as is known, see `write_nifti`. With `ismrmrd` the same goes to `images.h5`, too, as a
     series each, named as the NIfTI files are.
     """
-    from .io.ismrmrd_writer import write_ismrmrd_images
-    from .io.nifti import write_nifti
+    from ..io.ismrmrd_writer import write_ismrmrd_images
+    from ..io.nifti import write_nifti
 
     spacing, geometry = None, {}
     if volume.voxel_size_mm is not None:

@@ -78,7 +78,7 @@ def _add_target(command: argparse.ArgumentParser) -> None:
 
 
 def _push(args: argparse.Namespace, kind: str, fill: Callable[[Path], None], **more: Any) -> None:
-    from .push import ask_on_terminal, publish
+    from ..publishing.push import ask_on_terminal, publish
 
     if args.repo.count("/") != 1:
         raise ValueError(f"--repo must be like org/name, got {args.repo!r}.")
@@ -99,7 +99,7 @@ def _push(args: argparse.Namespace, kind: str, fill: Callable[[Path], None], **m
 
 
 def _publish_model(args: argparse.Namespace) -> None:
-    from .stages import run_snippet, stage_model
+    from ..publishing.stages import run_snippet, stage_model
 
     def fill(stage: Path) -> None:
         stage_model(args.folder, stage, args.repo, args.dataset, args.report, args.license)
@@ -110,13 +110,13 @@ def _publish_model(args: argparse.Namespace) -> None:
 
 
 def _publish_dataset(args: argparse.Namespace) -> None:
-    from .dataset_card import stage_index, stage_synthetic
+    from ..publishing.dataset_card import stage_index, stage_synthetic
 
     stage_data = stage_index if args.index else stage_synthetic
     _push(args, "dataset", lambda stage: stage_data(args.folder, stage, args.repo), gated=args.index)
 
 
 def _publish_space(args: argparse.Namespace) -> None:
-    from .stages import stage_space
+    from ..publishing.stages import stage_space
 
     _push(args, "space", lambda stage: stage_space(stage, args.model, args.package), space_sdk="gradio")

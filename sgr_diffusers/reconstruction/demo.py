@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .output_folder import whole_folder
-from .reconstruct import PRETRAINED, SamplingSettings, load_pipeline
-from .reconstruct_file import read_scan, reconstruct_with_progress, write_record
+from ..pretrained import PRETRAINED
+from ..utils.files import whole_folder
 from .results import bounds_figure, table_text, volume_table, write_table
+from .run import read_scan, reconstruct_with_progress, write_record
+from .settings import SamplingSettings
+from .volume import load_pipeline
 
 __all__ = ["CASE", "run_demo"]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from .app.command import add_app
-from .cli_convert import add_convert_arguments, run_convert
-from .cli_data import add_data, add_synthesize
-from .evaluation.command import add_evaluation_commands
-from .publishing.command import add_publish
+from .app import add_app
+from .convert import add_convert_arguments, run_convert
+from .data import add_data, add_synthesize
+from .evaluate import add_evaluation_commands
+from .publish import add_publish
 
 __all__ = ["create_parser", "main"]
 
@@ -254,14 +254,14 @@ def _slices(text: str) -> slice:
 
 
 def _run_demo(args: argparse.Namespace) -> None:
-    from .demo import run_demo
+    from ..reconstruction.demo import run_demo
 
     run_demo(args.output, args.accelerations, args.steps, args.seed, args.model)
 
 
 def _run_reconstruct(args: argparse.Namespace) -> None:
-    from .reconstruct import SamplingSettings
-    from .reconstruct_file import reconstruct_file
+    from ..reconstruction.run import reconstruct_file
+    from ..reconstruction.settings import SamplingSettings
 
     settings = SamplingSettings(
         target=args.target,
@@ -325,7 +325,3 @@ class _SignalsAsExceptions:
         for other in _SignalsAsExceptions.numbers:
             signal.signal(other, signal.SIG_IGN)
         raise _Ended(number)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

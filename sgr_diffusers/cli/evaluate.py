@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgr_diffusers.evaluation.plan import METHODS
+from ..evaluation.plan import METHODS
 
 __all__ = ["add_arguments", "add_evaluation_commands", "run"]
 
@@ -52,12 +52,12 @@ def add_evaluation_commands(commands: Any, add_command: Callable[..., argparse.A
 
 
 def _report(args: argparse.Namespace) -> None:
-    from sgr_diffusers.evaluation.table1 import read_table1, table1_markdown
+    from ..evaluation.table1 import read_table1, table1_markdown
 
     if args.results.is_file():
         print(table1_markdown(read_table1(args.results)))
         return
-    from sgr_diffusers.evaluation.write_report import write_report
+    from ..evaluation.report import write_report
 
     if args.output is None:
         raise ValueError("--output is needed: the folder to write the report to.")
@@ -181,7 +181,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
     if args.num_processes > 1 and "RANK" not in os.environ and not args.dry_run:
         _launch(argv, args.num_processes, args.num_threads)
         return
-    from sgr_diffusers.evaluation import runner
+    from ..evaluation import runner
 
     request = _request(args, argv)
     prepared = runner.prepare(request, write=not args.dry_run)
@@ -201,7 +201,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
         return
     runner.evaluate(prepared, args.output, args.limit)
     if prepared.process.is_main_process:
-        from sgr_diffusers.evaluation.costs import cost_table
+        from ..evaluation.costs import cost_table
 
         left = runner.find_outstanding(args.output, outstanding.units).todo
         say(f"{args.output}: {len(outstanding.units) - len(left)} of {len(outstanding.units)} units are done.")
@@ -211,10 +211,10 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
 
 
 def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
-    from sgr_diffusers.evaluation.compute import EvaluationSettings
-    from sgr_diffusers.evaluation.plan import EvaluationPlan
-    from sgr_diffusers.evaluation.runner import EvaluationRequest
-    from sgr_diffusers.schedulers.timesteps import fast_timesteps
+    from ..evaluation.compute import EvaluationSettings
+    from ..evaluation.plan import EvaluationPlan
+    from ..evaluation.runner import EvaluationRequest
+    from ..schedulers.timesteps import fast_timesteps
 
     plan = EvaluationPlan(
         accelerations=tuple(sorted(set(args.accelerations))),

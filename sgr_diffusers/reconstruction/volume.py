@@ -12,18 +12,18 @@ from diffusers import DDPMScheduler
 from jaxtyping import Bool, Complex, Float, UInt8
 from torch import Tensor
 
-from .guidance.targets import TARGETS, resolve_classes
-from .mri.operators import SenseOperator
-from .pipeline.inputs import check_measurement, slice_scale
-from .pipeline.networks import check_networks
-from .pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from .schedulers.checks import check_scheduler
-from .schedulers.timesteps import fast_timesteps
+from ..guidance.targets import TARGETS, resolve_classes
+from ..mri.operators import SenseOperator
+from ..pipeline.inputs import check_measurement, slice_scale
+from ..pipeline.networks import check_networks
+from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from ..pretrained import PRETRAINED
+from ..schedulers.checks import check_scheduler
+from ..schedulers.timesteps import fast_timesteps
+from .settings import SamplingSettings
 
 __all__ = [
     "DTYPES",
-    "PRETRAINED",
-    "SamplingSettings",
     "ScanSlices",
     "VolumeReconstruction",
     "can_be_fast",
@@ -32,8 +32,6 @@ __all__ = [
     "reconstruct_volume",
     "with_fast_scheduler",
 ]
-
-PRETRAINED = Path(__file__).parent / "pretrained" / "synthetic_knee"
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -72,41 +70,6 @@ class ScanSlices:
         if self.orientation is not None and self.voxel_size_mm is not None:
             return f"directions alone ({', '.join(self.orientation)}), the origin is in the middle"
         return "unknown, neither directions nor positions are stated by the file"
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How to sample; names and defaults as in `SGRMRIPipeline.__call__`, unless said otherwise.
-
-    Attributes:
-        target: "both", "upper", "lower" or "none".
-        classes: names or label numbers; `None` for all.
-        num_inference_steps: reverse steps.
-        fast: make them at `fast_timesteps`, by `DDPMScheduler`, in place of the model's scheduler.
-        eta: share of fresh noise; not for `fast`.
-        guidance_strength: per step; `None` for `default_strength`.
-        guidance_scale: factor on it.
-        final_consistency: "replace", "regularized" or "least_squares".
-        batch_size: most images in a network call.
-        seed: of the noise. Each slice has a stream of its own, of (seed, place in the scan), whichever others are
-            reconstructed.
-    """
-
-    target: str = "both"
-    classes: tuple[str | int, ...] | None = None
-    num_inference_steps: int = 100
-    fast: bool = False
-    eta: float = 1.0
-    guidance_strength: float | None = None
-    guidance_scale: float = 1.0
-    final_consistency: str = "replace"
-    batch_size: int = 8
-    seed: int = 0
-
-    @property
-    def timesteps(self) -> list[int] | None:
-        """What the pipeline is called with."""
-        return fast_timesteps(self.num_inference_steps) if self.fast else None
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .io.raw_file import read_raw
-from .io.raw_slices import RawSlices, check_voxel_size, warn_suspect
-from .output_folder import RECORD_FILE, check_replaceable, whole_folder
-from .pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from .reconstruct import (
-    SamplingSettings,
-    ScanSlices,
-    VolumeReconstruction,
-    load_pipeline,
-    n_progress_steps,
-    reconstruct_volume,
-)
+from ..io.raw_file import read_raw
+from ..io.raw_slices import RawSlices, check_voxel_size, warn_suspect
+from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from ..utils.files import RECORD_FILE, check_replaceable, whole_folder
 from .results import bounds_figure, table_text, volume_table, write_images, write_table
+from .settings import SamplingSettings
+from .volume import ScanSlices, VolumeReconstruction, load_pipeline, n_progress_steps, reconstruct_volume
 
 __all__ = [
     "mask_label",
@@ -185,7 +179,7 @@ def reconstruct_with_progress(
 
 def write_record(folder: Path, settings: SamplingSettings, **more: Any) -> None:
     """Write what made the results, so that they can be made again."""
-    from . import __version__
+    from .. import __version__
 
     record = {"sgr_diffusers": __version__, "torch": torch.__version__, **dataclasses.asdict(settings), **more}
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n")

@@ -16,16 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from sgr_diffusers import cli, reconstruct
-from sgr_diffusers.demo import run_demo
+from sgr_diffusers import cli
+from sgr_diffusers.cli.main import DTYPES, FINAL_CONSISTENCY, TARGETS
+from sgr_diffusers.guidance import targets
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
+from sgr_diffusers.mri import consistency
 from sgr_diffusers.mri.operators import fft2c
-from sgr_diffusers.pipeline import inputs
-from sgr_diffusers.reconstruct_file import read_scan
+from sgr_diffusers.reconstruction import volume
+from sgr_diffusers.reconstruction.demo import run_demo
+from sgr_diffusers.reconstruction.run import read_scan
 from tests.helpers.layout_fixture import TINY_SHAPE, write_tiny_skm_tea
 from tests.helpers.tiny_pipeline import save_tiny_pipeline
 
-HERE = Path(__file__).parent
 CLASSES = ("patellar_cartilage", "femoral_cartilage", "tibial_cartilage", "meniscus")
 
 
@@ -326,12 +328,12 @@ def test_help_ends_in_an_example_that_parses(command, capsys):
 
 def test_choices_of_the_command_are_those_of_the_library():
     # written twice so that `--help` need not import the library's modules
-    assert set(cli.TARGETS) == set(inputs.TARGETS)
-    assert set(cli.FINAL_CONSISTENCY) == set(inputs.FINAL_CONSISTENCY)
-    assert set(cli.DTYPES) == set(reconstruct.DTYPES)
+    assert set(TARGETS) == set(targets.TARGETS)
+    assert set(FINAL_CONSISTENCY) == set(consistency.FINAL_CONSISTENCY)
+    assert set(DTYPES) == set(volume.DTYPES)
 
 
 def test_half_precision_is_for_the_prior_alone(assets):
-    pipe = reconstruct.load_pipeline(assets / "pipeline", "cpu", "bfloat16")
+    pipe = volume.load_pipeline(assets / "pipeline", "cpu", "bfloat16")
     assert pipe.unet.dtype == torch.bfloat16
     assert next(pipe.segmentation_model.parameters()).dtype == torch.float32

@@ -32,8 +32,8 @@ def add_app(add_command: Callable[..., argparse.ArgumentParser], commands: Any) 
 
 
 def _run(args: argparse.Namespace) -> None:
-    from .limits import AppLimits
-    from .server import launch_app
+    from ..app.limits import AppLimits
+    from ..app.server import launch_app
 
     limits = AppLimits(max_upload_mb=args.max_upload_mb, max_minutes=args.max_minutes, max_queue=args.max_queue)
     launch_app(args.model, args.device, limits, args.host, args.port)

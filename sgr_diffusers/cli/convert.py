@@ -56,7 +56,7 @@ def run_convert(args: argparse.Namespace) -> None:
     Raises:
         ValueError: an argument does not belong to the direction, or the conversion is refused.
     """
-    from .pipeline.convert import convert_from_authors, convert_to_authors
+    from ..pipeline.convert import convert_from_authors, convert_to_authors
 
     _refuse_idle_arguments(args)
     if args.to_authors is not None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sgr_diffusers.output_folder import RECORD_FILE, whole_folder
+from sgr_diffusers.utils.files import RECORD_FILE, whole_folder
 
 
 def write(path, text="new", overwrite=False):

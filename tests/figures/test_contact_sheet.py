@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sgr_diffusers.evaluation.contact_sheet import contact_sheet
+from sgr_diffusers.figures.contact_sheet import contact_sheet
 
 
 def test_sheet_has_each_slice_once_and_once_more_with_its_labels(tmp_path):

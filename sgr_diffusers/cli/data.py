@@ -108,7 +108,7 @@ def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any)
 
 
 def _run_synthesize(args: argparse.Namespace) -> None:
-    from .data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
+    from ..data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
 
     config = SyntheticKneeConfig(
         matrix_shape=tuple(args.matrix),
@@ -123,7 +123,7 @@ def _run_synthesize(args: argparse.Namespace) -> None:
 
 
 def _run_data_fetch_mini(args: argparse.Namespace) -> None:
-    from .data.mini_set import MINI_REPOSITORY, fetch_mini
+    from ..data.mini_set import MINI_REPOSITORY, fetch_mini
 
     repository = args.repo or MINI_REPOSITORY
     print(fetch_mini(args.output, repository, revision=args.revision, keep_tarballs=args.keep_tarballs))
@@ -141,7 +141,7 @@ def _run_data_import_brain_tumour(args: argparse.Namespace) -> None:
 
 
 def _run_data_check(args: argparse.Namespace) -> None:
-    from .data.check import check_folder, report_text
+    from ..data.check import check_folder, report_text
 
     reports = []
     # line by line: a full data set takes minutes
@@ -155,8 +155,8 @@ def _run_data_check(args: argparse.Namespace) -> None:
 def _run_data_preview(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from .data.skm_tea import list_scans
-    from .evaluation.contact_sheet import contact_sheet
+    from ..data.skm_tea import list_scans
+    from ..figures.contact_sheet import contact_sheet
 
     scans = list_scans(args.data, args.split)
     if not 0 <= args.scan < len(scans):

@@ -8,6 +8,18 @@
 | `coverage`     | says how much the coverage varies between calibration sets, and what a test set shows             |
 | `record`       | reads and writes `calibration.json`, and refuses a call that the calibration does not hold for    |
 
+From the volumes of the calibration scans to the interval of a new scan:
+
+```python
+volumes = {Group(8.0, "poisson", (7.9, 8.1)): ScanVolumes(ids, class_names, lower, upper, reference, voxel)}
+quantiles = calibrate(volumes, [0.8, 0.9])
+Calibration(quantiles, settings, splits, "fully_sampled", "all slices", seed, versions).save(checkpoint)
+
+calibration = Calibration.load(checkpoint)
+calibration.check_settings(settings_of_this_call)
+low, high = calibration.quantiles_for(0.9, measured_acceleration, "poisson").interval(lower_mm3, upper_mm3, voxel_mm3)
+```
+
 The guarantee needs scans that are exchangeable: the new scan comes from the same population as the calibration scans
 and is measured, reconstructed and segmented in the same way. It needs nothing of the networks.
 """

@@ -130,8 +130,8 @@ def _run_data_fetch_mini(args: argparse.Namespace) -> None:
 
 
 def _run_data_import_brain_tumour(args: argparse.Namespace) -> None:
-    from .data.brain_tumour.dataset import import_brain_tumour
-    from .data.brain_tumour.simulation import AcquisitionConfig
+    from ..data.brain_tumour.dataset import import_brain_tumour
+    from ..data.brain_tumour.simulation import AcquisitionConfig
 
     config = AcquisitionConfig(n_coils=args.coils, snr=args.snr, seed=args.seed)
     counts = import_brain_tumour(args.source, args.output, config)

@@ -89,14 +89,17 @@ def noise_whitening_matrix(
     Raises:
         ValueError: the covariance is singular: a coil without noise, or fewer samples than coils.
     """
-    samples = samples.astype(np.complex128)
-    covariance = samples @ samples.conj().T / max(samples.shape[1] - 1, 1)
+    n_coils, n_samples = samples.shape
     try:
+        if n_samples < n_coils:
+            raise np.linalg.LinAlgError
+        samples = samples.astype(np.complex128)
+        covariance = samples @ samples.conj().T / max(n_samples - 1, 1)
         inverse = np.linalg.inv(np.linalg.cholesky(covariance))
     except np.linalg.LinAlgError:
         raise ValueError(
-            f"the noise scan of {samples.shape[0]} coils and {samples.shape[1]} samples has a singular covariance: a "
-            "coil without signal, or too few samples. Pass `prewhiten=False`."
+            f"the noise scan of {n_coils} coils and {n_samples} samples has a singular covariance: a coil without "
+            "signal, or too few samples. Pass `prewhiten=False`."
         ) from None
     return (inverse * np.sqrt(2 * time_ratio * bandwidth)).astype(np.complex64)
 

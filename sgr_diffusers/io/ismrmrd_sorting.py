@@ -22,6 +22,7 @@ _DISAGREEMENT = 0.5  # energy of deviations from the mean, over that of the mean
 _UNLABELLED_DISAGREEMENT = 0.1  # the same, of lines that nothing tells apart
 _CONTRAST = 9.0  # ratio of energies of neighbouring lines from which on they are of another contrast
 _NEIGHBOURHOOD = 4  # lines
+_MOST_COMPARED = 500  # calibration lines
 
 Lines = dict[int, Complex64[np.ndarray, "coil sample"]]
 
@@ -318,9 +319,9 @@ def _without_foreign_calibration(
 def _energy_beside_imaging(lines: Lines, places: _Places, is_calibration: np.ndarray) -> float:
     """Median ratio of the energy of a calibration line to that of the nearest imaging line."""
     energy = np.array([np.linalg.norm(lines[row]) ** 2 for row in places.rows.tolist()])
-    imaging = np.flatnonzero(~is_calibration)
+    imaging, calibration = np.flatnonzero(~is_calibration), np.flatnonzero(is_calibration)
     ratios = []
-    for place in np.flatnonzero(is_calibration):
+    for place in calibration[:: max(len(calibration) // _MOST_COMPARED, 1)]:
         distance = np.abs(places.phase[imaging] - places.phase[place])
         distance = distance + np.abs(places.partition[imaging] - places.partition[place])
         distance = np.where(places.slice[imaging] == places.slice[place], distance, np.iinfo(int).max)

@@ -1,4 +1,4 @@
-"""Readout lines of which some samples may be missing enter; lines over a smaller field of view leave."""
+"""Readouts turned into image space, or to a smaller field of view; some of their samples may be missing."""
 
 from functools import lru_cache
 
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Complex
 __all__ = ["crop_field_of_view", "readout_to_image"]
 
 _NOISE_GAIN = 1e-2  # singular values below this share of the largest are not inverted
+_LONGEST_ASYMMETRIC = 4096  # samples; time and memory grow with the cube and the square of it
 
 
 def readout_to_image(
@@ -22,7 +23,17 @@ def readout_to_image(
         lines: k-space, centre at `sample // 2`.
         measured: which samples were measured; the others are not looked at.
         n_kept: pixels to keep.
+
+    Raises:
+        ValueError: an asymmetric echo is too long.
     """
+    n = lines.shape[-1]
+    if measured.all():
+        image = np.fft.ifft(np.fft.ifftshift(lines, axes=-1), axis=-1, norm="ortho")
+        first = n // 2 - n_kept // 2
+        return np.fft.fftshift(image, axes=-1)[..., first : first + n_kept].astype(np.complex64)
+    if n > _LONGEST_ASYMMETRIC:
+        raise ValueError(f"asymmetric echoes may have at most {_LONGEST_ASYMMETRIC} samples, got {n}.")
     matrix = _to_image(tuple(measured.tolist()), n_kept)
     return (lines[..., measured] @ matrix.T).astype(np.complex64)
 
@@ -54,4 +65,4 @@ def _to_image(measured: tuple[bool, ...], n_kept: int) -> np.ndarray:
     samples = np.flatnonzero(measured) - n // 2
     pixels = np.arange(n_kept) - n_kept // 2
     encoding = np.exp(-2j * np.pi * np.outer(samples, pixels) / n) / np.sqrt(n)
-    return (encoding.conj().T if all(measured) else np.linalg.pinv(encoding, rcond=_NOISE_GAIN)).astype(np.complex64)
+    return np.linalg.pinv(encoding, rcond=_NOISE_GAIN).astype(np.complex64)

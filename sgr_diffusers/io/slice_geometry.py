@@ -160,17 +160,15 @@ def _slice_positions(
         return None
     if len(numbers) > 1 and not positions.any():
         return None  # never set
-    result = []
-    for number in numbers:
-        these = positions[heads["idx"]["slice"] == number]
-        spread = np.linalg.norm(these - these[0], axis=1).max()
-        if spread > max(thickness / 2, 1.0):
-            raise ValueError(
-                f"acquisitions of slice {number} of {path} lie {spread:.4g} mm apart, but a slice is {thickness:.4g} "
-                "mm thick: the slice counter is wrong. Correct it in the file."
-            )
-        result.append(these[0])
-    return np.stack(result)
+    _, first, place = np.unique(heads["idx"]["slice"], return_index=True, return_inverse=True)
+    spread = np.linalg.norm(positions - positions[first][place], axis=1)
+    worst = int(spread.argmax())
+    if spread[worst] > max(thickness / 2, 1.0):
+        raise ValueError(
+            f"acquisitions of slice {numbers[int(place[worst])]} of {path} lie {spread[worst]:.4g} mm apart, but a "
+            f"slice is {thickness:.4g} mm thick: the slice counter is wrong. Correct it in the file."
+        )
+    return positions[first]
 
 
 def _order(positions: Float[np.ndarray, "slice 3"], across: np.ndarray | None) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import numpy as np
 from ..io.file_checks import check_regular_file
 from ..io.hdf5_file import open_hdf5
 from ..io.raw_file import read_raw, stored_choices
+from ..io.raw_slices import collected_suspicions
 from .limits import AppLimits
 
 __all__ = ["FILE_TYPES", "CaseInfo", "describe_case", "readable", "safe_name"]
@@ -33,6 +34,7 @@ class CaseInfo:
         n_echoes: echoes to choose from.
         voxel_size_mm: (slice, y, x), if the file says so.
         is_fully_sampled: whether it holds the fully sampled image to compare with.
+        suspicions: what in the file contradicts its data, in sentences.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class CaseInfo:
     n_echoes: int
     voxel_size_mm: tuple[float, float, float] | None
     is_fully_sampled: bool
+    suspicions: tuple[str, ...] = ()
 
 
 def safe_name(name: str) -> str:
@@ -79,7 +82,8 @@ def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) 
                 "Cut out the slices of interest."
             )
         masks, n_echoes = stored_choices(path)
-        raw = read_raw(path, [0])
+        with collected_suspicions() as suspicions:
+            raw = read_raw(path, [0])
         n_coils, *size = raw.kspace.shape[1:]
         extent = f"a slice of {name} has {size[0]} x {size[1]} pixels and {n_coils} coils"
         if raw.kspace[0].numel() > limits.max_pixels:
@@ -104,13 +108,17 @@ def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) 
         n_echoes=n_echoes,
         voxel_size_mm=raw.voxel_size_mm,
         is_fully_sampled=raw.target is not None,
+        suspicions=tuple(_without_path(text, path, name) for text in suspicions),
     )
 
 
 def readable(error: BaseException, path: Path, name: str) -> str:
     """Text of an error, in one line, with the name of the file in the place of its path."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = " ".join(str(text).split()) or type(error).__name__
+    return _without_path(" ".join(str(text).split()) or type(error).__name__, path, name)
+
+
+def _without_path(text: str, path: Path, name: str) -> str:
     return text.replace(str(path), name).replace(f"{path.resolve().parent}{os.sep}", "")
 
 

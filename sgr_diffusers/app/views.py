@@ -82,7 +82,8 @@ def case_summary(case: CaseInfo) -> str:
     coils = f"{case.n_coils} coil{'s' if case.n_coils > 1 else ''}"
     sampled = "with the fully sampled image" if case.is_fully_sampled else "without a fully sampled image"
     text = f"{case.name}: {slices} of {case.size[0]} x {case.size[1]} pixels, {coils}, {voxels}, {sampled}."
-    return message(text)
+    warnings = "".join(message(f"Beware: {suspicion}", "error") for suspicion in case.suspicions)
+    return message(text) + warnings
 
 
 def progress_view(done: int, total: int, seconds_left: float) -> str:

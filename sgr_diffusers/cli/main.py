@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = create_parser().parse_args(arguments)
     args.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _SignalsAsExceptions():
+        with _SignalsAsExceptions(), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
             args.run(args)
         sys.stdout.flush()  # here, where a reader that has gone is still noticed
     except BrokenPipeError:  # as in `sgr data check DIR | head`; what is left must not be written at the exit
@@ -291,6 +293,11 @@ def _run_reconstruct(args: argparse.Namespace) -> None:
         n_coils=args.coils,
         ismrmrd=args.ismrmrd,
     )
+
+
+def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    """Write a warning as one line for people, without its place in the code."""
+    print(f"sgr: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 class _Ended(BaseException):

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Complex64
 
+from ..io.file_checks import check_regular_file, hdf5_open_fault
+from ..io.hdf5_file import read_fault
+from ..io.raw_slices import check_voxel_size
 from ..mri.masks import pad_mask
 
 if TYPE_CHECKING:
@@ -103,7 +106,7 @@ def read_annotations(root: str, split: str) -> list[dict[str, Any]]:
             classes["segmentation_classes"] = tuple(map(str, content["segmentation_classes"]))
         for entry in content["images"]:
             shape = tuple(int(n) for n in entry["matrix_shape"])
-            spacing = tuple(float(size) for size in entry["voxel_spacing"])
+            spacing = check_voxel_size(entry["voxel_spacing"], "voxel_spacing", f" of scan {entry['scan_id']}")
             orientation = tuple(str(direction) for direction in entry["orientation"])
             if {len(shape), len(spacing), len(orientation)} != {3}:
                 raise ValueError(f"scan {entry['scan_id']}: three axes expected")
@@ -111,7 +114,7 @@ def read_annotations(root: str, split: str) -> list[dict[str, Any]]:
             known |= {"matrix_shape": shape, "voxel_spacing": spacing, "orientation": orientation}
             entries.append({**known, "findings": entry.get("findings"), **classes})
         return entries
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a SKM-TEA annotation file ({error!r}).") from error
 
 
@@ -125,7 +128,7 @@ def split_names(root: str) -> list[str]:
 def open_bytes(path: str) -> Any:
     """File to read bytes from, local or behind a URL."""
     if "://" not in path:
-        return open(path, "rb")
+        return open(check_regular_file(path), "rb")
     import fsspec
 
     return fsspec.open(path, "rb").open()
@@ -166,6 +169,8 @@ class _OpenFile:
             if self.file is not None:
                 self.file.close()
             self.state, self.file, self.datasets = None, None, {}
+            if "://" not in path:
+                check_regular_file(path)  # a pipe would block
             self.file = h5py.File(path if "://" not in path else open_bytes(path), "r")
             self.state = state
 
@@ -183,10 +188,18 @@ def _open(scan_id: str, path: str) -> _OpenFile:
         return opened
     except FileNotFoundError:
         raise DataFault(scan_id, path, "the file is missing. Fetch it, or take the scan out of the split.") from None
-    except OSError as error:
-        raise DataFault(
-            scan_id, path, f"not a readable HDF5 file, truncated or of another format ({error}). Fetch it again."
-        ) from error
+    except (OSError, ValueError) as error:
+        raise DataFault(scan_id, path, _why_not_open(path, error)) from error
+
+
+def _why_not_open(path: str, error: OSError | ValueError) -> str:
+    if "://" in path:
+        return f"cannot be opened as HDF5 ({error}). Look at the URL, or fetch the file."
+    try:
+        check_regular_file(path)
+    except (OSError, ValueError) as fault:
+        return str(fault)
+    return hdf5_open_fault(Path(path), error)[1] + "."
 
 
 def close_files() -> None:
@@ -272,9 +285,7 @@ def _read(scan_id: str, path: str, key: str, index: int, echo: int | None) -> np
         data.read_direct(block, np.s_[index, :, :, echo - 1])
         return block
     except (OSError, IndexError, ValueError, TypeError) as error:
-        raise DataFault(
-            scan_id, path, f"slice {index} of `{key}` cannot be read ({error}). Fetch the file again."
-        ) from error
+        raise DataFault(scan_id, path, f"slice {index} of `{key}` {read_fault(data, error)}.") from error
 
 
 def _finite(array: np.ndarray, scan_id: str, path: str, key: str, index: int) -> np.ndarray:

@@ -80,6 +80,13 @@ class CartesianHeader:
         """
         if self.trajectory != "cartesian":
             raise ValueError(f"{path} has a {self.trajectory or 'nameless'} trajectory, but must be Cartesian.")
+        for image, kspace, name in zip(self.recon_fov_mm[:2], self.encoded_fov_mm[:2], "xy", strict=True):
+            if image > 1.02 * kspace:
+                warn_suspect(
+                    f"the header of {path} has a field of view of {image:g} mm in {name} for the image (reconSpace), "
+                    f"but of {kspace:g} mm for k-space (encodedSpace), which cannot be smaller. That of k-space is "
+                    "used."
+                )
         oversampling_by_matrix = self.encoded_matrix[0] / self.recon_matrix[0]
         oversampling_by_fov = self.encoded_fov_mm[0] / self.recon_fov_mm[0]
         if oversampling_by_matrix > 1.2 and abs(oversampling_by_fov - 1) < 0.02:

@@ -11,6 +11,7 @@ __all__ = [
     "describe_foreign_content",
     "first_bytes",
     "hdf5_open_error",
+    "hdf5_open_fault",
     "read_small_text",
 ]
 
@@ -19,6 +20,7 @@ __all__ = [
 CLAIM_ALWAYS_GRANTED = 64 * 2**20
 CLAIM_PER_BYTE = 200
 
+_NO_PERMISSION = "may not be read by this user (permission denied). Ask its owner, or change it: chmod u+r"
 _SPECIAL = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -90,27 +92,30 @@ def describe_foreign_content(head: bytes) -> str | None:
 
 def hdf5_open_error(path: Path, error: OSError) -> OSError | ValueError:
     """Make the error to raise where HDF5 cannot open a file: locked, unreadable, foreign and damaged told apart."""
+    kind, reason = hdf5_open_fault(path, error)
+    return kind(f"`path` {path} {reason}.")
+
+
+def hdf5_open_fault(path: Path, error: OSError) -> tuple[type[OSError] | type[ValueError], str]:
+    """Tell why HDF5 cannot open a file: the kind of error, and a text that goes on after the name of the file."""
     text = str(error)
     if error.errno in (errno.EACCES, errno.EPERM) and "lock" not in text:
-        return _no_permission(path, "path")
+        return PermissionError, _NO_PERMISSION
     if error.errno in (errno.EAGAIN, errno.EACCES) or "unable to lock" in text:
-        return BlockingIOError(
-            f"`path` {path} is in use: another program has it open for writing. Wait until that has closed it, or "
-            "copy the finished file."
+        return BlockingIOError, (
+            "is in use: another program has it open for writing. Wait until that has closed it, or copy the finished "
+            "file"
         )
     if "already open for write" in text or "consistency flags" in text:
-        return ValueError(
-            f"`path` {path} was not closed by the program that wrote it. If that has ended, repair the file: "
-            "h5clear --status"
+        return ValueError, (
+            "was not closed by the program that wrote it. If that has ended, repair the file: h5clear --status"
         )
     foreign = describe_foreign_content(first_bytes(path))
     if foreign is not None:
-        return ValueError(f"`path` {path} cannot be opened as HDF5: {foreign}.")
+        return ValueError, f"cannot be opened as HDF5: {foreign}"
     if "truncated" in text:
-        return ValueError(f"`path` {path} is truncated: the end of the file is missing ({text}). Download it again.")
-    return ValueError(
-        f"`path` {path} cannot be opened as HDF5: it is damaged or of another format ({text}). Download it again."
-    )
+        return ValueError, f"is truncated: the end of the file is missing ({text}). Download it again"
+    return ValueError, f"cannot be opened as HDF5: it is damaged or of another format ({text}). Download it again"
 
 
 def check_claimed_bytes(n_bytes: int, path: Path, what: str, per_byte: int = CLAIM_PER_BYTE) -> None:
@@ -151,9 +156,7 @@ def read_small_text(path: Path, limit: int = 64 * 2**20) -> str:
 
 
 def _no_permission(path: Path, name: str) -> PermissionError:
-    return PermissionError(
-        f"`{name}` {path} may not be read by this user (permission denied). Ask its owner, or change it: chmod u+r"
-    )
+    return PermissionError(f"`{name}` {path} {_NO_PERMISSION}.")
 
 
 def _reason(error: Exception) -> str:

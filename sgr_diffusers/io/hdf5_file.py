@@ -13,7 +13,16 @@ from .file_checks import check_claimed_bytes, check_regular_file, hdf5_open_erro
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["child", "find_group", "group_kind", "open_hdf5", "read_dataset", "read_selections", "read_text"]
+__all__ = [
+    "child",
+    "find_group",
+    "group_kind",
+    "open_hdf5",
+    "read_dataset",
+    "read_fault",
+    "read_selections",
+    "read_text",
+]
 
 _MOST_LINKS = 20_000
 _DEEPEST_LINK = 32
@@ -150,16 +159,18 @@ def _read(data: "h5py.Dataset", path: Path, selection: tuple[int | slice, ...]) 
     try:
         return data[selection]
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        missing = _missing_filters(data)
-        if missing:
-            raise ValueError(
-                f"`{_name(data)}` of {path} is compressed by the HDF5 filter {missing[0]}, which is not installed "
-                "here; the file is not damaged. Install it (pip install hdf5plugin), or have the file written anew "
-                "with gzip: h5repack -f GZIP=4"
-            ) from error
-        raise ValueError(
-            f"`{_name(data)}` of {path} cannot be read: the file is damaged ({error}). Download it again."
-        ) from error
+        raise ValueError(f"`{_name(data)}` of {path} {read_fault(data, error)}.") from error
+
+
+def read_fault(data: "h5py.Dataset", error: Exception) -> str:
+    """Tell why a dataset cannot be read, in a text that goes on after its name: a missing filter is no damage."""
+    missing = _missing_filters(data)
+    if missing:
+        return (
+            f"is compressed by the HDF5 filter {missing[0]}, which is not installed here; the file is not damaged. "
+            "Install it (pip install hdf5plugin), or have the file written anew with gzip: h5repack -f GZIP=4"
+        )
+    return f"cannot be read: the file is damaged ({error}). Download it again"
 
 
 def _missing_filters(data: "h5py.Dataset") -> list[str]:

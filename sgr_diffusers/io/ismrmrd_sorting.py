@@ -348,7 +348,7 @@ def _check_averages(
     flat = places.flat(count.shape)
     keys = set(zip(flat.tolist(), heads["idx"]["average"][places.rows].tolist(), strict=True))
     is_labelled = len(keys) == len(places.rows)
-    if ratio <= (_DISAGREEMENT if is_labelled else _UNLABELLED_DISAGREEMENT):
+    if is_labelled and ratio <= _DISAGREEMENT:
         return
     place = tuple(int(one) for one in np.unravel_index(int(count.argmax()), count.shape))
     text = (
@@ -356,8 +356,11 @@ def _check_averages(
         f"for example at partition {place[1]}, line {place[2]} of the matrix), which differ from their mean by "
         f"{ratio:.2g} of its energy"
     )
-    if not is_labelled:
+    if not is_labelled and ratio > _UNLABELLED_DISAGREEMENT:
         raise ValueError(
             f"{text}: they are no averages of one line. Labels are missing or wrong; convert the file again."
         )
-    warn_suspect(f"{text}, although the counter `average` calls them averages.")
+    if is_labelled:
+        warn_suspect(f"{text}, although the counter `average` calls them averages.")
+    else:
+        warn_suspect(f"{text}. They are averaged, although the counter `average` does not tell them apart.")

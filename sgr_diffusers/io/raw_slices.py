@@ -1,7 +1,9 @@
 """The slices that every reader of raw data returns, and the checks that all readers share."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ __all__ = [
     "SuspectDataWarning",
     "check_finite",
     "check_voxel_size",
+    "collected_suspicions",
     "common_mask",
     "plausible_voxel_size",
     "slice_indices",
@@ -28,9 +31,26 @@ class SuspectDataWarning(UserWarning):
     """What a file says of its data is contradicted by the data, or cannot be right."""
 
 
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
 def warn_suspect(text: str) -> None:
-    """Warn that a file contradicts itself, in the name of whoever called the package."""
-    warnings.warn(text, SuspectDataWarning, stacklevel=4)
+    """Warn that a file contradicts itself; within `collected_suspicions`, the text is also collected."""
+    texts = _collected.get()
+    if texts is not None:
+        texts.append(text)
+    warnings.warn(text, SuspectDataWarning, stacklevel=3)
+
+
+@contextmanager
+def collected_suspicions() -> Iterator[list[str]]:
+    """Collect the texts of all `SuspectDataWarning`s of this thread within the context, for records and pages."""
+    texts: list[str] = []
+    token = _collected.set(texts)
+    try:
+        yield texts
+    finally:
+        _collected.reset(token)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..io.raw_file import read_raw
-from ..io.raw_slices import RawSlices, check_voxel_size, warn_suspect
+from ..io.raw_slices import RawSlices, check_voxel_size, collected_suspicions, warn_suspect
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..utils.files import RECORD_FILE, check_replaceable, whole_folder
 from .results import bounds_figure, table_text, volume_table, write_images, write_table
@@ -73,9 +73,9 @@ def reconstruct_file(
     """
     output, settings = Path(output), settings or SamplingSettings()
     check_replaceable(output, overwrite)
-    scan = read_scan(
-        file, slices, echo, mask, voxel_size_mm, n_coils, repetition, group, needs_size=settings.target != "none"
-    )
+    needs_size = settings.target != "none"
+    with collected_suspicions() as suspicions:
+        scan = read_scan(file, slices, echo, mask, voxel_size_mm, n_coils, repetition, group, needs_size)
     pipe = load_pipeline(model, device, dtype)
     with whole_folder(output, overwrite) as folder:
         [volume] = reconstruct_with_progress(pipe, [scan], settings)
@@ -84,12 +84,13 @@ def reconstruct_file(
         write_images(folder, volume, scan.orientation, scan.affine, ismrmrd)
         bounds_figure([volume], f"{Path(file).name}; volumes of the slice shown").savefig(folder / "figure.png")
         read = {"file": file, "slices": list(scan.numbers), "echo": echo, "repetition": repetition, "group": group}
-        geometry = scan.known_geometry
-        write_record(folder, settings, model=model, mask=mask, geometry=geometry, **read)
+        known = {"geometry": scan.known_geometry, "warnings": suspicions}
+        write_record(folder, settings, model=model, mask=mask, **read, **known)
     print(table_text(rows))
-    print(f"\nVolumes of {len(scan.numbers)} slices together. Written to {output}")
-    if geometry != "scanner":
-        print(f"Geometry of the NIfTI files: {geometry}")
+    volumes = "Voxel size unknown: no volumes" if scan.voxel_size_mm is None else "Volumes in mm^3"
+    print(f"\n{volumes} of {len(scan.numbers)} slices together. Written to {output}")
+    if scan.affine is None:
+        print(f"Place of the images in the patient: {scan.known_geometry}")
     return rows
 
 

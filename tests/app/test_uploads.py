@@ -1,3 +1,4 @@
+import os
 import zipfile
 
 import h5py
@@ -6,6 +7,8 @@ import pytest
 
 from sgr_diffusers.app.limits import AppLimits
 from sgr_diffusers.app.uploads import describe_case, safe_name
+from sgr_diffusers.app.views import case_summary
+from sgr_diffusers.io.raw_slices import SuspectDataWarning
 from sgr_diffusers.reconstruction.demo import CASE
 from tests.helpers.layout_fixture import TINY_SHAPE
 from tests.helpers.raw_files import random_complex
@@ -124,3 +127,32 @@ def test_a_file_beyond_the_limit(tmp_path):
         describe_case(tmp_path / "a.npy", AppLimits(max_upload_mb=0.05))
     with pytest.raises(ValueError, match="`max_minutes` must be positive, got 0"):
         AppLimits(max_minutes=0)
+
+
+def test_what_a_file_says_against_its_data_is_shown(tmp_path):
+    kspace = random_complex(1, 2, 48, 40)
+    np.savez(tmp_path / "scan.npz", kspace=np.where(np.arange(40) % 2, kspace, 0), mask=np.ones((48, 40)))
+    with pytest.warns(SuspectDataWarning):
+        case = describe_case(tmp_path / "scan.npz", AppLimits())
+    [suspicion] = case.suspicions
+    assert "`mask` for scan.npz says" in suspicion and "Beware: `mask` for scan.npz says" in case_summary(case)
+
+
+def test_names_of_any_case_and_of_ismrmrd_are_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w").mkdir()
+    with open("w/A.NPY", "wb") as file:
+        np.save(file, random_complex(2, 8, 6))
+    assert describe_case("w/A.NPY", AppLimits()).n_coils == 2
+    with pytest.raises(ValueError, match=r"scan\.mrd is not a file"):
+        describe_case("w/scan.mrd", AppLimits())
+    (tmp_path / "w" / "b.npy").write_text("no numbers")
+    with pytest.raises(ValueError, match=r"^b\.npy cannot be read: it is damaged, or not numpy's\. Write it again\.$"):
+        describe_case("w/b.npy", AppLimits())
+
+
+@pytest.mark.parametrize("name", ["scan.h5", "scan.npy", "scan.npz"])
+def test_a_pipe_is_refused_at_once(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="must be a regular file, but is a named pipe"):
+        describe_case(tmp_path / name, AppLimits())

@@ -1,6 +1,7 @@
 """Damaged scans: an error names scan and file; without `strict` they are skipped, counted and named."""
 
 import json
+import os
 import pickle
 
 import h5py
@@ -53,6 +54,11 @@ def save_labels(root, labels):
     nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), labels_file(root))
 
 
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def cut(path, share=0.6):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
@@ -61,14 +67,18 @@ WHOLE_SCANS = {
     "missing mask": (lambda root: edit(root, "masks/poisson_4.0x"), rf"{BAD}.h5: has no masks/poisson_4.0x, only"),
     "mask too large": (lambda root: edit(root, "masks/poisson_4.0x", np.ones((30, 8))), rf"{BAD}.h5: masks/poisson"),
     "no file": (lambda root: kspace_file(root).unlink(), rf"{BAD}.h5: the file is missing"),
+    "a pipe": (lambda root: pipe(kspace_file(root)), rf"{BAD}.h5: .* must be a regular file, but is a named pipe"),
     "no labels": (lambda root: labels_file(root).unlink(), rf"{BAD}.nii.gz: the scan has no segmentation"),
     "other matrix": (lambda root: annotate(root, "matrix_shape", [6, 24, 20]), r"\(6, 24, 20\) of the annotations"),
     "labels of another shape": (
         lambda root: save_labels(root, np.zeros((6, 24, 15), np.uint8)),
         rf"{BAD}.nii.gz: the segmentation has shape \(6, 24, 15\)",
     ),
-    "truncated": (lambda root: cut(kspace_file(root)), rf"{BAD}.h5: not a readable HDF5 file, truncated"),
-    "not HDF5": (lambda root: kspace_file(root).write_bytes(b"<html>404</html>"), "not a readable HDF5 file"),
+    "truncated": (lambda root: cut(kspace_file(root)), rf"{BAD}.h5: is truncated: the end of the file is missing"),
+    "not HDF5": (
+        lambda root: kspace_file(root).write_bytes(b"<html>404</html>"),
+        "cannot be opened as HDF5: it is a web page",
+    ),
     "not NIfTI": (lambda root: labels_file(root).write_bytes(b"<html>404</html>"), "not a readable segmentation"),
     "foreign keys": (
         lambda root: edit(root, "kspace"),

@@ -134,6 +134,16 @@ WARNED = {
         "differ from their mean by .*although the counter `average` calls them averages",
         0.25 * KSPACE,
     ),
+    "averages without a label": (
+        Scan(more=lines(KSPACE, range(N_Y))),
+        "2 acquisitions with the same labels .* `average` does not tell them apart",
+        KSPACE,
+    ),
+    "fields of view swapped": (
+        Scan(header={"recon_fov": (120.0, 96.0, 3.0)}),
+        "120 mm in x for the image .*but of 60 mm for k-space",
+        KSPACE,
+    ),
     "lines beyond the limits": (
         Scan(header={"maximum_1": 30}),
         "from 0 to 47, but .* 0 to 30.* limits are wrong",
@@ -178,7 +188,6 @@ READ = {
         KSPACE[:, ::-1], fields={"flags": ["ACQ_IS_REVERSE"], "center": 20}
     ),
     "calibration lines repeated": Scan(more=lines(KSPACE, CENTRE_LINES, **CALIBRATION)),
-    "averages without a label": Scan(more=lines(KSPACE, range(N_Y))),
     "a single partition": Scan(fields={"step_2": 3}),
 }
 

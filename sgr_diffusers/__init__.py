@@ -1,7 +1,7 @@
 """Segmentation-guided reconstruction (SGR) of accelerated MRI: undersampled k-space enters, bounds of tissues leave.
 
-Importing the package registers `SGRMRIPipeline` and `SegmentationUNet` with diffusers, so that
-`DiffusionPipeline.from_pretrained` finds them too.
+Importing the package registers `SGRMRIPipeline` and `SegmentationUNet` with diffusers by name, so that diffusers finds
+them as pipeline and component. No class of diffusers is changed.
 """
 
 import diffusers

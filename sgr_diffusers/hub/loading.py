@@ -1,20 +1,17 @@
-"""The model index of a repository of ours enters; one that names this package's classes leaves, once all is checked.
+"""Loads a repository of this package by the classes of the installed package, once its files are checked.
 
-diffusers reads a list in `_class_name` as code of the repository, to be run behind `trust_remote_code`. Once this
-package is imported there is no need for that code: the same classes are here.
+diffusers reads a list in `_class_name` as code of the repository, which it runs only behind `trust_remote_code`.
+`SGRMRIPipeline.from_pretrained` does not need that code: the same classes are installed.
 """
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
 from .code_bundle import code_files
-from .model_index import OWN_CLASS, OWN_SEGMENTATION, SEGMENTATION_FILE, check_folder, read_json, read_model_index
+from .model_index import OWN_SEGMENTATION, SEGMENTATION_FILE, check_folder, read_json, read_model_index
 from .repository import INDEX, write_json
 
 __all__ = ["DamagedFileError", "check_cached_files", "drop_code", "use_package_classes"]
@@ -35,23 +32,21 @@ def drop_code(folder: str | os.PathLike) -> None:
 
 
 def use_package_classes(pipeline_class: type) -> None:
-    """Let this class, and `DiffusionPipeline` itself, read the model index of a repository of ours as ours.
+    """Let `pipeline_class.from_pretrained` take the classes of this package where a repository names its own code.
 
-    diffusers has no hook for it: a list in `_class_name` means code of the repository to it. Every other pipeline is
-    read as before.
+    diffusers has no hook for it: to diffusers, a list in `_class_name` means code of the repository. Only this class
+    and classes derived from it are changed; a repository loads by `DiffusionPipeline` as diffusers alone loads it.
     """
-    original = DiffusionPipeline.__dict__.get("_dict_from_json_file", DiffusionPipeline._dict_from_json_file).__func__
 
     def _dict_from_json_file(cls: type, json_file: str | os.PathLike) -> dict[str, Any]:
-        is_index = Path(json_file).name == INDEX
-        if is_index and (issubclass(cls, pipeline_class) or _last(_class_name(json_file)) == OWN_CLASS):
-            check_cached_files(Path(json_file).parent)
-            index = read_model_index(json_file)
-            check_folder(Path(json_file).parent)
-            return _package_index(index)
-        return original(cls, json_file)
+        if Path(json_file).name != INDEX:
+            return super(pipeline_class, cls)._dict_from_json_file(json_file)
+        check_cached_files(Path(json_file).parent)
+        index = read_model_index(json_file)
+        check_folder(Path(json_file).parent)
+        return _package_index(index)
 
-    DiffusionPipeline._dict_from_json_file = classmethod(_dict_from_json_file)
+    pipeline_class._dict_from_json_file = classmethod(_dict_from_json_file)
 
 
 def check_cached_files(folder: str | os.PathLike) -> None:
@@ -95,14 +90,6 @@ def _package_index(index: dict[str, Any]) -> dict[str, Any]:
     if index.get("segmentation_model") == [SEGMENTATION_FILE, OWN_SEGMENTATION]:
         index["segmentation_model"] = ["sgr_diffusers", OWN_SEGMENTATION]
     return index
-
-
-def _class_name(json_file: str | os.PathLike) -> Any:
-    try:
-        index = json.loads(Path(json_file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return None  # diffusers will say what is wrong with it
-    return index.get("_class_name") if isinstance(index, dict) else None
 
 
 def _last(class_name: Any) -> Any:

@@ -12,7 +12,7 @@ WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "segmentation_model/diffu
 SETUP = f"""
 import torch, json
 from pathlib import Path
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import UNet2DModel
 from huggingface_hub import HfApi
 from tests.helpers.pipeline_parts import build, call
 from sgr_diffusers import SGRMRIPipeline, SegmentationUNet
@@ -61,18 +61,17 @@ def resolved(hub):
             if method == "GET" and "/resolve/" in path]  # fmt: skip
 
 
-def test_push_and_load_by_our_class_and_by_the_general_one(hub, client, expected):
+def test_push_and_load(hub, client, expected):
     client.run("""build("unet").push_to_hub("org/pushed", token=OWNER)""")
     pushed = hub.repository("org/pushed").files
     assert set(bundle_files()) | {*WEIGHTS, "README.md", "model_index.json"} <= set(pushed)
     assert b"not for clinical use" in pushed["README.md"].lower()
     hub.requests.clear()
-    for loader in ("SGRMRIPipeline", "DiffusionPipeline"):
-        code = f"""pipe = {loader}.from_pretrained("org/pushed", cache_dir=CACHE)
+    code = """pipe = SGRMRIPipeline.from_pretrained("org/pushed", cache_dir=CACHE)
 assert type(pipe) is SGRMRIPipeline, type(pipe)
 pipe.set_progress_bar_config(disable=True)
 out = call(pipe)\n"""
-        assert client.run(code + TOTAL) == pytest.approx(expected, rel=1e-5)
+    assert client.run(code + TOTAL) == pytest.approx(expected, rel=1e-5)
     assert {name for name in resolved(hub) if name.endswith(".py")} <= {"pipeline.py"}  # which diffusers always takes
     assert sorted(name for name in resolved(hub) if name in WEIGHTS) == sorted(WEIGHTS)  # and weights once
 
@@ -126,9 +125,8 @@ pipe = build("unet", cg_iterations=7)
 pipe.save_pretrained("changed")
 api.upload_folder(repo_id="org/revisions", folder_path="changed", revision="wild")
 for revision, iterations in (("v1", 5), ("main", 5), ("wild", 7), (first, 5)):
-    for loader in (SGRMRIPipeline, DiffusionPipeline):
-        pipe = loader.from_pretrained("org/revisions", revision=revision, cache_dir=CACHE)
-        assert pipe.config.cg_iterations == iterations, revision
+    pipe = SGRMRIPipeline.from_pretrained("org/revisions", revision=revision, cache_dir=CACHE)
+    assert pipe.config.cg_iterations == iterations, revision
 """)
     names, _ = client.fail('SGRMRIPipeline.from_pretrained("org/revisions", revision="v9", cache_dir=CACHE)')
     assert "RevisionNotFoundError" in names
@@ -172,10 +170,8 @@ def test_what_is_cached_loads_without_the_hub(hub, client, files, tmp_path):
     assert hub.requests == []
     offline = f"""
 import torch
-from diffusers import DiffusionPipeline
 from sgr_diffusers import SGRMRIPipeline
-for loader in (SGRMRIPipeline, DiffusionPipeline):
-    loader.from_pretrained("org/cached", cache_dir={str(tmp_path / "cache")!r})
+SGRMRIPipeline.from_pretrained("org/cached", cache_dir={str(tmp_path / "cache")!r})
 try:
     SGRMRIPipeline.from_pretrained("org/other", cache_dir={str(tmp_path / "cache")!r})
 except OSError as error:
@@ -215,7 +211,7 @@ def test_private_repositories(hub, client, files):
         load = f'SGRMRIPipeline.from_pretrained("org/private", cache_dir=CACHE + "2", token={token})'
         names, message = client.fail(load)
         assert "OSError" in names and "org/private" in message
-    names, message = client.fail('DiffusionPipeline.from_pretrained("org/never", cache_dir=CACHE, token=OWNER)')
+    names, message = client.fail('SGRMRIPipeline.from_pretrained("org/never", cache_dir=CACHE, token=OWNER)')
     assert "OSError" in names and "org/never" in message
 
 
@@ -288,12 +284,11 @@ def test_a_file_that_is_too_short_is_an_error_and_the_next_try_works(hub, client
     client.run('SGRMRIPipeline.from_pretrained("org/short", cache_dir=CACHE)')
 
 
-@pytest.mark.parametrize("loader", ["SGRMRIPipeline", "DiffusionPipeline"])
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "scheduler_config.json"])
-def test_a_damaged_file_of_the_right_size_is_found_by_its_hash(hub, client, files, loader, name):
+def test_a_damaged_file_of_the_right_size_is_found_by_its_hash(hub, client, files, name):
     hub.add("org/damaged", files)
     hub.corrupt.append(name)
-    load = f'{loader}.from_pretrained("org/damaged", cache_dir=CACHE)'
+    load = 'SGRMRIPipeline.from_pretrained("org/damaged", cache_dir=CACHE)'
     names, message = client.fail(load)
     assert "DamagedFileError" in names and name in message
     client.run(load)
@@ -305,12 +300,12 @@ def test_a_damaged_file_of_the_right_size_is_found_by_its_hash(hub, client, file
 def test_a_hostile_index_is_refused_before_anything_else_is_fetched(hub, client, files):
     hostile = files["model_index.json"].replace(b'"segmentation_unet"', b'"subprocess"')
     hub.add("org/hostile", {**files, "model_index.json": hostile.replace(b'"SegmentationUNet"', b'"Popen"')})
-    for loader in ("SGRMRIPipeline", "DiffusionPipeline"):
-        hub.requests.clear()
-        load = f'{loader}.from_pretrained("org/hostile", cache_dir=CACHE, trust_remote_code=True)'
-        names, message = client.fail(load)
-        assert "UnsafeCheckpointError" in names and "subprocess" in message
-        assert set(resolved(hub)) <= {"model_index.json"}
+    hub.requests.clear()
+    names, message = client.fail(
+        'SGRMRIPipeline.from_pretrained("org/hostile", cache_dir=CACHE, trust_remote_code=True)'
+    )
+    assert "UnsafeCheckpointError" in names and "subprocess" in message
+    assert set(resolved(hub)) <= {"model_index.json"}
 
 
 def test_a_repository_of_pickles_is_refused_before_they_are_fetched(hub, client, files):

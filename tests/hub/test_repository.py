@@ -37,20 +37,23 @@ def test_the_folder_carries_the_code(saved):
     assert not [path for path in saved.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt")]
 
 
-@pytest.mark.parametrize("loader", [SGRMRIPipeline, DiffusionPipeline])
-def test_with_the_package_its_own_classes_are_used_and_no_flag_is_needed(saved, expected, loader):
-    pipe = quiet(loader.from_pretrained(saved))
+def test_with_the_package_its_own_classes_are_used_and_no_flag_is_needed(saved, expected):
+    pipe = quiet(SGRMRIPipeline.from_pretrained(saved))
     assert type(pipe) is SGRMRIPipeline
     assert_same(call(pipe), expected, rtol=0, atol=0)
+
+
+def test_the_general_class_is_left_as_diffusers_made_it(saved):
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(saved)
 
 
 def test_code_of_the_repository_is_not_run_by_our_class(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "changed")
     for name in ("pipeline.py", SEGMENTATION_PATH):
         (folder / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    for loader in (SGRMRIPipeline, DiffusionPipeline):
-        loader.from_pretrained(folder)
-        loader.from_pretrained(folder, trust_remote_code=True)
+    SGRMRIPipeline.from_pretrained(folder)
+    SGRMRIPipeline.from_pretrained(folder, trust_remote_code=True)
     assert not (tmp_path / "ran").exists()
 
 

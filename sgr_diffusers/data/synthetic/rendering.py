@@ -22,6 +22,28 @@ LABELS = {
 ECHO_2_FACTOR = {"fluid": 0.85, "cartilage": 0.4, "muscle": 0.3, "dark": 0.5, "fat": 0.6, "vessel": 0.6, "marrow": 0.5}
 _SHARP, _BLURRED = 0.35, 0.9  # mm, half width of an edge
 
+# What a point of a slice belongs to, number by number in `KneeRenderer.regions`; each muscle belly has its own.
+REGIONS = (
+    "background",
+    "fat",
+    "skin",
+    "fascia",
+    "hoffa",
+    "tendon",
+    "vessel_wall",
+    "vessel",
+    "fluid",
+    "cortex",
+    "marrow",
+    "scar",
+    "femoral_cartilage",
+    "tibial_cartilage",
+    "patellar_cartilage",
+    "meniscus_rim",
+    "meniscus",
+    *MUSCLES,
+)
+
 
 class KneeRenderer:
     """Paints one knee, slice by slice; memory does not depend on the number of slices.
@@ -70,6 +92,7 @@ class KneeRenderer:
         cartilage, depth = self._cartilage(bones)
         menisci, tear = self._menisci(bones, cartilage)
         canvas = _Canvas(a.shape)
+        self.regions = canvas.regions
         self._soft_tissue(canvas, bones, cartilage)
         self._fluid(canvas, bones, cartilage)
         self._bones(canvas, bones)
@@ -79,16 +102,16 @@ class KneeRenderer:
                 0.78 + 0.38 * np.clip(depth[name], 0, 1) + 0.05 * self.fine(u, a, m) * 0.6
             )
             value = value + 0.05 * self.coarse[0](u, a, m)
-            canvas.paint(d, value, "cartilage", _SHARP)
+            canvas.paint(d, value, "cartilage", _SHARP, f"{name}_cartilage")
         for d in menisci.values():
             # synovium and a film of fluid outline the menisci
-            canvas.paint(d - 0.9, 0.5 * self.level["fluid"], "fluid", 0.5)
+            canvas.paint(d - 0.9, 0.5 * self.level["fluid"], "fluid", 0.5, "meniscus_rim")
         for name, d in menisci.items():
             value = self.level["meniscus"] + 0.05 * np.abs(self.fine(u, a, m)) + 0.04 * self.coarse[1](u, a, m)
-            canvas.paint(d, value, "dark", 0.5)
+            canvas.paint(d, value, "dark", 0.5, "meniscus")
             labels[LABELS[f"meniscus_{name}"]] = _coverage(d)
         if tear is not None:
-            canvas.paint(tear, 0.9 * self.level["fluid"], "fluid", 0.5)
+            canvas.paint(tear, 0.9 * self.level["fluid"], "fluid", 0.5, "fluid")
         for name, d in cartilage.items():
             if name == "tibial":
                 labels[LABELS["tibial_medial"]] = _coverage(d) * (m < 0)
@@ -208,9 +231,9 @@ class KneeRenderer:
         fascia = leg + np.maximum(fat, 1.5)
         septa = np.clip(1.0 - np.abs(self.septa(u, a, m)) / 0.13, 0, 1)
         fat_value = level["fat"] * (1.0 + 0.13 * fine) + 0.16 * septa
-        canvas.paint(leg, fat_value, "fat", 0.6)
-        canvas.paint(np.abs(leg + 1.0) - 0.9, level["skin"] + 0.05 * fine, "muscle", 0.5)
-        canvas.paint(np.abs(fascia) - 0.45, 0.06, "dark", 0.4)
+        canvas.paint(leg, fat_value, "fat", 0.6, "fat")
+        canvas.paint(np.abs(leg + 1.0) - 0.9, level["skin"] + 0.05 * fine, "muscle", 0.5, "skin")
+        canvas.paint(np.abs(fascia) - 0.45, 0.06, "dark", 0.4, "fascia")
         self._muscles(canvas, bones, fascia)
         self._tendons_and_vessels(canvas, bones, fascia)
 
@@ -219,7 +242,7 @@ class KneeRenderer:
         height = float(np.mean(u))
         inside = np.maximum(fascia + 1.2, 2.2 - np.minimum.reduce([b.distance for b in bones.values()]))
         nearest, second = np.full(a.shape, 99.0, np.float32), np.full(a.shape, 99.0, np.float32)
-        value = np.zeros(a.shape, np.float32)
+        value, which = np.zeros(a.shape, np.float32), np.zeros(a.shape, np.uint8)
         fibres = self.fascicles(u, a, m)
         for name, (top, bottom, start, end, r_start, r_end) in MUSCLES.items():
             if not bottom - 8 < height < top + 8:
@@ -242,10 +265,11 @@ class KneeRenderer:
             closer = d < nearest
             second = np.where(closer, nearest, np.minimum(second, d))
             value = np.where(closer, self.belly_level[name], value)
+            which = np.where(closer, np.uint8(REGIONS.index(name)), which)
             nearest = np.where(closer, d, nearest)
         belly = np.maximum(np.maximum(nearest, inside), 0.7 - 0.5 * (second - nearest))
         signal = self.level["muscle"] * value * (1.0 + 0.07 * fibres + 0.05 * self.coarse[2](u, a, m))
-        canvas.paint(belly, signal - 0.18 * np.clip(fibres - 1.2, 0, 1), "muscle", 0.5)
+        canvas.paint(belly, signal - 0.18 * np.clip(fibres - 1.2, 0, 1), "muscle", 0.5, which)
 
     def _tendons_and_vessels(self, canvas, bones, fascia):
         knee, (u, a, m) = self.knee, self.position
@@ -262,7 +286,7 @@ class KneeRenderer:
         # infrapatellar (Hoffa) fat pad behind the patellar tendon, with septa
         hoffa = np.maximum(ellipsoid((u - 8.0, a + 29.0, m), (20.0, 11.0, 22.0)), free)
         septa = np.clip(1.0 - np.abs(self.septa(u, a * 1.4, m)) / 0.16, 0, 1)
-        canvas.paint(hoffa, self.level["fat"] * 1.15 + 0.03 * fine + 0.25 * septa, "fat", 0.9)
+        canvas.paint(hoffa, self.level["fat"] * 1.15 + 0.03 * fine + 0.25 * septa, "fat", 0.9, "hoffa")
         w = np.clip((16.0 - u) / 50.0, 0, 1)
         tendons = [
             bar(patella_a - 1.0 + w * 13.0, shift[0, 1], 2.6, 14.0, 24.0, -38.0),  # patellar tendon
@@ -288,7 +312,7 @@ class KneeRenderer:
             bar(-6.0 + shift[5, 0], 43.0 + shift[5, 1], 12.0, 1.3, 95.0, -5.0),  # iliotibial band
         ]
         for tendon in tendons:
-            canvas.paint(tendon, dark, "dark", 0.6)
+            canvas.paint(tendon, dark, "dark", 0.6, "tendon")
         s = knee.vessel_shift
         vessels = [
             (35.0, 2.5, 3.2),
@@ -304,8 +328,9 @@ class KneeRenderer:
         for k, (centre_a, centre_m, radius) in enumerate(vessels):
             d = np.hypot(a - centre_a - s[k, 0], m - centre_m - s[k, 1]) - radius
             wall = np.maximum(d - 0.8, free)
-            canvas.paint(np.maximum(wall, fascia - 30.0 if k < 3 else fascia - 6.0), 0.1, "dark", 0.4)
-            canvas.paint(np.maximum(d, free), self.level["vessel"] * (1.0 if k % 2 == 0 else 0.75), "vessel", 0.6)
+            canvas.paint(np.maximum(wall, fascia - 30.0 if k < 3 else fascia - 6.0), 0.1, "dark", 0.4, "vessel_wall")
+            value = self.level["vessel"] * (1.0 if k % 2 == 0 else 0.75)
+            canvas.paint(np.maximum(d, free), value, "vessel", 0.6, "vessel")
             if k == 0:
                 self._artery = (centre_a + s[k, 0], centre_m + s[k, 1], radius)
 
@@ -336,7 +361,7 @@ class KneeRenderer:
         pouch = ellipsoid((u - 62.0, a + 27.0, m), (14.0, 1.0 + knee.fluid_mm + swell, 16.0 + swell))
         notch = ellipsoid((u - 8.0, a + 2.0, m), (9.0, 5.0, 5.0)) + 2.0 - swell * 0.5
         fluid = np.maximum(smooth_min(np.minimum(fluid, notch), pouch, 2.0), free)
-        canvas.paint(fluid, self.level["fluid"] + 0.06 * self.coarse[1](u, a, m), "fluid", _BLURRED)
+        canvas.paint(fluid, self.level["fluid"] + 0.06 * self.coarse[1](u, a, m), "fluid", _BLURRED, "fluid")
 
     def _bones(self, canvas, bones):
         knee, (u, a, m) = self.knee, self.position
@@ -349,11 +374,12 @@ class KneeRenderer:
                 "fibula": 1.3,
             }[name]
             marrow = self.level["marrow"] * (1.0 + 0.28 * trabeculae + 0.22 * self.coarse[2](u, a, m))
-            canvas.paint(surface.distance, 0.02, "dark", _SHARP)
-            canvas.paint(surface.distance + cortex, np.maximum(marrow, 0.02), "marrow", 0.5)
+            canvas.paint(surface.distance, 0.02, "dark", _SHARP, "cortex")
+            canvas.paint(surface.distance + cortex, np.maximum(marrow, 0.02), "marrow", 0.5, "marrow")
         # growth-plate scars: a thin darker sheet across the epiphysis
         scar = np.abs(u - 36.0 - 2.0 * knee.border_field(u, a, m)) - 0.8
-        canvas.paint(smooth_max(scar, bones["femur"].distance + 3.0, 0.5), 0.6 * self.level["marrow"], "marrow", 0.5)
+        scar = smooth_max(scar, bones["femur"].distance + 3.0, 0.5)
+        canvas.paint(scar, 0.6 * self.level["marrow"], "marrow", 0.5, "scar")
 
     def _flow_artefact(self, canvas):
         """Ghosts of the pulsating artery along the phase-encoding axis (anterior-posterior)."""
@@ -365,16 +391,21 @@ class KneeRenderer:
 
 
 class _Canvas:
-    """An image painted back to front with soft edges, and beside it the ratio of the second echo to the first."""
+    """An image painted back to front with soft edges; beside it the ratio of the second echo to the first, and regions."""
 
     def __init__(self, shape):
         self.image = np.zeros(shape, np.float32)
         self.echo_2 = np.full(shape, 0.5, np.float32)
+        self.regions = np.zeros(shape, np.uint8)
 
-    def paint(self, distance, value, tissue, edge_mm):
+    def paint(self, distance, value, tissue, edge_mm, region):
+        """Paint what lies inside of a surface; `region` is a name of `REGIONS` or an array of its numbers."""
         coverage = _coverage(distance, edge_mm)
         self.image += coverage * (value - self.image)
         self.echo_2 += coverage * (ECHO_2_FACTOR[tissue] - self.echo_2)
+        inside = coverage > 0.5
+        number = REGIONS.index(region) if isinstance(region, str) else region[inside]
+        self.regions[inside] = number
 
 
 def _coverage(distance, edge_mm=_SHARP):

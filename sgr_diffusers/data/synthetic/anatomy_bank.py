@@ -1,0 +1,124 @@
+"""Render slices of many synthetic knees as region numbers, and sample them under a random pose.
+
+A bank is what varied training images are made of: drawing an anatomy takes a quarter of a second on a CPU core,
+giving it a new pose and a new appearance takes a millisecond on a GPU.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor
+
+from .anatomy import Knee
+from .rendering import REGIONS, KneeRenderer
+from .fields import smooth_fields, uniform, view_per_image
+
+__all__ = ["BANK_PIXEL_MM", "BANK_SHAPE", "LABEL_OF_REGION", "Pose", "draw_pose", "knee_slices", "sample", "sample_smooth"]
+
+BANK_SHAPE = (304, 256)  # pixels (anterior to posterior, right to left)
+BANK_PIXEL_MM = 0.6
+PICTURE_UNIT = 180  # grey value of a picture at intensity 1
+_CLASSES = ("patellar_cartilage", "femoral_cartilage", "tibial_cartilage", "meniscus")
+# label 1..4 of each region number, 0 for what is not segmented
+LABEL_OF_REGION = tuple(_CLASSES.index(name) + 1 if name in _CLASSES else 0 for name in REGIONS)
+
+
+def knee_slices(
+    seed: int, slices_per_knee: int = 8, finding_probability: float = 0.12
+) -> Iterator[tuple[UInt8[np.ndarray, "y x"], UInt8[np.ndarray, "y x"]]]:
+    """Draw one knee, and yield some of its axial slices without end of the joint left out.
+
+    Args:
+        seed: seed of the knee and of the levels of its slices.
+        slices_per_knee: number of slices.
+        finding_probability: probability of each rare finding.
+
+    Yields:
+        Numbers of `REGIONS`, and the image of a standard qDESS scan in units of 1 / `PICTURE_UNIT`.
+    """
+    anatomy, texture, level = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
+    knee = Knee(anatomy, finding_probability)
+    renderer = KneeRenderer(knee, texture)
+    a, m = ((np.arange(k, dtype=np.float32) - k / 2) * np.float32(BANK_PIXEL_MM) for k in BANK_SHAPE)
+    grid = np.meshgrid(a, m, indexing="ij")
+    for _ in range(slices_per_knee):
+        # most slices show the joint, the rest any level of the leg
+        u = level.uniform(-10, 58) if level.random() < 0.75 else level.uniform(-70, 85)
+        image, _, _ = renderer.render(float(u), *grid)
+        yield renderer.regions, np.clip(image * PICTURE_UNIT, 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Positions in a bank's slices, in pixels of the bank, of the points of an image grid: two `(n, y, x)` tensors."""
+
+    y: Float[Tensor, "n y x"]
+    x: Float[Tensor, "n y x"]
+
+
+def draw_pose(
+    generator: Generator,
+    n: int,
+    size: tuple[int, int],
+    pitch: Float[Tensor, "n 2"],
+    source_shape: tuple[int, int],
+    *,
+    max_turn_degrees: float = 45.0,
+    max_shift: float = 0.15,
+    elastic: float = 0.0,
+) -> Pose:
+    """Draw a random pose of a slice in the field of view: turn, shift, zoom, mirroring, smooth deformation.
+
+    Args:
+        generator: random generator.
+        n: number of images.
+        size: number of points (y, x) of the image grid.
+        pitch: distance of neighbouring points along y and x, in pixels of the source.
+        source_shape: number of pixels (y, x) of the source.
+        max_turn_degrees: largest rotation; half of the images are turned by a third of it at most.
+        max_shift: largest displacement of the centre, as share of the source's sides.
+        elastic: amplitude of the smooth deformation, in pixels of the source.
+    """
+    device = generator.device
+    is_mild = uniform(generator, (n,)) < 0.5
+    turn = uniform(generator, (n,), -1, 1) * math.radians(max_turn_degrees)
+    turn = view_per_image(torch.where(is_mild, turn / 3, turn))
+    centre = [
+        view_per_image(side / 2 + side * max_shift * uniform(generator, (n,), -1, 1)) for side in source_shape
+    ]
+    zoom = torch.exp(0.08 * torch.randn((n, 2), generator=generator, device=device))
+    y = (torch.arange(size[0], device=device) - size[0] / 2)[None, :, None] * view_per_image(pitch[:, 0] * zoom[:, 0])
+    x = (torch.arange(size[1], device=device) - size[1] / 2)[None, None, :] * view_per_image(pitch[:, 1] * zoom[:, 1])
+    mirrored = view_per_image(torch.where(uniform(generator, (n,)) < 0.5, -1.0, 1.0))
+    rows = centre[0] + turn.cos() * y + turn.sin() * x
+    columns = centre[1] + mirrored * (turn.cos() * x - turn.sin() * y)
+    if elastic:
+        amplitude = view_per_image(elastic * uniform(generator, (n,)))
+        rows = rows + amplitude * smooth_fields(generator, n, size, (0.5, 3.0))
+        columns = columns + amplitude * smooth_fields(generator, n, size, (0.5, 3.0))
+    return Pose(rows, columns)
+
+
+def sample(slices: UInt8[Tensor, "bank y x"], chosen: Int[Tensor, " n"], pose: Pose, generator: Generator) -> Tensor:
+    """Read region numbers at the points of a pose, of the nearest pixel; 0 outside of the slice.
+
+    Points are displaced by up to half a pixel at random, so that the average over points shows smooth edges.
+    """
+    height, width = slices.shape[-2:]
+    jitter = uniform(generator, (2, *pose.y.shape), -0.5, 0.5)
+    rows, columns = (pose.y + jitter[0]).round().long(), (pose.x + jitter[1]).round().long()
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    index = (chosen.view(-1, 1, 1) * height + rows.clamp(0, height - 1)) * width + columns.clamp(0, width - 1)
+    return torch.where(inside, slices.flatten()[index].long(), 0)
+
+
+def sample_smooth(slices: UInt8[Tensor, "bank y x"], chosen: Int[Tensor, " n"], pose: Pose) -> Float[Tensor, "n y x"]:
+    """Read grey values, between 0 and 1, at the points of a pose by linear interpolation; 0 outside of the slice."""
+    height, width = slices.shape[-2:]
+    grid = torch.stack([2 * pose.x / (width - 1) - 1, 2 * pose.y / (height - 1) - 1], dim=-1)
+    source = slices[chosen].float()[:, None] / 255
+    return torch.nn.functional.grid_sample(source, grid, align_corners=True)[:, 0]

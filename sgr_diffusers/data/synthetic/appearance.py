@@ -9,7 +9,7 @@ pictures of real anatomy that the caller brings, and dead leaves, which stand fo
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float, Int, UInt8
@@ -22,6 +22,7 @@ from .fields import dead_leaves, smooth_fields, texture_fields, uniform, view_pe
 __all__ = ["VariedImages", "varied_acquisition"]
 
 _OVERSAMPLING = 2  # points per pixel and axis at which the object is drawn
+_SNR = 30, 300  # range of the 0.99 quantile over the standard deviation of the noise
 _MARGIN = 0.125  # share of the field of view that is drawn beyond each end of x, and may wrap around
 
 # Tissues that share an intensity, and the regions of each; every muscle belly varies a little around its tissue.
@@ -70,13 +71,14 @@ class VariedImages:
         knees: standard qDESS pictures of the same slices, of the same shape.
         pictures: magnitude images of real anatomy `(pictures, y, x)`; `None` for none.
         shares: relative frequency of knees with a varied appearance, standard knees, pictures, and dead leaves.
+        noisy_share: share of the images that have noise.
     """
 
     regions: UInt8[Tensor, "slices y x"]
     knees: UInt8[Tensor, "slices y x"]
     pictures: UInt8[Tensor, "pictures y2 x2"] | None = None
     shares: tuple[float, float, float, float] = (0.40, 0.12, 0.30, 0.18)
-    _regions_of: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
+    noisy_share: float = 0.25
 
     def __call__(
         self, generator: Generator, n: int, size: tuple[int, int]
@@ -100,7 +102,9 @@ class VariedImages:
                 parts = draw(generator, share, fine)
                 for collected, part in zip((water, fat, labels), parts, strict=True):
                     collected.append(part)
-        images = varied_acquisition(generator, torch.cat(water), torch.cat(fat), size, margin)
+        images = varied_acquisition(
+            generator, torch.cat(water), torch.cat(fat), size, margin, self.noisy_share
+        )
         return images, _label_pixels(torch.cat(labels)[..., margin : fine[1] - margin])
 
     def _counts(self, n: int) -> list[int]:
@@ -249,6 +253,7 @@ def varied_acquisition(
     fat: Float[Tensor, "n fine_y fine_x"],
     size: tuple[int, int],
     margin: int,
+    noisy_share: float = 0.25,
 ) -> Complex[Tensor, "n y x"]:
     """Acquire images of objects: shading, phase, chemical shift, wrap-around, limited resolution, noise.
 
@@ -259,6 +264,8 @@ def varied_acquisition(
         fat: magnitude of the fat signal on the same grid, which chemical shift displaces.
         size: number of pixels (y, x) of the images.
         margin: number of points beyond the field of view at each end of x.
+        noisy_share: share of the images that have noise. A prior that was trained on much noise adds noise of its own
+            where the measurement says nothing.
 
     Returns:
         Complex images, each divided by the 0.99 quantile of its magnitude.
@@ -271,6 +278,10 @@ def varied_acquisition(
     jump = texture_fields(generator, n, grid)[0]
     has_jump = view_per_image(uniform(generator, (n,)) < 0.15)
     phase = phase + has_jump * view_per_image(uniform(generator, (n,), 0, 2)) * torch.sigmoid(8 * (jump - 1))
+    # and some a vortex where it cannot be smooth, as coil maps of unlucky phase leave it
+    real, imaginary = (smooth_fields(generator, n, grid, (0.1, 1.0)) for _ in range(2))
+    has_vortex = view_per_image(uniform(generator, (n,)) < 0.2)
+    phase = phase + has_vortex * torch.atan2(imaginary, real)
     phase = phase + view_per_image(uniform(generator, (n,), 0, 2 * math.pi))
     modulation = torch.polar(shading, phase)
     fat_phase = uniform(generator, (n,), 0, math.pi) * (uniform(generator, (n,)) < 0.4)
@@ -293,8 +304,8 @@ def varied_acquisition(
     image = _image(kspace)
 
     unit = _bright(image)
-    is_noisy = uniform(generator, (n,)) < 0.6
-    deviation = unit / torch.exp(uniform(generator, (n,), math.log(15), math.log(200))) * is_noisy
+    is_noisy = uniform(generator, (n,)) < noisy_share
+    deviation = unit / torch.exp(uniform(generator, (n,), *(math.log(snr) for snr in _SNR))) * is_noisy
     noise = torch.view_as_complex(torch.randn((n, *size, 2), generator=generator, device=device))
     image = image + view_per_image(deviation) * _image(torch.where(acquired, noise, 0))
     return image / view_per_image(_bright(image))

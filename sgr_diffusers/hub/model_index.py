@@ -5,7 +5,9 @@ imported because a repository says so. Configurations of components are checked 
 networks without end.
 """
 
+import itertools
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -180,6 +182,7 @@ def _check_settings(index: dict[str, Any], file: str | Path) -> None:
         raise UnsafeCheckpointError(
             f"`consistency` of {_short(file)} must be one of {choices}, got {_shown(index['consistency'])}."
         )
+    _check_denoising_variance(index.get("denoising_variance"), file)
     trained_with = index.get("trained_with")
     if trained_with is None:
         return
@@ -193,6 +196,21 @@ def _check_settings(index: dict[str, Any], file: str | Path) -> None:
         raise UnsafeCheckpointError(
             f"`trained_with` of {_short(file)} must hold `prediction_type` and a few `alphas_cumprod`, got "
             f"{_shown(trained_with)}."
+        )
+
+
+def _check_denoising_variance(pairs: Any, file: str | Path) -> None:
+    """Pairs of a noise level and an error, both positive, in rising order of the level."""
+    if pairs is None:
+        return
+    is_table = isinstance(pairs, list) and 0 < len(pairs) <= 100
+    is_table = is_table and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    numbers = [number for pair in pairs for number in pair] if is_table else []
+    is_table = is_table and all(isinstance(one, int | float) and 0 < one < math.inf for one in numbers)
+    if not is_table or any(low >= high for low, high in itertools.pairwise(numbers[::2])):
+        raise UnsafeCheckpointError(
+            f"`denoising_variance` of {_short(file)} must be pairs of positive numbers whose first ones rise, got "
+            f"{_shown(pairs)}."
         )
 
 

@@ -80,8 +80,8 @@ def nearest_consistent(
 
 
 CONSISTENCY = ("cg", "noise_aware")
-NOISE_AWARE_ITERATIONS = 10
-_NOISE_AWARE_TOLERANCE = 1e-3
+NOISE_AWARE_ITERATIONS = 30
+_NOISE_AWARE_TOLERANCE = 1e-5
 
 
 class StepConsistency:

@@ -53,6 +53,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             the paper. Pushes at high noise are forgotten with the fresh noise of later steps, those in the middle cost
             image quality and precision (pipelines/SCHEDULERS.md, "When to push"): to be chosen on validation scans.
         consistency: default of the call's.
+        denoising_variance: what `NoiseLevel.open_variance` takes as measured, for consistency "noise_aware": pairs of
+            a noise level and the mean squared error of the prior there. To be measured on validation images.
         trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
     """
 
@@ -81,6 +83,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         trained_with: dict[str, Any] | None = None,
         guidance_from: float = 1.0,
         consistency: str = "cg",
+        denoising_variance: Sequence[Sequence[float]] | None = None,
     ):
         """Register the components.
 
@@ -99,6 +102,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             trained_with=trained_with,
             guidance_from=guidance_from,
             consistency=consistency,
+            denoising_variance=denoising_variance,
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -237,7 +241,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
                 whatever the scheduler and its steps.
             guidance_scale: factor on every strength, so also on the default one, whatever the scheduler.
             cg_iterations: most conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
-                checkpoint's `pipe.config.cg_iterations`, or for 10 with "noise_aware".
+                checkpoint's `pipe.config.cg_iterations`, or for 30 with "noise_aware".
             consistency: how each step meets the data: "cg" by that number of iterations, as in the paper, or
                 "noise_aware", weighing the measurement by its noise and the prior by the noise level of the step;
                 `None` for the checkpoint's `pipe.config.consistency`.
@@ -333,7 +337,9 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
 
         def make_consistent(x0: Tensor, images: list[int], level: NoiseLevel, iterations: int) -> Tensor:
             image, slices = channels_to_complex(x0), slices_of(images)
-            return complex_to_channels(step_consistency(image, slices, level.open_variance, iterations))
+            return complex_to_channels(
+                step_consistency(image, slices, level.open_variance(self.config.denoising_variance), iterations)
+            )
 
         # 4. Timesteps and noise
         generators = image_generators(generator, n_slices, n_branches, num_samples, device)

@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from jaxtyping import Float
@@ -54,10 +55,20 @@ class NoiseLevel:
     sigma: float
     prediction_type: str
 
-    @property
-    def open_variance(self) -> float:
-        """Variance of a clean image given the noisy one, s^2 / (1 + s^2) with s = sigma / alpha, for a prior of 1."""
-        return self.sigma**2 / (self.alpha**2 + self.sigma**2)
+    def open_variance(self, measured: Sequence[Sequence[float]] | None = None) -> float:
+        """Return the variance r_t^2 of a real channel of a clean image that the noisy one leaves open.
+
+        Args:
+            measured: pairs of s^2 = (sigma / alpha)^2 and the mean squared error of the prior's clean images there, in
+                rising order; interpolated in the logarithms, and proportional to s^2 below the first pair. `None` for
+                s^2 / (1 + s^2), that of images of unit variance: large where the prior knows more than that.
+        """
+        noise_to_signal = (self.sigma / self.alpha) ** 2
+        if measured is None:
+            return noise_to_signal / (1 + noise_to_signal)
+        levels, errors = np.log(np.asarray(measured, dtype=float)).T
+        level = math.log(noise_to_signal)
+        return float(np.exp(np.interp(level, levels, errors) + min(level - levels[0], 0)))
 
     def denoise(self, model_output: Channels, noisy: Channels) -> tuple[Channels, Channels]:
         """Clean image and noise (x0, eps) that a model output stands for (paper Eq. 4)."""

@@ -249,3 +249,14 @@ def test_ddpm_at_the_timesteps_of_ddim_is_ddim_with_eta_1():
             latents.append(sampler.step(sampler.level(t), t, x0, eps))
         results.append(torch.cat(latents))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_the_variance_that_a_noise_level_leaves_open():
+    level = NoiseLevel(alpha=0.8, sigma=0.4, prediction_type="epsilon")  # s^2 = 0.25
+    assert level.open_variance() == pytest.approx(0.2)
+    measured = [[0.01, 0.001], [1.0, 0.01]]
+    assert level.open_variance(measured) == pytest.approx(0.01 * 0.25**0.5)  # a line in the logarithms
+    nearly_clean = NoiseLevel(alpha=1.0, sigma=0.01, prediction_type="epsilon")  # s^2 = 0.0001
+    assert nearly_clean.open_variance(measured) == pytest.approx(1e-5)
+    noise_alone = NoiseLevel(alpha=0.01, sigma=1.0, prediction_type="epsilon")
+    assert noise_alone.open_variance(measured) == pytest.approx(0.01)

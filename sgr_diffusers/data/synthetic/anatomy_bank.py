@@ -14,10 +14,19 @@ from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
 from .anatomy import Knee
-from .rendering import REGIONS, KneeRenderer
 from .fields import smooth_fields, uniform, view_per_image
+from .rendering import REGIONS, KneeRenderer
 
-__all__ = ["BANK_PIXEL_MM", "BANK_SHAPE", "LABEL_OF_REGION", "Pose", "draw_pose", "knee_slices", "sample", "sample_smooth"]
+__all__ = [
+    "BANK_PIXEL_MM",
+    "BANK_SHAPE",
+    "LABEL_OF_REGION",
+    "Pose",
+    "draw_pose",
+    "knee_slices",
+    "sample",
+    "sample_smooth",
+]
 
 BANK_SHAPE = (304, 256)  # pixels (anterior to posterior, right to left)
 BANK_PIXEL_MM = 0.6
@@ -30,7 +39,7 @@ LABEL_OF_REGION = tuple(_CLASSES.index(name) + 1 if name in _CLASSES else 0 for 
 def knee_slices(
     seed: int, slices_per_knee: int = 8, finding_probability: float = 0.12
 ) -> Iterator[tuple[UInt8[np.ndarray, "y x"], UInt8[np.ndarray, "y x"]]]:
-    """Draw one knee, and yield some of its axial slices without end of the joint left out.
+    """Draw one knee, and yield axial slices of it at random levels.
 
     Args:
         seed: seed of the knee and of the levels of its slices.
@@ -67,9 +76,9 @@ def draw_pose(
     pitch: Float[Tensor, "n 2"],
     source_shape: tuple[int, int],
     *,
-    max_turn_degrees: float = 45.0,
+    max_turn_degrees: float | int = 45.0,
     max_shift: float = 0.15,
-    elastic: float = 0.0,
+    elastic: float | int = 0.0,
 ) -> Pose:
     """Draw a random pose of a slice in the field of view: turn, shift, zoom, mirroring, smooth deformation.
 
@@ -87,9 +96,7 @@ def draw_pose(
     is_mild = uniform(generator, (n,)) < 0.5
     turn = uniform(generator, (n,), -1, 1) * math.radians(max_turn_degrees)
     turn = view_per_image(torch.where(is_mild, turn / 3, turn))
-    centre = [
-        view_per_image(side / 2 + side * max_shift * uniform(generator, (n,), -1, 1)) for side in source_shape
-    ]
+    centre = [view_per_image(side / 2 + side * max_shift * uniform(generator, (n,), -1, 1)) for side in source_shape]
     zoom = torch.exp(0.08 * torch.randn((n, 2), generator=generator, device=device))
     y = (torch.arange(size[0], device=device) - size[0] / 2)[None, :, None] * view_per_image(pitch[:, 0] * zoom[:, 0])
     x = (torch.arange(size[1], device=device) - size[1] / 2)[None, None, :] * view_per_image(pitch[:, 1] * zoom[:, 1])
@@ -103,7 +110,7 @@ def draw_pose(
     return Pose(rows, columns)
 
 
-def sample(slices: UInt8[Tensor, "bank y x"], chosen: Int[Tensor, " n"], pose: Pose, generator: Generator) -> Tensor:
+def sample(slices: UInt8[Tensor, "bank height width"], chosen: Int[Tensor, " n"], pose: Pose, generator: Generator) -> Tensor:
     """Read region numbers at the points of a pose, of the nearest pixel; 0 outside of the slice.
 
     Points are displaced by up to half a pixel at random, so that the average over points shows smooth edges.
@@ -116,7 +123,7 @@ def sample(slices: UInt8[Tensor, "bank y x"], chosen: Int[Tensor, " n"], pose: P
     return torch.where(inside, slices.flatten()[index].long(), 0)
 
 
-def sample_smooth(slices: UInt8[Tensor, "bank y x"], chosen: Int[Tensor, " n"], pose: Pose) -> Float[Tensor, "n y x"]:
+def sample_smooth(slices: UInt8[Tensor, "bank height width"], chosen: Int[Tensor, " n"], pose: Pose) -> Float[Tensor, "n y x"]:
     """Read grey values, between 0 and 1, at the points of a pose by linear interpolation; 0 outside of the slice."""
     height, width = slices.shape[-2:]
     grid = torch.stack([2 * pose.x / (width - 1) - 1, 2 * pose.y / (height - 1) - 1], dim=-1)

@@ -9,15 +9,16 @@ pictures of real anatomy that the caller brings, and dead leaves, which stand fo
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float, Int, UInt8
 from torch import Generator, Tensor
 
-from .rendering import REGIONS
 from .anatomy_bank import BANK_PIXEL_MM, LABEL_OF_REGION, draw_pose, sample, sample_smooth
 from .fields import dead_leaves, smooth_fields, texture_fields, uniform, view_per_image
+from .rendering import REGIONS
 
 __all__ = ["VariedImages", "varied_acquisition"]
 
@@ -74,11 +75,11 @@ class VariedImages:
         noisy_share: share of the images that have noise.
     """
 
-    regions: UInt8[Tensor, "slices y x"]
-    knees: UInt8[Tensor, "slices y x"]
-    pictures: UInt8[Tensor, "pictures y2 x2"] | None = None
-    shares: tuple[float, float, float, float] = (0.40, 0.12, 0.30, 0.18)
-    noisy_share: float = 0.25
+    regions: UInt8[Tensor, "slices bank_y bank_x"]
+    knees: UInt8[Tensor, "slices bank_y bank_x"]
+    pictures: UInt8[Tensor, "pictures picture_y picture_x"] | None = None
+    shares: Sequence[float | int] = (0.40, 0.12, 0.30, 0.18)
+    noisy_share: float | int = 0.25
 
     def __call__(
         self, generator: Generator, n: int, size: tuple[int, int]
@@ -97,14 +98,14 @@ class VariedImages:
         margin = round(_MARGIN * size[1]) * _OVERSAMPLING
         fine = size[0] * _OVERSAMPLING, size[1] * _OVERSAMPLING + 2 * margin
         water, fat, labels = [], [], []
-        for draw, share in zip((self._varied, self._standard, self._pictured, self._leaves), self._counts(n), strict=True):
+        for draw, share in zip(
+            (self._varied, self._standard, self._pictured, self._leaves), self._counts(n), strict=True
+        ):
             if share:
                 parts = draw(generator, share, fine)
                 for collected, part in zip((water, fat, labels), parts, strict=True):
                     collected.append(part)
-        images = varied_acquisition(
-            generator, torch.cat(water), torch.cat(fat), size, margin, self.noisy_share
-        )
+        images = varied_acquisition(generator, torch.cat(water), torch.cat(fat), size, margin, self.noisy_share)
         return images, _label_pixels(torch.cat(labels)[..., margin : fine[1] - margin])
 
     def _counts(self, n: int) -> list[int]:
@@ -114,7 +115,7 @@ class VariedImages:
         return [high - low for low, high in zip([0, *bounds[:-1]], bounds, strict=True)]
 
     def _pitch(self, generator: Generator, n: int, low: float, high: float) -> Float[Tensor, "n 2"]:
-        """Draw distances of fine points along y and x: log-uniform pixel sizes from low to high, partly anisotropic."""
+        """Draw distances of fine points along y and x: log-uniform pixel sizes from low to high, anisotropic."""
         size = torch.exp(uniform(generator, (n, 1), math.log(low), math.log(high)))
         aspect = torch.exp(0.15 * torch.randn((n, 1), generator=generator, device=generator.device)).clamp(0.6, 1.6)
         return torch.cat([size * aspect, size / aspect], dim=1) / _OVERSAMPLING
@@ -150,7 +151,9 @@ class VariedImages:
         )
         is_usual = torch.arange(n, device=generator.device)[:, None, None] < n // 2
         pose = type(pose)(torch.where(is_usual, usual.y, pose.y), torch.where(is_usual, usual.x, pose.x))
-        labels = torch.tensor(LABEL_OF_REGION, device=self.regions.device)[sample(self.regions, chosen, pose, generator)]
+        labels = torch.tensor(LABEL_OF_REGION, device=self.regions.device)[
+            sample(self.regions, chosen, pose, generator)
+        ]
         water = sample_smooth(self.knees, chosen, pose)
         return water, torch.zeros_like(water), labels
 
@@ -226,9 +229,7 @@ def _paint(
     fibres, septa = texture_fields(generator, n, size, fibrous=True)
     fine = torch.randn(regions.shape, generator=generator, device=regions.device)
     septa = torch.exp(-((septa / view_per_image(uniform(generator, (n,), 0.05, 0.3))) ** 2))
-    relative = sum(
-        spread(texture[..., number]) * one for number, one in enumerate((fractal, fibres, fine, septa))
-    )
+    relative = sum(spread(texture[..., number]) * one for number, one in enumerate((fractal, fibres, fine, septa)))
     # some images mix two levels in a tissue smoothly, as diseased or oedematous tissue does
     mixing = view_per_image(0.3 * uniform(generator, (n,)) ** 3) * torch.tanh(partition)
     image = (spread(level) * (1 + relative + mixing)).clamp_min(0)
@@ -253,7 +254,7 @@ def varied_acquisition(
     fat: Float[Tensor, "n fine_y fine_x"],
     size: tuple[int, int],
     margin: int,
-    noisy_share: float = 0.25,
+    noisy_share: float | int = 0.25,
 ) -> Complex[Tensor, "n y x"]:
     """Acquire images of objects: shading, phase, chemical shift, wrap-around, limited resolution, noise.
 
@@ -292,9 +293,7 @@ def varied_acquisition(
     kspace = _crop(spectra[0] + spectra[1] * ramp, size)
 
     # acquired share of each axis, and how the end of k-space falls off
-    share = torch.where(
-        uniform(generator, (n, 2)) < 0.5, 1.0, uniform(generator, (n, 2), 0.6, 1.0)
-    )
+    share = torch.where(uniform(generator, (n, 2)) < 0.5, 1.0, uniform(generator, (n, 2), 0.6, 1.0))
     k_y, k_x = ((torch.arange(k, device=device) - k // 2).abs() / (k / 2) for k in size)
     distance = [k[None] / s[:, None] for k, s in zip((k_y, k_x), share.unbind(1), strict=True)]
     acquired = (distance[0] <= 1)[:, :, None] & (distance[1] <= 1)[:, None, :]

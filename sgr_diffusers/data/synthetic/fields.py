@@ -6,18 +6,18 @@ All functions draw from the generator they are given, on its device, and return 
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Generator, Tensor
 
 __all__ = ["dead_leaves", "smooth_fields", "texture_fields", "uniform", "view_per_image"]
 
 
-def uniform(generator: Generator, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
+def uniform(generator: Generator, shape: tuple[int, ...], low: float | int = 0.0, high: float | int = 1.0) -> Tensor:
     """Draw uniform numbers in [low, high) on the device of the generator."""
     return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
 
 
-def view_per_image(values: Float[Tensor, " n"]) -> Float[Tensor, "n 1 1"]:
+def view_per_image(values: Shaped[Tensor, " n"]) -> Shaped[Tensor, "n 1 1"]:
     """Reshape one number per image so that it broadcasts over the pixels of its image."""
     return values.view(-1, 1, 1)
 

@@ -391,7 +391,7 @@ class KneeRenderer:
 
 
 class _Canvas:
-    """An image painted back to front with soft edges; beside it the ratio of the second echo to the first, and regions."""
+    """An image painted back to front with soft edges, its regions, and the ratio of the second echo to the first."""
 
     def __init__(self, shape):
         self.image = np.zeros(shape, np.float32)

@@ -110,7 +110,9 @@ def draw_pose(
     return Pose(rows, columns)
 
 
-def sample(slices: UInt8[Tensor, "bank height width"], chosen: Int[Tensor, " n"], pose: Pose, generator: Generator) -> Tensor:
+def sample(
+    slices: UInt8[Tensor, "bank height width"], chosen: Int[Tensor, " n"], pose: Pose, generator: Generator
+) -> Int[Tensor, "n y x"]:
     """Read region numbers at the points of a pose, of the nearest pixel; 0 outside of the slice.
 
     Points are displaced by up to half a pixel at random, so that the average over points shows smooth edges.
@@ -123,7 +125,9 @@ def sample(slices: UInt8[Tensor, "bank height width"], chosen: Int[Tensor, " n"]
     return torch.where(inside, slices.flatten()[index].long(), 0)
 
 
-def sample_smooth(slices: UInt8[Tensor, "bank height width"], chosen: Int[Tensor, " n"], pose: Pose) -> Float[Tensor, "n y x"]:
+def sample_smooth(
+    slices: UInt8[Tensor, "bank height width"], chosen: Int[Tensor, " n"], pose: Pose
+) -> Float[Tensor, "n y x"]:
     """Read grey values, between 0 and 1, at the points of a pose by linear interpolation; 0 outside of the slice."""
     height, width = slices.shape[-2:]
     grid = torch.stack([2 * pose.x / (width - 1) - 1, 2 * pose.y / (height - 1) - 1], dim=-1)

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 _OUTER_SHARE = 0.1
-_SAMPLES_PER_COIL = 8
+_SAMPLES_PER_ENTRY = 8
+_PATCH_WIDTHS = (1, 3)
 _LEAST_SHARE = 1e-6  # of a coil's root mean square: no division by zero for data without noise
 
 
@@ -20,9 +21,9 @@ def estimate_noise_std(
 ) -> Float[Tensor, "batch coil"]:
     """Estimate the noise of each coil from the outermost measured k-space, where there is least signal.
 
-    Coils share the signal but not the noise: what counts is the part of a coil that is no linear combination of the
-    others, which for independent noise alone is all of it. Signal that reaches the edge of k-space makes the estimate
-    too large, strong correlation of the noise between coils makes it too small.
+    Signal is shared by coils and neighbours in k-space, noise is not: what counts is the part of an entry that is no
+    linear combination of the other coils', and, where whole patches of 3 x 3 are measured, of the patch. Signal that
+    is not shared makes the estimate too large, noise that is correlated between coils makes it too small.
 
     Args:
         kspace: complex `(batch, coil, y, x)`, any unit.
@@ -33,24 +34,36 @@ def estimate_noise_std(
         in every slice that holds a measurement.
     """
     slices = zip(kspace.to(torch.complex128), mask, strict=True)
-    return torch.stack([_noise_std_of_slice(*one) for one in slices]).float()
+    return torch.stack([_variance_of_slice(*each) for each in slices]).sqrt().float()
 
 
-def _noise_std_of_slice(kspace: Complex[Tensor, "coil y x"], mask: Bool[Tensor, "y x"]) -> Float[Tensor, "coil"]:
-    n_coils = len(kspace)
-    axes = [(torch.arange(n, device=kspace.device) - n // 2) / (n / 2) for n in kspace.shape[1:]]
-    radius = torch.hypot(axes[0][:, None], axes[1][None, :])
+def _variance_of_slice(kspace: Complex[Tensor, "coil y x"], mask: Bool[Tensor, "y x"]) -> Float[Tensor, "coil"]:
     is_measured = mask & (kspace != 0).any(dim=0)
-    samples = kspace[:, is_measured]
-    n_samples = min(max(int(_OUTER_SHARE * samples.shape[1]), _SAMPLES_PER_COIL * n_coils), samples.shape[1])
-    samples = samples[:, radius[is_measured].argsort(descending=True)[:n_samples]]
-    covariance = samples @ samples.mH / n_samples
-    variance = covariance.diagonal().real
     floor = (_LEAST_SHARE**2 * kspace.abs().square().mean()).clamp_min(torch.finfo(torch.float32).tiny)
-    if n_samples >= 2 * n_coils:  # else every coil is a combination of the others
-        inverse = torch.linalg.inv(covariance + floor * torch.eye(n_coils, device=kspace.device))
-        variance = n_samples / (n_samples - n_coils + 1) / inverse.diagonal().real
-    return (variance.clamp_min(floor) / 2).sqrt()
+    candidates = []
+    for width in _PATCH_WIDTHS:
+        samples = _outermost_patches(kspace, is_measured, width)
+        n_entries, n_samples = samples.shape
+        if n_samples > 1.25 * n_entries:
+            covariance = samples @ samples.mH / n_samples + floor * torch.eye(n_entries, device=kspace.device)
+            precision = torch.linalg.inv(covariance).diagonal().real.reshape(len(kspace), -1).mean(dim=1)
+            candidates.append(n_samples / (n_samples - n_entries + 1) / precision)
+        elif width == 1:  # every coil is a combination of the others
+            candidates.append(samples.abs().square().mean(dim=1))
+    return torch.stack(candidates).amin(dim=0).clamp_min(floor) / 2
+
+
+def _outermost_patches(
+    kspace: Complex[Tensor, "coil y x"], is_measured: Bool[Tensor, "y x"], width: int
+) -> Complex[Tensor, "entry patch"]:
+    """Fully measured patches that are farthest from the k-space centre; entries are those of all coils."""
+    patches = is_measured.unfold(0, width, 1).unfold(1, width, 1).all(dim=-1).all(dim=-1).nonzero()
+    centre = torch.tensor(kspace.shape[1:], device=kspace.device) / 2
+    order = ((patches + width // 2) / centre - 1).norm(dim=1).argsort(descending=True)
+    n_patches = max(int(_OUTER_SHARE * len(patches)), _SAMPLES_PER_ENTRY * len(kspace) * width**2)
+    y, x = patches[order[:n_patches]].unbind(dim=1)
+    offsets = range(width)
+    return torch.stack([kspace[:, y + dy, x + dx] for dy in offsets for dx in offsets], dim=1).flatten(0, 1)
 
 
 def noise_residual(

@@ -39,6 +39,16 @@ def test_signal_that_coils_share_is_told_from_noise():
     assert with_signal.max() < 2.0  # the coils' root mean squares are 10 to 40
 
 
+def test_signal_of_a_body_that_reaches_the_edge_of_kspace_is_told_from_noise():
+    kspace = fft2c(smooth_coil_images())[None] + draw_noise(torch.ones(1, 4))
+    mask = torch.zeros(1, 64, 48, dtype=torch.bool)
+    mask[:, ::3, ::2] = mask[:, 22:42, 14:34] = True
+    outermost = kspace[0, :, :8:3, ::2].abs().square().mean().sqrt() / 2**0.5
+    assert outermost > 4
+    estimate = estimate_noise_std(kspace * mask, mask)
+    assert ((estimate > 0.9) & (estimate < 2)).all()
+
+
 def test_zero_padding_that_the_mask_takes_for_measured_is_left_out():
     kspace = draw_noise()
     kspace[:, :, :8] = kspace[:, :, -8:] = 0

@@ -1,46 +1,59 @@
-"""Coil sensitivity maps: undersampled multi-coil k-space with a calibration region enters, complex64 maps leave."""
+"""Coil sensitivity maps, estimated from the fully sampled rectangle about the k-space centre (ESPIRiT)."""
+
+from numbers import Integral
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Shaped
+from jaxtyping import Complex, Float, Shaped
 from torch import Tensor
 
 from .masks import calibration_region
+from .noise import estimate_noise_std
+from .operators import ifft2c
 
-_KERNEL_WIDTH = 6
-_LEAST_WIDTH = _KERNEL_WIDTH + 2
+_LEAST_WIDTH = 8
+_LARGEST_WIDTH = 24
+_KERNELS = ((16, 6), (12, 4), (10, 3), (0, 2))  # least side of the calibration region, width of the kernel
+_CROP = 0.8
+_MAX_ERASED = 0.01
+_LEAST_SINGULAR_VALUE = 0.002
+_BLOCK = 4096  # pixels
 
 
 def estimate_coil_maps(
     kspace: Complex[Tensor | np.ndarray, "*batch coil y x"],
     mask: Shaped[Tensor | np.ndarray, "*mask_batch mask_y mask_x"],
     calibration_width: int | None = None,
-    eigenvalue_threshold: float = 0.95,
-    singular_value_threshold: float = 0.02,
+    kernel_width: int | None = None,
+    crop: float | None = None,
 ) -> Complex[Tensor, "*batch coil y x"]:
-    """ESPIRiT coil maps from the fully sampled centre of k-space (Uecker et al., MRM 71:990-1001, 2014).
+    """Estimate ESPIRiT coil maps from the fully sampled centre of k-space (Uecker et al., MRM 71:990-1001, 2014).
 
-    The calibration is sigpy's, with the phase taken from the coil with the strongest signal.
+    The calibration region is the largest fully sampled rectangle that holds the k-space centre, square and centred or
+    not. Singular vectors of the calibration matrix count the less, the more of them noise alone could have made; so
+    even a small region gives maps.
 
     Args:
-        kspace: Complex `(coil, y, x)` or `(batch, coil, y, x)`, in any unit, centred as `fft2c` is.
+        kspace: complex `(coil, y, x)` or `(batch, coil, y, x)`, in any unit, centred as `fft2c` is.
         mask: `(y, x)`, or `(batch, y, x)`; bool or 0/1, true where measured.
-        calibration_width: Side of the square calibration region. `None`: as large as the mask allows, 24 at most.
-        eigenvalue_threshold: Pixels whose largest ESPIRiT eigenvalue (0 to 1) is not above it are taken as outside
-            the body. Lower it for noisy calibration data.
-        singular_value_threshold: Singular values of the calibration matrix below this share of the largest are noise.
+        calibration_width: largest side of the calibration region; `None` for 24.
+        kernel_width: side of the ESPIRiT kernel in k-space; `None` for 6, or for 4, 3 or 2 where the shorter side of
+            the calibration region has less than 16, 12 or 10 samples.
+        crop: the maps are zero where the largest ESPIRiT eigenvalue (0 to 1) is below. `None` for 0.8, or for 0 where
+            that would erase pixels with more than 1 % of the energy of the zero-filled image.
 
     Returns:
-        complex64 maps in the shape and on the device of `kspace`. Their squares sum to 1 over the coils inside the
-        body and are 0 outside. The coil with the strongest signal is real and positive. A single coil gets ones:
-        there is nothing to estimate.
+        complex64 maps in the shape and on the device of `kspace`. Their squares sum to 1 over the coils where they
+        are not zero. The coil with the strongest signal is real and positive. A single coil gets ones: there is
+        nothing to estimate.
 
     Raises:
         TypeError: `kspace` is not complex.
-        ValueError: the shapes do not fit, the mask has no fully sampled centre of at least 8 x 8 (or smaller than
-            `calibration_width`), k-space is zero or not finite there, or no pixel passes the threshold.
-        ImportError: sigpy is not there.
+        ValueError: the shapes do not fit, the mask has no fully sampled centre of at least 8 x 8, k-space is zero or
+            not finite there, a setting is out of range, or `crop` would erase pixels with signal.
     """
+    if crop is not None and not 0 <= crop < 1:
+        raise ValueError(f"`crop` must be from 0 (maps everywhere) to below 1, got {crop}.")
     kspace, mask = torch.as_tensor(kspace), torch.as_tensor(mask)
     if not kspace.is_complex():
         raise TypeError(f"`kspace` must be complex, got {kspace.dtype}.")
@@ -51,63 +64,117 @@ def estimate_coil_maps(
         )
     if kspace.ndim == 4:
         masks = mask.expand(kspace.shape[0], *mask.shape[-2:])
-        settings = calibration_width, eigenvalue_threshold, singular_value_threshold
+        settings = calibration_width, kernel_width, crop
         return torch.stack([estimate_coil_maps(*sample, *settings) for sample in zip(kspace, masks, strict=True)])
     if kspace.shape[0] == 1:
         return torch.ones_like(kspace, dtype=torch.complex64)
 
-    n_y, n_x = kspace.shape[-2:]
-    width = _check_width(calibration_region(mask.cpu().numpy()), calibration_width)
-    if min(n_y, n_x) < 2 * _KERNEL_WIDTH:
-        raise ValueError(
-            f"`kspace` must be at least {2 * _KERNEL_WIDTH} in y and x, got {(n_y, n_x)}. Pass `coil_maps`."
-        )
-    first_y, first_x = n_y // 2 - width // 2, n_x // 2 - width // 2
-    centre = kspace.detach()[:, first_y : first_y + width, first_x : first_x + width].to(torch.complex128)
-    energy = centre.abs().square().sum(dim=(1, 2))
-    if not bool(energy.isfinite().all()):
-        raise ValueError("`kspace` has values in its calibration region that are not finite.")
-    if not bool(energy.any()):
-        raise ValueError("`kspace` is zero in its calibration region: there is nothing to estimate coil maps from.")
+    calibration = _calibration(kspace.detach(), mask, calibration_width)
+    width = _kernel_width(calibration, kernel_width)
+    noise_std = estimate_noise_std(kspace.detach()[None], mask.to(kspace.device, torch.bool)[None])
+    kernels = _signal_kernels(calibration, width, float(noise_std.square().mean().sqrt()))
+    maps, eigenvalues = _largest_eigenvectors(kernels, kspace.shape[-2:])
+    strongest = calibration.abs().square().sum(dim=(1, 2)).argmax()
+    maps = maps * torch.sgn(maps[strongest]).conj()
+    return (maps * _kept(eigenvalues, kspace.detach(), crop)).to(torch.complex64).contiguous()
 
-    try:
-        from sigpy.mri.app import EspiritCalib
-    except ImportError as error:  # where a Hub repository is used without this package
-        raise ImportError("estimating `coil_maps` needs sigpy: pip install sigpy, or pass the maps.") from error
 
-    calibration = EspiritCalib(
-        (kspace.detach() / energy.sum().sqrt()).to(torch.complex64).cpu().numpy(),
-        calib_width=width,
-        thresh=singular_value_threshold,
-        kernel_width=_KERNEL_WIDTH,
-        crop=eigenvalue_threshold,
-        show_pbar=False,
+def _calibration(
+    kspace: Complex[Tensor, "coil y x"], mask: Shaped[Tensor, "y x"], width: int | None
+) -> Complex[Tensor, "coil rows columns"]:
+    """The calibration region in complex128."""
+    largest = _LARGEST_WIDTH if width is None else width
+    if not isinstance(largest, Integral) or largest < _LEAST_WIDTH:
+        raise ValueError(f"`calibration_width` must be a whole number of at least {_LEAST_WIDTH}, got {width!r}.")
+    y, x = (
+        _centred(side, n, largest) for side, n in zip(calibration_region(mask.cpu().numpy()), mask.shape, strict=True)
     )
-    maps = torch.from_numpy(calibration.run()).to(kspace.device, torch.complex64)
-    maps = maps * torch.sgn(maps[energy.argmax()]).conj()
-    inside = maps.abs().sum(dim=0) > 0
-    if not bool(inside.any()):
+    region = kspace[:, y, x].to(torch.complex128)
+    if min(region.shape[1:]) < _LEAST_WIDTH:
         raise ValueError(
-            f"no pixel has an ESPIRiT eigenvalue above `eigenvalue_threshold` {eigenvalue_threshold}: the calibration "
-            "data of `kspace` is too noisy or inconsistent. Lower the threshold or pass `coil_maps`."
+            f"`mask` has a fully sampled region of {tuple(region.shape[1:])} about the k-space centre, but coil maps "
+            f"need at least {_LEAST_WIDTH} x {_LEAST_WIDTH}. Give `coil_maps` that were estimated from a calibration "
+            "scan."
         )
-    return maps.contiguous()
+    energy = region.abs().square().sum()
+    if not bool(energy.isfinite()):
+        raise ValueError("`kspace` has values in its calibration region that are not finite.")
+    if not bool(energy > 0):
+        raise ValueError("`kspace` is zero in its calibration region: there is nothing to estimate coil maps from.")
+    return region
 
 
-def _check_width(region: tuple[int, int], wanted: int | None) -> int:
-    if min(region) < _LEAST_WIDTH:
-        raise ValueError(
-            f"`mask` has a fully sampled region of {region} about the k-space centre, but coil maps need at least "
-            f"{_LEAST_WIDTH} x {_LEAST_WIDTH}. Pass `coil_maps`, estimated from a calibration scan."
-        )
+def _centred(side: slice, n: int, largest: int) -> slice:
+    """The part of a side, at most `largest` long, that lies about the k-space centre `n // 2` as well as it can."""
+    length = min(side.stop - side.start, largest)
+    start = min(max(n // 2 - length // 2, side.start), side.stop - length)
+    return slice(start, start + length)
+
+
+def _kernel_width(calibration: Complex[Tensor, "coil rows columns"], wanted: int | None) -> int:
+    side = min(calibration.shape[1:])
     if wanted is None:
-        return min(*region, 24)
-    if not _LEAST_WIDTH <= wanted <= min(region):
+        return next(width for least, width in _KERNELS if side >= least)
+    if not isinstance(wanted, Integral) or not 2 <= wanted <= side // 2:
         raise ValueError(
-            f"`calibration_width` must be from {_LEAST_WIDTH} to {min(region)}, the fully sampled region of `mask`, "
-            f"got {wanted}."
+            f"`kernel_width` must be a whole number from 2 to {side // 2}, half the shorter side of the calibration "
+            f"region, got {wanted!r}."
         )
     return wanted
+
+
+def _signal_kernels(
+    calibration: Complex[Tensor, "coil rows columns"], width: int, noise_std: float
+) -> Complex[Tensor, "kernel coil width width"]:
+    """Right singular vectors of the calibration matrix, weighted by the share of signal in them."""
+    patches = calibration.unfold(1, width, 1).unfold(2, width, 1)  # coil, rows, columns, width, width
+    matrix = patches.permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
+    _, singular_values, vectors = torch.linalg.svd(matrix, full_matrices=False)
+    # Largest singular value of a matrix of this size with independent noise (Marchenko and Pastur).
+    of_noise = noise_std * 2**0.5 * sum(n**0.5 for n in matrix.shape)
+    uncertain = max(of_noise, _LEAST_SINGULAR_VALUE * float(singular_values[0]))
+    weights = singular_values / (singular_values.square() + uncertain**2).sqrt()
+    return (weights[:, None] * vectors).unflatten(1, (-1, width, width))
+
+
+def _largest_eigenvectors(
+    kernels: Complex[Tensor, "kernel coil width width"], shape: tuple[int, int]
+) -> tuple[Complex[Tensor, "coil y x"], Float[Tensor, "y x"]]:
+    """In each pixel, the unit eigenvector with the largest eigenvalue of the coil matrix that the kernels make."""
+    width = kernels.shape[-1]
+    # The matrix of a pixel is a Fourier series whose coefficients are the correlations of the kernels.
+    size = 2 * width - 1
+    spectra = torch.fft.fft2(kernels, s=(size, size))
+    correlations = torch.fft.ifft2(torch.einsum("kayx,kbyx->abyx", spectra, spectra.conj()))
+    shifts = torch.fft.fftfreq(size, 1 / size, device=kernels.device)
+    waves = [
+        torch.exp(2j * torch.pi * torch.outer((torch.arange(n, device=kernels.device) - n // 2) / n, shifts))
+        for n in shape
+    ]
+    maps, eigenvalues = [], []
+    for row in waves[0].split(max(_BLOCK // shape[1], 1)):
+        matrices = torch.einsum("yp,xq,abpq->yxab", row.to(correlations), waves[1].to(correlations), correlations)
+        values, vectors = torch.linalg.eigh(matrices / width**2)
+        maps.append(vectors[..., -1])
+        eigenvalues.append(values[..., -1])
+    return torch.cat(maps).movedim(-1, 0), torch.cat(eigenvalues)
+
+
+def _kept(
+    eigenvalues: Float[Tensor, "y x"], kspace: Complex[Tensor, "coil y x"], crop: float | None
+) -> Shaped[Tensor, "y x"]:
+    """Where the maps are not set to zero."""
+    energy = ifft2c(kspace.to(torch.complex64)).abs().square().sum(dim=0)
+    is_kept = eigenvalues >= (_CROP if crop is None else crop)
+    erased = float((energy * ~is_kept).sum() / energy.sum())
+    if erased <= _MAX_ERASED:
+        return is_kept
+    if crop is None:
+        return torch.ones_like(is_kept)
+    raise ValueError(
+        f"`crop` {crop} would set the coil maps to zero in pixels with {erased:.0%} of the energy of the zero-filled "
+        f"image, of which at most {_MAX_ERASED:.0%} may be lost. Lower it, or leave it out."
+    )
 
 
 __all__ = ["estimate_coil_maps"]

@@ -184,37 +184,33 @@ def pad_mask(mask: Shaped[np.ndarray, "y x"], shape: tuple[int, int]) -> Bool[np
     return padded
 
 
-def calibration_region(mask: Shaped[np.ndarray, "y x"]) -> tuple[int, int]:
-    """Size (y, x) of the largest fully sampled box about the k-space centre; (0, 0) if the centre is not measured.
+def calibration_region(mask: Shaped[np.ndarray, "y x"]) -> tuple[slice, slice]:
+    """Find the largest fully sampled rectangle that holds the k-space centre; empty if the centre is not measured.
 
-    Of all such boxes the one with the longest shorter side, and among these the one with the largest area. A box
-    of length n starts at `centre - n // 2`.
+    Of all such rectangles the one with the longest shorter side, and among these the one with the largest area.
+
+    Returns:
+        Rows and columns of the rectangle.
     """
-    n_y, n_x = mask.shape
-    best = (0, 0)
-    columns = np.ones(n_x, dtype=bool)
-    rows: list[int] = []
-    for height in range(1, n_y + 1):
-        start = n_y // 2 - height // 2
-        new = [row for row in (start, start + height - 1) if row not in rows]
-        if start < 0 or start + height > n_y:
-            break
-        rows = list(range(start, start + height))
-        columns &= np.asarray(mask)[new].astype(bool).all(axis=0)
-        width = _centred_run(columns)
-        if width == 0:
-            break
-        best = max(best, (height, width), key=lambda box: (min(box), box[0] * box[1]))
-    return best
+    mask = np.asarray(mask).astype(bool)
+    y, x = (n // 2 for n in mask.shape)
 
-
-def _centred_run(line: Bool[np.ndarray, "n"]) -> int:
-    """Longest n such that all of `line[centre - n // 2 : centre - n // 2 + n]` is true."""
-    centre = len(line) // 2
-    missing = np.flatnonzero(~line)
-    before = centre - (missing[missing < centre].max(initial=-1) + 1)  # how many are true before the centre
-    after = missing[missing >= centre].min(initial=len(line)) - centre  # and from it on
-    return int(min(2 * before + 1, 2 * after)) if after > 0 else 0
+    # How many entries of each column are measured from the centre row on, and up to it.
+    below = np.cumprod(mask[y:], axis=0).sum(axis=0)
+    above = np.cumprod(mask[y::-1], axis=0).sum(axis=0)
+    # Element (i, j): of the columns from x - i to x + j.
+    below, above = (
+        np.minimum.outer(np.minimum.accumulate(n[x::-1]), np.minimum.accumulate(n[x:])) for n in (below, above)
+    )
+    height = np.maximum(below + above - 1, 0)
+    width = np.add.outer(np.arange(x + 1), np.arange(mask.shape[1] - x)) + 1
+    is_best = np.minimum(height, width) == np.minimum(height, width).max()
+    left, right = np.unravel_index(np.argmax(height * width * is_best), height.shape)
+    if height[left, right] == 0:
+        return slice(y, y), slice(x, x)
+    return slice(int(y + 1 - above[left, right]), int(y + below[left, right])), slice(
+        int(x - left), int(x + right + 1)
+    )
 
 
 def _calibration_box(shape: tuple[int, int], calibration_shape: tuple[int, int]) -> tuple[slice, slice]:

@@ -145,14 +145,26 @@ def test_calibration_region_finds_a_box_that_was_put_there(shape, data):
     mask = np.zeros(shape, bool)
     (n_y, n_x), (y, x) = shape, size
     mask[n_y // 2 - y // 2 : n_y // 2 - y // 2 + y, n_x // 2 - x // 2 : n_x // 2 - x // 2 + x] = True
-    assert calibration_region(mask) == size
+    rows, columns = calibration_region(mask)
+    assert mask[rows, columns].all()
+    assert (rows.stop - rows.start, columns.stop - columns.start) == size
+
+
+def size_of_region(mask):
+    return tuple(side.stop - side.start for side in calibration_region(mask))
+
+
+def test_calibration_region_need_not_be_centred():
+    mask = np.zeros((20, 30), bool)
+    mask[8:20, 4:17] = mask[:, ::7] = True
+    assert calibration_region(mask) == (slice(8, 20), slice(4, 17))
 
 
 def test_calibration_region_prefers_a_square_to_a_thin_strip_and_can_be_empty():
     mask = np.zeros((20, 20), bool)
     mask[10] = True
     mask[8:12, 8:12] = True
-    assert calibration_region(mask) == (4, 4)
-    assert calibration_region(np.zeros((4, 4), np.uint8)) == (0, 0)
-    assert calibration_region(np.ones((7, 4), np.uint8)) == (7, 4)
-    assert calibration_region(equispaced_mask((20, 12), 4, 6).mask) == (6, 12)
+    assert size_of_region(mask) == (4, 4)
+    assert size_of_region(np.zeros((4, 4), np.uint8)) == (0, 0)
+    assert size_of_region(np.ones((7, 4), np.uint8)) == (7, 4)
+    assert size_of_region(equispaced_mask((20, 12), 4, 6).mask) == (7, 12)  # the next line of the pattern adjoins

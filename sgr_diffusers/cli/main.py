@@ -23,6 +23,7 @@ from .publish import add_publish
 __all__ = ["create_parser", "main"]
 
 BAD_INPUT = 2  # what argparse itself exits with
+CONSISTENCY = ("cg", "noise_aware")
 FINAL_CONSISTENCY = ("replace", "regularized", "least_squares")
 TARGETS = ("both", "upper", "lower", "none")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -177,10 +178,38 @@ def _add_reconstruct(commands: Any) -> None:
         "--eta", type=_share, default=1.0, help="share of fresh noise, 0 (deterministic) to 1 (default: %(default)s)"
     )
     method.add_argument(
+        "--consistency",
+        choices=CONSISTENCY,
+        help="how each step meets the data: by a number of iterations, or weighing the data by their noise (default: "
+        "as the model says)",
+    )
+    method.add_argument(
+        "--cg-iterations", type=_count, metavar="N", help="most iterations in each step (default: as the model says)"
+    )
+    method.add_argument(
+        "--noise-std",
+        type=_positive,
+        metavar="S",
+        help="standard deviation of the real part of the noise, in the unit of the k-space (default: 1 where a noise "
+        "scan made it so, else estimated from the outermost k-space)",
+    )
+    method.add_argument(
         "--final-consistency", choices=FINAL_CONSISTENCY, default="replace", help="last step (default: %(default)s)"
     )
     method.add_argument(
         "--seed", type=_count, default=0, help="of the noise; each slice has its own stream (default: %(default)s)"
+    )
+    maps = command.add_argument_group("how to estimate coil maps, where the file has none")
+    maps.add_argument(
+        "--calibration-width", type=_positive_int, metavar="N", help="largest side of the region (default: 24)"
+    )
+    maps.add_argument(
+        "--kernel-width", type=_positive_int, metavar="N", help="side of the kernel (default: 2 to 6, by the region)"
+    )
+    maps.add_argument(
+        "--crop",
+        type=_share,
+        help="eigenvalue below which maps are zero (default: 0.8, or 0 where pixels with signal would be lost)",
     )
     machine = command.add_argument_group("where to compute")
     machine.add_argument(
@@ -272,6 +301,12 @@ def _run_reconstruct(args: argparse.Namespace) -> None:
         fast=args.fast,
         eta=args.eta,
         guidance_strength=args.strength,
+        consistency=args.consistency,
+        cg_iterations=args.cg_iterations,
+        noise_std=args.noise_std,
+        calibration_width=args.calibration_width,
+        kernel_width=args.kernel_width,
+        crop=args.crop,
         final_consistency=args.final_consistency,
         batch_size=args.batch_size,
         seed=args.seed,

@@ -3,6 +3,7 @@
 The axes of ISMRMRD are readout, phase encoding (kspace_encode_step_1) and partitions (kspace_encode_step_2).
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -73,7 +74,9 @@ def read_ismrmrd(
     whitening = _whitening(path, header, heads, int(rows[0]), noise, group) if prewhiten else None
     read = _read_slab if is_three_dimensional(header, heads[rows], path) else _read_stack
     n_kept = header.readout_kept if remove_oversampling else header.encoded_matrix[0]
-    return read(header, heads, rows, whitening, n_kept, slices, path, group)
+    raw = read(header, heads, rows, whitening, n_kept, slices, path, group)
+    n_averages = len(np.unique(heads["idx"]["average"][rows]))
+    return raw if whitening is None else dataclasses.replace(raw, noise_std=n_averages**-0.5)
 
 
 def noise_whitening_matrix(

@@ -72,6 +72,7 @@ class RawSlices:
         n_slices: number of slices that the scan has on disk.
         affine: matrix from places (slice, y, x) in these arrays to mm in the world axes of NIfTI (right, anterior,
             superior), where the file tells where the slices lay in the patient.
+        noise_std: standard deviation of the real part of the noise of `kspace`, where a noise scan says it.
     """
 
     kspace: Complex[Tensor, "slice coil y x"]
@@ -84,6 +85,7 @@ class RawSlices:
     scan_id: str
     n_slices: int
     affine: Float[np.ndarray, "4 4"] | None = None
+    noise_std: float | None = None
 
 
 def common_mask(masks: Bool[np.ndarray, "slice y x"]) -> Bool[np.ndarray, "..."]:

@@ -93,8 +93,8 @@ def _calibration(
     if min(region.shape[1:]) < _LEAST_WIDTH:
         raise ValueError(
             f"`mask` has a fully sampled region of {tuple(region.shape[1:])} about the k-space centre, but coil maps "
-            f"need at least {_LEAST_WIDTH} x {_LEAST_WIDTH}. Give `coil_maps` that were estimated from a calibration "
-            "scan."
+            f"need at least {_LEAST_WIDTH} x {_LEAST_WIDTH}. Give coil maps that were estimated from a "
+            "calibration scan: `coil_maps` of a call, or stored in the file."
         )
     energy = region.abs().square().sum()
     if not bool(energy.isfinite()):

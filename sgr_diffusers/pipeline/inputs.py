@@ -48,11 +48,13 @@ class Measurement:
     coil_maps: Complex[Tensor, "batch coil y x"] | None
     noise_std: Float[Tensor, "batch coil"] | None = None
 
-    def known_or_estimated_maps(self) -> Complex[Tensor, "batch coil y x"]:
-        """The coil maps given, or those that the calibration region of each slice gives."""
+    def known_or_estimated_maps(
+        self, calibration_width: int | None = None, kernel_width: int | None = None, crop: float | None = None
+    ) -> Complex[Tensor, "batch coil y x"]:
+        """Return the coil maps given, or estimate them by `estimate_coil_maps` with these settings."""
         if self.coil_maps is not None:
             return self.coil_maps
-        return estimate_coil_maps(self.kspace, self.mask)
+        return estimate_coil_maps(self.kspace, self.mask, calibration_width, kernel_width, crop)
 
     def known_or_estimated_noise(self) -> Float[Tensor, "batch coil"]:
         """The noise given, or what the outermost k-space of each slice shows of it."""

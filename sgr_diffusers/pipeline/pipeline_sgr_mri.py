@@ -211,6 +211,9 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         cg_iterations: int | None = None,
         consistency: str | None = None,
         noise_std: float | Tensor | np.ndarray | None = None,
+        calibration_width: int | None = None,
+        kernel_width: int | None = None,
+        crop: float | None = None,
         final_consistency: str = "replace",
         num_samples: int = 1,
         voxel_size_mm: Sequence[float] | None = None,
@@ -247,6 +250,12 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
                 `None` for the checkpoint's `pipe.config.consistency`.
             noise_std: standard deviation of the real part of the noise in the unit of `kspace`: a number (1 for
                 prewhitened k-space), `(coil,)` or `(batch, coil)`; `None` to estimate it from the outermost k-space.
+            calibration_width: largest side of the region that coil maps are estimated from; `None` for 24. It
+                and the next two do nothing where `coil_maps` are given.
+            kernel_width: side of the kernel that coil maps are estimated with; `None` to choose it by the size of the
+                region, see `mri.coils.estimate_coil_maps`.
+            crop: eigenvalue, 0 to 1, below which estimated coil maps are set to zero; `None` for 0.8, or for 0 where
+                pixels with signal would be lost.
             final_consistency: last step: "replace" measured entries of coil k-space (as in the paper's experiments),
                 "regularized", or "least_squares".
             num_samples: for target "none": independent reconstructions of each slice, along the target axis.
@@ -308,7 +317,9 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         # 2. The forward operator, and the problem in the scale of the prior
         device, kspace = self._execution_device, measurement.kspace
         n_slices, _, *size = kspace.shape
-        operator = SenseOperator(measurement.known_or_estimated_maps(), measurement.mask)
+        operator = SenseOperator(
+            measurement.known_or_estimated_maps(calibration_width, kernel_width, crop), measurement.mask
+        )
         scale = slice_scale(operator.adjoint(kspace), self.config.scale_quantile, self.config.scale_correction)
         kspace, noise_std = (
             kspace / scale[:, None, None, None],

@@ -24,7 +24,8 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
     Returns:
         Columns `sampling`, `class`; `lower_mm3`, `upper_mm3` or `unguided_mm3`, those there are; `fully_sampled_mm3`,
         by the same network (`None` if unknown); with both bounds `uncertain_share`, V_unc / V_up (NaN for an empty
-        upper bound); and `residual`, ||A x - y|| / ||y||, the larger one of the reconstructions of the class.
+        upper bound); `residual`, ||A x - y|| / ||y||, the larger one of the reconstructions of the class; and
+        `noise_residual`, what noise alone would leave of it.
     """
     rows = []
     for place, (name, label) in enumerate(zip(volume.classes, volume.labels, strict=True)):
@@ -37,6 +38,7 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
             row["uncertain_share"] = (upper - volumes["lower"]) / upper if upper else float("nan")
         own = 0 if volume.targets == ("none",) else place
         row["residual"] = float(volume.data_residual[own].max())
+        row["noise_residual"] = volume.noise_residual
         rows.append(row)
     return rows
 
@@ -61,8 +63,9 @@ def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
         "fully_sampled_mm3": "fully sampled mm^3",
         "uncertain_share": "V_unc/V_up",
         "residual": "residual",
+        "noise_residual": "of noise",
     }
-    formats = {"uncertain_share": "{:.2f}", "residual": "{:.1e}"}
+    formats = {"uncertain_share": "{:.2f}", "residual": "{:.1e}", "noise_residual": "{:.1e}"}
 
     def text(key: str, value: Any) -> str | None:
         if isinstance(value, str) or value is None or value != value:

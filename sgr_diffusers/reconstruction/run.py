@@ -134,6 +134,7 @@ def read_scan(
         voxel_size_mm=size,
         orientation=raw.orientation,
         affine=_fitting_affine(raw, size),
+        noise_std=raw.noise_std,
         label=f"as stored ({acceleration:.2g}x)" if mask is None else mask_label(mask),
     )
 

@@ -19,6 +19,12 @@ class SamplingSettings:
         eta: share of fresh noise; not for `fast`.
         guidance_strength: per step; `None` for `default_strength`.
         guidance_scale: factor on it.
+        consistency: "cg" or "noise_aware"; `None` for the model's.
+        cg_iterations: most conjugate gradient iterations in a step; `None` for the model's.
+        noise_std: of the real part of the noise; `None` for 1 where the file was prewhitened, else to estimate it.
+        calibration_width: largest side of the region that coil maps are estimated from.
+        kernel_width: side of the kernel that coil maps are estimated with.
+        crop: eigenvalue below which estimated coil maps are zero.
         final_consistency: "replace", "regularized" or "least_squares".
         batch_size: most images in a network call.
         seed: of the noise. Each slice has a stream of its own, of (seed, place in the scan), whichever others are
@@ -32,6 +38,12 @@ class SamplingSettings:
     eta: float = 1.0
     guidance_strength: float | None = None
     guidance_scale: float = 1.0
+    consistency: str | None = None
+    cg_iterations: int | None = None
+    noise_std: float | None = None
+    calibration_width: int | None = None
+    kernel_width: int | None = None
+    crop: float | None = None
     final_consistency: str = "replace"
     batch_size: int = 8
     seed: int = 0

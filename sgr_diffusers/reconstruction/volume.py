@@ -50,6 +50,7 @@ class ScanSlices:
         label: what distinguishes this sampling in tables and figures, for example "8x".
         orientation: directions in which (slice, y, x) run, for example ("SI", "AP", "LR"), if known.
         affine: from places in these arrays to mm in the patient, see `RawSlices`, if known.
+        noise_std: standard deviation of the real part of the noise of `kspace`, if known.
     """
 
     kspace: Complex[Tensor, "slice coil y x"]
@@ -61,6 +62,7 @@ class ScanSlices:
     label: str
     orientation: tuple[str, str, str] | None = None
     affine: Float[np.ndarray, "4 4"] | None = None
+    noise_std: float | None = None
 
     @property
     def known_geometry(self) -> str:
@@ -81,6 +83,7 @@ class VolumeReconstruction:
             axis has length 1.
         segmentations: `(slice, class, target, y, x)`, uint8 labels of all classes.
         data_residual: `(class, target)`, float64, ||A x - y|| / ||y|| over all slices together.
+        noise_residual: the `data_residual` that noise alone would leave.
         zero_filled: `(slice, y, x)`, float32, magnitude of A^H y.
         fully_sampled: `(slice, y, x)`, float32 magnitude, if known.
         reference: `(slice, y, x)`, uint8, labels of the same network for the fully sampled images.
@@ -95,6 +98,7 @@ class VolumeReconstruction:
     magnitudes: Float[np.ndarray, "slice class target y x"]
     segmentations: UInt8[np.ndarray, "slice class target y x"]
     data_residual: Float[np.ndarray, "class target"]
+    noise_residual: float
     zero_filled: Float[np.ndarray, "slice y x"]
     fully_sampled: Float[np.ndarray, "slice y x"] | None
     reference: UInt8[np.ndarray, "slice y x"] | None
@@ -189,12 +193,12 @@ def reconstruct_volume(
         return {}
 
     images, segmentations, zero_filled = [], [], []
-    misfit_energy, energy = torch.zeros(1, 1, dtype=torch.float64), 0.0
+    misfit_energy, noise_energy, energy = torch.zeros(1, 1, dtype=torch.float64), 0.0, 0.0
     for chosen in _chunks(pipe, scan, settings):
         kspace, maps = scan.kspace[chosen], None if scan.coil_maps is None else scan.coil_maps[chosen]
         mask = scan.mask if scan.mask.ndim == 2 else scan.mask[chosen]
         measurement = check_measurement(kspace, mask, maps, device)
-        maps = measurement.known_or_estimated_maps()
+        maps = measurement.known_or_estimated_maps(settings.calibration_width, settings.kernel_width, settings.crop)
         zero_filled.append(SenseOperator(maps, measurement.mask).adjoint(measurement.kspace).abs().cpu())
         try:
             out = pipe(
@@ -208,6 +212,9 @@ def reconstruct_volume(
                 eta=settings.eta,
                 guidance_strength=settings.guidance_strength,
                 guidance_scale=settings.guidance_scale,
+                consistency=settings.consistency,
+                cg_iterations=settings.cg_iterations,
+                noise_std=scan.noise_std if settings.noise_std is None else settings.noise_std,
                 final_consistency=settings.final_consistency,
                 generator=[_slice_generator(settings.seed, number) for number in scan.numbers[chosen]],
                 batch_size=settings.batch_size,
@@ -227,12 +234,14 @@ def reconstruct_volume(
         segmentations.append(out.segmentations.cpu())
         norms = torch.linalg.vector_norm(measurement.kspace, dim=(1, 2, 3)).double().cpu()[:, None, None]
         misfit_energy = misfit_energy + (out.data_residual.double().cpu() * norms).square().sum(dim=0)
+        noise_energy += float((out.noise_residual.double().cpu() * norms[:, 0, 0]).square().sum())
         energy += float(norms.square().sum())
     reference = None if scan.target is None else _segment_fully_sampled(pipe, scan.target, settings.batch_size)
     return VolumeReconstruction(
         magnitudes=torch.cat(images).numpy(),
         segmentations=torch.cat(segmentations).numpy(),
         data_residual=(misfit_energy / energy).sqrt().numpy(),
+        noise_residual=(noise_energy / energy) ** 0.5,
         zero_filled=torch.cat(zero_filled).numpy(),
         fully_sampled=None if scan.target is None else scan.target.abs().numpy(),
         reference=reference,

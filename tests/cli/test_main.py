@@ -1,6 +1,7 @@
 """The `sgr` command, from arguments to files, on a tiny scan and an untrained pipeline."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from sgr_diffusers import cli
-from sgr_diffusers.cli.main import DTYPES, FINAL_CONSISTENCY, TARGETS
+from sgr_diffusers.cli.main import CONSISTENCY, DTYPES, FINAL_CONSISTENCY, TARGETS
 from sgr_diffusers.guidance import targets
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from sgr_diffusers.mri import consistency
@@ -102,6 +103,30 @@ def test_reconstruct_writes_images_volumes_and_a_figure(sgr, capsys):
 
     printed = capsys.readouterr().out
     assert "lower mm^3" in printed and all(name in printed for name in CLASSES)
+
+
+@pytest.fixture
+def without_maps(scan, tmp_path):
+    path = tmp_path / "without_maps.h5"
+    shutil.copy(scan, path)
+    with h5py.File(path, "r+") as file:
+        del file["maps"]
+    return path
+
+
+def test_coil_maps_and_noise_can_be_set(sgr, without_maps):
+    options = {"consistency": "noise_aware", "cg_iterations": 2, "noise_std": 5.0}
+    options |= {"calibration_width": 12, "kernel_width": 3, "crop": 0.0}
+    arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert sgr("--slices", "1", "--target", "none", *arguments, file=without_maps) == 0
+    settings = json.loads(Path("out/settings.json").read_text())
+    assert {name: settings[name] for name in options} == options
+    assert 0 < float(rows_of("out")[0]["noise_residual"])
+
+
+def test_settings_of_coil_maps_that_cannot_be_met_are_refused(sgr, without_maps, capsys):
+    assert sgr("--slices", "1", "--target", "none", "--kernel-width", "30", file=without_maps) == 2
+    assert "`kernel_width` must be a whole number from 2 to" in capsys.readouterr().err
 
 
 def test_reconstruct_meets_the_measured_data(sgr, scan):
@@ -281,7 +306,7 @@ def test_demo_shows_every_acceleration_and_class(assets, scan, tmp_path, capsys)
     rows = rows_of(tmp_path / "demo")
     assert [(row["sampling"], row["class"]) for row in rows] == [(a, name) for a in ("4x", "16x") for name in CLASSES]
     assert {row["fully_sampled_mm3"] for row in rows[:4]} == {row["fully_sampled_mm3"] for row in rows[4:]}
-    head = "sampling  class               lower mm^3  upper mm^3  fully sampled mm^3  V_unc/V_up  residual"
+    head = "sampling  class               lower mm^3  upper mm^3  fully sampled mm^3  V_unc/V_up  residual  of noise"
     assert head in capsys.readouterr().out
 
 
@@ -330,6 +355,7 @@ def test_choices_of_the_command_are_those_of_the_library():
     # written twice so that `--help` need not import the library's modules
     assert set(TARGETS) == set(targets.TARGETS)
     assert set(FINAL_CONSISTENCY) == set(consistency.FINAL_CONSISTENCY)
+    assert set(CONSISTENCY) == set(consistency.CONSISTENCY)
     assert set(DTYPES) == set(volume.DTYPES)
 
 

@@ -114,6 +114,7 @@ def test_noise_is_whitened(tmp_path):
     noise_line = acquisition(scan, 0, flags=["ACQ_IS_NOISE_MEASUREMENT"])
     path = write_ismrmrd(tmp_path / "a.h5", XML_2D, [noise_line, *lines_2d(kspace)])
     plain, white = read_ismrmrd(path, prewhiten=False), read_ismrmrd(path)
+    assert (plain.noise_std, white.noise_std) == (None, 1.0)
     matrix = torch.from_numpy(noise_whitening_matrix(scan))
     torch.testing.assert_close(white.kspace, torch.einsum("vc,scyx->svyx", matrix, plain.kspace), atol=1e-4, rtol=1e-4)
     noise_file = write_ismrmrd(tmp_path / "noise.h5", XML_2D, [noise_line])

@@ -4,18 +4,20 @@ Importing the package registers `SGRMRIPipeline` and `SegmentationUNet` with dif
 them as pipeline and component. No class of diffusers is changed.
 """
 
-import diffusers
-from diffusers.pipelines import pipeline_loading_utils as _loading
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .bounds import SegmentationBounds, bounds_from_samples, bounds_from_segmentations
-from .guidance.guiders import Guidance, SegmentationGuidance
-from .hub.loading import use_package_classes as _use_package_classes
-from .models.adapters import SegmentationAdapter
-from .models.prior import create_prior, create_scheduler
-from .models.segmentation import SegmentationUNet
-from .mri.operators import SenseOperator
-from .pipeline.output import SGRMRIPipelineOutput
-from .pipeline.pipeline_sgr_mri import SGRMRIPipeline
+if TYPE_CHECKING:
+    from .bounds import SegmentationBounds, bounds_from_samples, bounds_from_segmentations
+    from .guidance.guiders import Guidance, SegmentationGuidance
+    from .models.adapters import SegmentationAdapter
+    from .models.prior import create_prior, create_scheduler
+    from .models.segmentation import SegmentationUNet
+    from .mri.operators import SenseOperator
+    from .pipeline.output import SGRMRIPipelineOutput
+    from .pipeline.pipeline_sgr_mri import SGRMRIPipeline
 
 __version__ = "0.1.0"
 
@@ -34,9 +36,38 @@ __all__ = [  # noqa: RUF022 - in the order of the README
     "SenseOperator",
 ]
 
-# In place: diffusers records a component as [package, class], and loads it, only if both of its tables know it.
-_METHODS = {SegmentationUNet.__name__: ["save_pretrained", "from_pretrained"]}
-_loading.LOADABLE_CLASSES["sgr_diffusers"] = _METHODS
-_loading.ALL_IMPORTABLE_CLASSES.update(_METHODS)
-diffusers.SGRMRIPipeline = SGRMRIPipeline
-_use_package_classes(SGRMRIPipeline)
+_HOMES = {
+    "SGRMRIPipeline": "pipeline.pipeline_sgr_mri",
+    "SGRMRIPipelineOutput": "pipeline.output",
+    "SegmentationUNet": "models.segmentation",
+    "SegmentationAdapter": "models.adapters",
+    "SegmentationGuidance": "guidance.guiders",
+    "Guidance": "guidance.guiders",
+    "create_prior": "models.prior",
+    "create_scheduler": "models.prior",
+    "SegmentationBounds": "bounds",
+    "bounds_from_segmentations": "bounds",
+    "bounds_from_samples": "bounds",
+    "SenseOperator": "mri.operators",
+}
+
+
+def load() -> None:
+    """Import what the package offers, and register its classes with diffusers.
+
+    Importing the package does so at once, except in the `sgr` command, which checks its arguments first.
+    """
+    for name, home in _HOMES.items():
+        globals()[name] = getattr(import_module(f".{home}", __name__), name)
+    import_module(".hub.registration", __name__).register(globals()["SGRMRIPipeline"], globals()["SegmentationUNet"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    load()
+    return globals()[name]
+
+
+if Path(sys.argv[0] if sys.argv else "").stem != "sgr":
+    load()

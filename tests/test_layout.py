@@ -50,7 +50,19 @@ ALLOWED = {
     ],
     "publishing": ["data", "evaluation", "guidance", "hub", "reconstruction", "utils"],
     "app": ["figures", "io", "mri", "pipeline", "reconstruction"],
-    "cli": ["app", "data", "evaluation", "figures", "pipeline", "publishing", "reconstruction", "schedulers"],
+    "cli": [
+        "app",
+        "data",
+        "evaluation",
+        "figures",
+        "io",
+        "load",
+        "pipeline",
+        "publishing",
+        "reconstruction",
+        "schedulers",
+        "utils",
+    ],
 }
 
 

@@ -14,6 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .. import load as load_package
+from ..io.file_checks import check_regular_file, is_bart_pair
+from ..utils.files import check_replaceable
 from .app import add_app
 from .convert import add_convert_arguments, run_convert
 from .data import add_data, add_synthesize
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _SignalsAsExceptions(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            args.check(args)
+            load_package()
             args.run(args)
         sys.stdout.flush()  # here, where a reader that has gone is still noticed
     except BrokenPipeError:  # as in `sgr data check DIR | head`; what is left must not be written at the exit
@@ -85,7 +90,7 @@ def _add_command(commands: Any, name: str, run: Any, summary: str, example: str)
         description=f"{summary}.",
         epilog=f"example: {example}",
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, check=lambda args: None)
     command.add_argument("--traceback", action="store_true", help="show where an error came from")
     return command
 
@@ -128,6 +133,7 @@ def _add_reconstruct(commands: Any) -> None:
         "volumes.csv (of the slices reconstructed, all together) and figure.png",
         "sgr reconstruct scan.h5 --slices 20:24 --acceleration 8 --output bounds",
     )
+    command.set_defaults(check=_check_reconstruct)
     command.add_argument("file", type=Path, metavar="FILE", help="raw k-space: .h5, .mrd, .npy, .npz or .cfl")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     command.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier run")
@@ -288,6 +294,13 @@ def _run_demo(args: argparse.Namespace) -> None:
     from ..reconstruction.demo import run_demo
 
     run_demo(args.output, args.accelerations, args.steps, args.seed, args.model)
+
+
+def _check_reconstruct(args: argparse.Namespace) -> None:
+    """Refuse a FILE that cannot be read and a folder that is taken before anything heavy is imported."""
+    if not is_bart_pair(args.file):
+        check_regular_file(args.file)
+    check_replaceable(args.output, args.overwrite)
 
 
 def _run_reconstruct(args: argparse.Namespace) -> None:

@@ -12,17 +12,19 @@ from jaxtyping import Bool, Complex64, Shaped
 
 from ..mri.operators import ifft2c
 from .file_checks import (
+    bart_pair,
     check_claimed_bytes,
     check_regular_file,
     describe_foreign_content,
     first_bytes,
+    is_bart_pair,
     read_small_text,
 )
 from .hdf5_file import child, find_group, open_hdf5, read_dataset
 from .kspace_checks import check_centre, check_mask_has_data, slice_energy
 from .raw_slices import RawSlices, check_finite, check_voxel_size, common_mask, slice_indices
 
-__all__ = ["bart_pair", "read_arrays", "read_cfl"]
+__all__ = ["read_arrays", "read_cfl"]
 
 _READ, _PHASE_1, _PHASE_2, _COIL, _SLICE = 0, 1, 2, 3, 13  # axes of BART
 _MOST_AXES = 32
@@ -134,18 +136,9 @@ def read_cfl(path: str | os.PathLike) -> Complex64[np.ndarray, "..."]:
     return np.memmap(data, np.complex64, "r", shape=shape, order="F")
 
 
-def bart_pair(path: str | os.PathLike) -> tuple[Path, Path]:
-    """Paths of the .cfl and .hdr of a pair, of which either or the common name is given."""
-    path = Path(path)
-    stem = path.with_suffix("") if path.suffix.lower() in (".cfl", ".hdr") else path
-    upper = path.suffix.isupper() and path.suffix.lower() in (".cfl", ".hdr")
-    endings = (".CFL", ".HDR") if upper else (".cfl", ".hdr")
-    return stem.with_name(stem.name + endings[0]), stem.with_name(stem.name + endings[1])
-
-
 def _load(path: Path, maps: bool = False, group: str | None = None) -> dict[str, np.ndarray]:
     """Arrays of a file by name; a file of a single array holds "kspace"."""
-    if path.suffix.lower() in (".cfl", ".hdr") or (not path.exists() and bart_pair(path)[1].exists()):
+    if is_bart_pair(path):
         return {"kspace": _from_bart(read_cfl(path), path, maps)}
     head = first_bytes(path)
     if head.startswith(b"\x93NUMPY"):

@@ -6,12 +6,14 @@ import stat
 from pathlib import Path
 
 __all__ = [
+    "bart_pair",
     "check_claimed_bytes",
     "check_regular_file",
     "describe_foreign_content",
     "first_bytes",
     "hdf5_open_error",
     "hdf5_open_fault",
+    "is_bart_pair",
     "read_small_text",
 ]
 
@@ -136,6 +138,20 @@ def check_claimed_bytes(n_bytes: int, path: Path, what: str, per_byte: int = CLA
             f"{what} of {path} would take {n_bytes / 1e6:.0f} MB, but the file has only {size / 1e6:.3g} MB: its "
             "header is wrong, or most of its data is missing."
         )
+
+
+def is_bart_pair(path: Path) -> bool:
+    """Whether a path is one of BART's cfl and hdr files, or their common name."""
+    return path.suffix.lower() in (".cfl", ".hdr") or (not path.exists() and bart_pair(path)[1].exists())
+
+
+def bart_pair(path: str | os.PathLike) -> tuple[Path, Path]:
+    """Paths of the .cfl and .hdr of a pair, of which either or the common name is given."""
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix.lower() in (".cfl", ".hdr") else path
+    upper = path.suffix.isupper() and path.suffix.lower() in (".cfl", ".hdr")
+    endings = (".CFL", ".HDR") if upper else (".cfl", ".hdr")
+    return stem.with_name(stem.name + endings[0]), stem.with_name(stem.name + endings[1])
 
 
 def read_small_text(path: Path, limit: int = 64 * 2**20) -> str:

@@ -101,10 +101,12 @@ def group_kind(group: "h5py.Group", path: Path) -> str:
 
 
 def child(group: "h5py.Group", name: str) -> Any:
-    """Member of a group; `None` where there is none, or a link that leads nowhere."""
+    """Member of a group; `None` where there is none, a link that leads nowhere, or a type of data nobody knows."""
     try:
-        return group.get(name)
-    except (KeyError, ValueError, OSError, RuntimeError):  # soft links in a circle
+        item = group.get(name)
+        getattr(item, "dtype", None)
+        return item
+    except (KeyError, ValueError, TypeError, OSError, RuntimeError):  # such as soft links in a circle
         return None
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import bart_pair, read_arrays
+from .arrays import read_arrays
 from .fastmri import read_fastmri
-from .file_checks import check_regular_file, first_bytes
+from .file_checks import first_bytes, is_bart_pair
 from .hdf5_file import child, find_group, group_kind, open_hdf5
 from .ismrmrd_reader import read_ismrmrd
 from .raw_slices import RawSlices, check_voxel_size, warn_suspect
@@ -105,9 +105,9 @@ def stored_choices(path: str | os.PathLike, group: str | None = None) -> tuple[t
 
 def _look_into(path: Path, group: str | None) -> tuple[str, tuple[str, ...], frozenset[str]]:
     """Kind of a file, names of the masks it stores, and members of the HDF5 group of its scan."""
-    if path.suffix.lower() in (".cfl", ".hdr") or (not path.exists() and bart_pair(path)[1].exists()):
+    if is_bart_pair(path):
         return "arrays", (), frozenset()
-    head = first_bytes(check_regular_file(path))
+    head = first_bytes(path)
     if path.suffix.lower() in (".npy", ".npz") or head.startswith(b"\x93NUMPY") or zipfile.is_zipfile(path):
         if group is not None:
             raise ValueError(f"`group` {group!r}: {path} is no HDF5 file and has no groups.")

@@ -342,6 +342,36 @@ def test_numbers_out_of_range_are_refused_by_the_parser(argument, expected, caps
     assert ended.value.code == 2 and f"expected {expected}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "Upper and lower bound reconstructions"),
+        (["reconstruct", "scan.h5", "--output", "out", "--steps", "0"], 2, "expected a whole number from 1"),
+        (["reconstruct", "scan.h5", "--output", "out"], 2, "`path` scan.h5 is not a file"),
+        (["reconstruct", "pipe.h5", "--output", "out"], 2, "is a named pipe"),
+        (["reconstruct", "taken/scan.h5", "--output", "taken"], 2, "`output` taken is already there"),
+    ],
+)
+def test_arguments_are_refused_before_anything_heavy_is_imported(tmp_path, arguments, code, said):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "scan.h5").touch()
+    os.mkfifo(tmp_path / "pipe.h5")
+    command = [
+        "import sys",
+        f"sys.argv = {['/usr/bin/sgr', *arguments]!r}",
+        "import atexit",
+        "atexit.register(lambda: print('heavy:', sorted({'torch', 'numpy', 'diffusers'} & set(sys.modules))))",
+        "from sgr_diffusers.cli import main",
+        "sys.exit(main())",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(command)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == code and said in ended.stdout + ended.stderr
+    assert "heavy: []" in ended.stdout
+
+
 @pytest.mark.parametrize("command", ["demo", "reconstruct", "synthesize"])
 def test_help_ends_in_an_example_that_parses(command, capsys):
     with pytest.raises(SystemExit) as ended:

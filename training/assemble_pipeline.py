@@ -27,7 +27,8 @@ from sgr_diffusers.hub.loading import drop_code
 from sgr_diffusers.hub.repository import make_portable
 from sgr_diffusers.publishing.measured import check_measured
 from sgr_diffusers.publishing.model_card import model_card
-from sgr_diffusers.training.files import check_own_output, replaced_folder
+from sgr_diffusers.training.files import check_own_output
+from sgr_diffusers.utils.files import replaced_folder
 
 RECORD = "training/assembly.json"
 # What lies in an output of this script; a folder with anything else in it is not replaced.

@@ -16,7 +16,8 @@ import torch
 from sgr_diffusers import SegmentationUNet
 from sgr_diffusers.data.skm_tea import known_data, list_scans
 from sgr_diffusers.publishing.training_card import training_card
-from sgr_diffusers.training.files import check_own_output, replaced_folder
+from sgr_diffusers.training.files import check_own_output
+from sgr_diffusers.utils.files import replaced_folder
 
 RECORD = "training_record.json"
 WRITTEN = (RECORD, "segmentation_model", "comparison.json", "README.md")

@@ -7,11 +7,12 @@ brings the whole to far more than the archive holds, ends the unpacking before a
 import os
 import shutil
 import tarfile
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from ..utils.files import whole_file
 
 __all__ = ["UnsafeArchiveError", "unpack"]
 
@@ -112,21 +113,15 @@ def _target(folder: Path, name: str, rename: Callable | None) -> Path | None:
 
 
 def _write(path: Path, source: Any, n_bytes: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with whole_file(path) as part, open(part, "wb") as file, source:
         written = 0
-        with open(part, "wb") as file, source:
-            while block := source.read(min(_BLOCK, n_bytes - written + 1)):
-                written += len(block)
-                if written > n_bytes:
-                    raise UnsafeArchiveError(f"member {path.name!r} holds more than the {n_bytes} bytes it states")
-                file.write(block)
+        while block := source.read(min(_BLOCK, n_bytes - written + 1)):
+            written += len(block)
+            if written > n_bytes:
+                raise UnsafeArchiveError(f"member {path.name!r} holds more than the {n_bytes} bytes it states")
+            file.write(block)
         if written < n_bytes:
             raise EOFError(f"member {path.name!r} ends after {written} of {n_bytes} bytes")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, int, Callable[[], Any] | None]]:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..hub.errors import hub_errors
+from ..utils.files import write_json
 from .archives import unpack
 
 __all__ = ["MINI_REPOSITORY", "PARTS", "default_folder", "fetch_mini", "find_tarballs"]
@@ -99,7 +100,7 @@ def fetch_mini(
         report(f"{part}: {len(unpacked)} files, {sum(path.stat().st_size for path in unpacked) / 1e6:.0f} MB unpacked")
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in unpacked}
         done |= {part: version, f"{part} files": sizes}
-        _write_whole(folder / _DONE, json.dumps(done))
+        write_json(folder / _DONE, done)
         if not keep_tarballs:
             tarball.unlink()
     for name in annotations:
@@ -128,17 +129,10 @@ def _incomplete(folder: Path, sizes: dict[str, int]) -> bool:
     )
 
 
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
-
-
 def _copy_annotations(source: Path, folder: Path, report: Any) -> None:
     content = json.loads(source.read_text())
     listed = content.get("images", [])
     have = [one for one in listed if (folder / "files_recon_calib-24" / f"{one['scan_id']}.h5").is_file()]
     if len(have) < len(listed):
         report(f"{source.name}: {len(listed) - len(have)} of {len(listed)} scans are not in this set and left out")
-    _write_whole(folder / "annotations" / "v1.0.0" / source.name, json.dumps({**content, "images": have}))
+    write_json(folder / "annotations" / "v1.0.0" / source.name, {**content, "images": have})

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..io.nifti import write_nifti
+from ..utils.files import whole_file, write_json
 from .scan_files import kspace_path, labels_path
 
 __all__ = ["write_annotations", "write_scan_files"]
@@ -57,26 +58,25 @@ def write_scan_files(
         file_path.parent.mkdir(parents=True, exist_ok=True)
     (n_echoes, n_coils), size = n_echoes_and_coils, matrix_shape[1:]
     labels = np.zeros(matrix_shape, np.uint8)
-    part = path.with_suffix(".h5.part")
-    with h5py.File(part, "w") as file:
-        file.attrs["config"] = signature
-        arrays = {
-            name: file.create_dataset(name, (*matrix_shape, *rest), "complex64", chunks=(1, *size, *chunk))
-            for name, rest, chunk in (
-                ("kspace", (n_echoes, n_coils), (1, n_coils)),
-                ("maps", (n_coils, 1), (n_coils, 1)),
-                ("target", (n_echoes, 1), (1, 1)),
-            )
-        }
-        for index, content in enumerate(slices):
-            arrays["kspace"][index] = content["kspace"]
-            arrays["maps"][index, ..., 0] = content["maps"]
-            arrays["target"][index, ..., 0] = content["target"]
-            labels[index] = content["labels"]
-        for acceleration, mask in masks().items():
-            file[f"masks/poisson_{acceleration:.1f}x"] = mask.astype(np.uint8)
-    write_nifti(labels_file, labels, voxel_size_mm, orientation=orientation)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        with h5py.File(part, "w") as file:
+            file.attrs["config"] = signature
+            arrays = {
+                name: file.create_dataset(name, (*matrix_shape, *rest), "complex64", chunks=(1, *size, *chunk))
+                for name, rest, chunk in (
+                    ("kspace", (n_echoes, n_coils), (1, n_coils)),
+                    ("maps", (n_coils, 1), (n_coils, 1)),
+                    ("target", (n_echoes, 1), (1, 1)),
+                )
+            }
+            for index, content in enumerate(slices):
+                arrays["kspace"][index] = content["kspace"]
+                arrays["maps"][index, ..., 0] = content["maps"]
+                arrays["target"][index, ..., 0] = content["target"]
+                labels[index] = content["labels"]
+            for acceleration, mask in masks().items():
+                file[f"masks/poisson_{acceleration:.1f}x"] = mask.astype(np.uint8)
+        write_nifti(labels_file, labels, voxel_size_mm, orientation=orientation)
 
 
 def write_annotations(
@@ -96,7 +96,4 @@ def write_annotations(
         **more: further entries of the file.
     """
     path = Path(root, "annotations", "v1.0.0", f"{split}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps({"info": {"version": "1.0.0", **info}, **more, "images": images}, indent=1))
-    os.replace(part, path)
+    write_json(path, {"info": {"version": "1.0.0", **info}, **more, "images": images}, indent=1)

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..utils.differences import difference
+from ..utils.files import is_partial, write_json
 from .plan import EvaluationPlan
 from .slices import EvaluationData
 
@@ -104,7 +105,7 @@ def open_results(
                 "folder, or the settings that it was begun with."
             )
     else:
-        if Path(output).is_dir() and any(entry.suffix != ".part" for entry in Path(output).iterdir()):
+        if Path(output).is_dir() and not all(map(is_partial, Path(output).iterdir())):
             raise FileExistsError(f"`output` {output} is no results folder, but holds files. Choose another one.")
         content = {"identity": identity, "data": data.name}
         content |= {"slices": {}, "finding_slices": {}, "fingerprint": {}, "plans": [], "runs": []}
@@ -118,10 +119,7 @@ def open_results(
         run = {"command": command, "machine": f"{os.cpu_count()} cores, {platform.platform()}"}
         if run not in content["runs"]:
             content["runs"].append(run)
-        Path(output).mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".json.part")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(partial, path)
+        write_json(path, content, indent=1)
     return content
 
 

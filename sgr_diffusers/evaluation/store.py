@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, UInt8
 
+from ..utils.files import whole_file
 from .plan import Unit
 
 __all__ = [
@@ -110,17 +111,12 @@ def write_shard(folder: str | os.PathLike, unit: Unit, row: Mapping[str, Any], v
         versions: of the libraries, kept with the file.
     """
     path = shard_path(folder, unit)
-    path.parent.mkdir(parents=True, exist_ok=True)
     own = {name: getattr(unit, name) for name in ("kind", "scan_id", "slice", "acceleration", "strength")}
     own |= {"first_sample": unit.first_sample, "n_samples": unit.n_samples, "schema_version": SCHEMA_VERSION}
     schema = SCHEMA.with_metadata({_VERSIONS: json.dumps(dict(versions), sort_keys=True)})
     table = pa.Table.from_pylist([{**row, **own}], schema=schema)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(partial, "wb") as file:
-        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
     return path
 
 
@@ -156,7 +152,7 @@ def read_versions(folder: str | os.PathLike, unit: Unit) -> dict[str, str]:
 
 def remove_partial_shards(folder: str | os.PathLike) -> None:
     """Delete what killed processes left half written."""
-    for path in Path(folder).glob("units/*/.*.part"):
+    for path in Path(folder).glob("units/*/.*.partial*"):
         path.unlink(missing_ok=True)
 
 

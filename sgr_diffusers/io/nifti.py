@@ -1,12 +1,13 @@
 """Writer of NIfTI files, which say as much of voxel size and place in the patient as is known."""
 
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from ..utils.files import whole_file
 
 __all__ = ["check_orientation", "volume_affine", "write_nifti"]
 
@@ -44,8 +45,7 @@ def write_nifti(
     import nibabel
 
     path = Path(path)
-    suffix = next((ending for ending in (".nii.gz", ".nii") if path.name.endswith(ending)), None)
-    if suffix is None:
+    if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"`path` must end in .nii or .nii.gz, got {path.name}.")
     array = volume.detach().cpu().resolve_conj().numpy() if isinstance(volume, Tensor) else np.asarray(volume)
     if array.dtype not in (np.uint8, np.float32, np.complex64):
@@ -55,18 +55,13 @@ def write_nifti(
     size = (1.0, 1.0, 1.0) if voxel_size_mm is None else tuple(voxel_size_mm)
     code = "unknown" if affine is None and orientation is None else "aligned" if affine is None else "scanner"
     world = volume_affine(array.shape, size, orientation, affine)
-    partial = path.with_name(f".{path.name.removesuffix(suffix)}.{uuid.uuid4().hex[:8]}{suffix}")
-    try:
-        image = nibabel.Nifti1Image(array, None if code == "unknown" else world)
-        image.header.set_zooms(size)
-        image.header.set_xyzt_units("unknown" if voxel_size_mm is None else "mm")
-        image.set_sform(None if code == "unknown" else world, code=code)
-        image.set_qform(None if code == "unknown" else world, code=code)
+    image = nibabel.Nifti1Image(array, None if code == "unknown" else world)
+    image.header.set_zooms(size)
+    image.header.set_xyzt_units("unknown" if voxel_size_mm is None else "mm")
+    image.set_sform(None if code == "unknown" else world, code=code)
+    image.set_qform(None if code == "unknown" else world, code=code)
+    with whole_file(path) as partial:
         nibabel.save(image, partial)
-        os.replace(partial, path)
-    except BaseException:  # an interrupt leaves nothing half-written behind either
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def check_orientation(orientation: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from .model_card import card_snippet, model_card, write_eval_results
 
 __all__ = ["run_snippet", "stage_model", "stage_space"]
 
-_LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.pyc", "*.part", "*~")
+_LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.pyc", "*~")
 # Of what a pipeline's repository holds; all else may be raw data, which comes in more formats than can be listed.
 _ALLOWED = (".json", ".safetensors", ".py", ".md", ".txt", ".csv", ".yaml", ".yml", ".png", ".svg", ".h5")
 _ALLOWED_NAMES = ("LICENSE", "NOTICE")

@@ -24,7 +24,8 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from torch import nn
 
-from .files import disk_errors, find_damage, remove_folder, rename_folder, replaced_folder, seal_folder, write_json
+from ..utils.files import remove_folder, rename_folder, replaced_folder, write_json
+from .files import disk_errors, find_damage, seal_folder
 from .options import TrainingOptions
 from .record import TrainingState
 

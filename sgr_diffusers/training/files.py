@@ -1,15 +1,9 @@
-"""Files and folders enter; they are on the disk as a whole, or not at all, and whether they are can be checked.
-
-A rename is atomic, but after a crash of the machine only what was synchronised before it is there. So everything is
-written under another name, synchronised, listed with its size and hash, synchronised again, and then renamed.
-"""
+"""Errors of a full disk, a lock for one run, and sealed folders, of which damage can be told."""
 
 import errno
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -18,6 +12,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from ..utils.files import synchronise, write_json
+
 __all__ = [
     "MANIFEST_FILE",
     "DiskError",
@@ -25,11 +21,7 @@ __all__ = [
     "disk_errors",
     "find_damage",
     "only_run",
-    "remove_folder",
-    "rename_folder",
-    "replaced_folder",
     "seal_folder",
-    "write_json",
 ]
 
 MANIFEST_FILE = "manifest.json"
@@ -99,24 +91,15 @@ def only_run(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a json file so that it is there as a whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    _synchronise(partial)
-    partial.replace(path)
-    _synchronise(path.parent)
-
-
 def seal_folder(folder: Path) -> None:
     """Synchronise all files of a folder, and write the manifest of their sizes and hashes last."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
     for path in files:
-        _synchronise(path)
+        synchronise(path)
     entries = {str(path.relative_to(folder)): _describe(path) for path in files}
     write_json(folder / MANIFEST_FILE, {"files": entries})
     for path in sorted(path for path in folder.rglob("*") if path.is_dir()):
-        _synchronise(path)
+        synchronise(path)
 
 
 def find_damage(folder: Path) -> str | None:
@@ -137,28 +120,6 @@ def find_damage(folder: Path) -> str | None:
     changed = (name for name, expected in entries.items() if _describe(folder / name) != expected)
     name = next(changed, None)
     return None if name is None else f"the content of {name} is not what was written"
-
-
-def rename_folder(partial: Path, final: Path) -> None:
-    """Give a folder its final name, for good. One that has the name already is removed."""
-    old = _set_aside(final) if final.exists() else None
-    partial.rename(final)
-    _synchronise(final.parent)
-    if old is not None:
-        shutil.rmtree(old)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder; under another name first, since a removal cut short must not leave one that looks complete."""
-    leftover = _set_aside(folder)
-    _synchronise(folder.parent)
-    shutil.rmtree(leftover)
-
-
-def _set_aside(folder: Path) -> Path:
-    leftover = folder.with_name(f".{folder.name}.removed.partial")
-    shutil.rmtree(leftover, ignore_errors=True)
-    return folder.rename(leftover)
 
 
 def check_own_output(final: Path, record: str, names: Iterable[str], inputs: Iterable[str | Path]) -> None:
@@ -188,30 +149,6 @@ def check_own_output(final: Path, record: str, names: Iterable[str], inputs: Ite
         )
 
 
-@contextmanager
-def replaced_folder(final: Path) -> Iterator[Path]:
-    """Give a temporary folder to write to, which takes the name `final` when the block is left in order."""
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in partial.rglob("*"):
-            _synchronise(path)
-        _synchronise(partial)
-        rename_folder(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

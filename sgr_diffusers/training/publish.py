@@ -10,7 +10,7 @@ from ..data.skm_tea import SYNTHETIC
 from ..hub.errors import hub_errors, redact
 from ..publishing.push import check_stage
 from ..publishing.training_card import training_card
-from .files import replaced_folder
+from ..utils.files import replaced_folder
 from .options import TrainingOptions
 
 __all__ = ["create_repository", "upload_run", "write_hub_folder"]

@@ -9,8 +9,9 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 
 from ..data.skm_tea import SkmTeaSlices, known_data
+from ..utils.files import write_json
 from .data import describe_data
-from .files import disk_errors, only_run, write_json
+from .files import disk_errors, only_run
 from .loop import fit
 from .memory import check_memory
 from .options import TrainingOptions

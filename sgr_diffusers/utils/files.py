@@ -1,4 +1,8 @@
-"""A path enters; a folder leaves that is there under its name with all of its files, or not at all."""
+"""Writes files and folders so that they are there under their name as a whole, or not at all.
+
+Everything is written under a temporary name beside its place, synchronised with the disk and then renamed: a rename is
+atomic, but after a crash of the machine only what was synchronised before is there.
+"""
 
 import json
 import os
@@ -7,10 +11,57 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["RECORD_FILE", "check_replaceable", "whole_folder"]
+__all__ = [
+    "RECORD_FILE",
+    "check_replaceable",
+    "is_partial",
+    "remove_folder",
+    "rename_folder",
+    "replaced_folder",
+    "synchronise",
+    "whole_file",
+    "whole_folder",
+    "write_json",
+]
 
 RECORD_FILE = "settings.json"
+
+
+def is_partial(path: Path) -> bool:
+    """Tell whether a path is the temporary name of a file or folder that was not written to its end."""
+    return path.name.startswith(".") and ".partial" in path.name
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path beside `path`, whose file takes the name `path` when the block is left in order.
+
+    On any exception, an interrupt included, the temporary file is deleted and what was at `path` before stays.
+
+    Args:
+        path: file to write; the folders that it lies in are made.
+
+    Yields:
+        The temporary path, with the ending of `path`, by which some libraries choose the format.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{''.join(path.suffixes[-2:])}")
+    try:
+        yield partial
+        synchronise(partial)
+        partial.replace(path)
+        synchronise(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
+    """Write a JSON file as a whole or not at all; what JSON does not know is written by `str`."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=indent, default=str) + "\n", encoding="utf-8")
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:
@@ -44,9 +95,7 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside `path` to write to, which takes the name `path` when the block is left in order.
-
-    On any exception, an interrupt included, the temporary folder is deleted and what was at `path` before stays.
+    """Give a temporary folder as `replaced_folder` does, for a result that must not replace files of somebody else.
 
     Args:
         path: folder to make; its parents are made, too.
@@ -60,28 +109,73 @@ def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[P
     """
     path = Path(path).absolute()
     check_replaceable(path, overwrite)
-    new_parents = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    previous = partial.with_suffix(".previous")
-    try:
-        partial.mkdir()
+    with replaced_folder(path) as partial:
         yield partial
         _list_files(partial)
         check_replaceable(path, overwrite)  # again: it may have come into being meanwhile
-        if path.exists():
-            path.rename(previous)
-        partial.rename(path)
+
+
+@contextmanager
+def replaced_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary folder beside `path`, which takes the name `path` when the block is left in order.
+
+    On any exception, an interrupt included, the temporary folder is deleted and what was at `path` before stays.
+    """
+    path = Path(path).absolute()
+    new_parents = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        partial.mkdir()
+        yield partial
+        for entry in partial.rglob("*"):
+            synchronise(entry)
+        synchronise(partial)
+        rename_folder(partial, path)
     except BaseException:
-        if previous.exists() and not path.exists():
-            previous.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         for parent in new_parents:
             with suppress(OSError):  # not empty: somebody else uses it
                 parent.rmdir()
         raise
+
+
+def rename_folder(partial: Path, final: Path) -> None:
+    """Give a folder its final name, for good. A folder that has the name already is removed."""
+    old = _set_aside(final) if final.exists() else None
+    try:
+        partial.rename(final)
+    except BaseException:
+        if old is not None and not final.exists():
+            old.rename(final)
+        raise
+    synchronise(final.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; under another name first, since a removal cut short must not leave one that looks complete."""
+    leftover = _set_aside(folder)
+    synchronise(folder.parent)
+    shutil.rmtree(leftover)
+
+
+def _set_aside(folder: Path) -> Path:
+    leftover = folder.with_name(f".{folder.name}.removed.partial")
+    shutil.rmtree(leftover, ignore_errors=True)
+    return folder.rename(leftover)
+
+
+def synchronise(path: Path) -> None:
+    """Wait until a file, or the list of entries of a folder, is on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        shutil.rmtree(previous, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _list_files(folder: Path) -> None:

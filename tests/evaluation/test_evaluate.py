@@ -115,12 +115,12 @@ def test_killed_and_started_again_it_ends_with_the_same_table(inputs, whole, tmp
     done = shards(output)
     assert process.returncode == -signal.SIGKILL and 2 <= len(done) < N_UNITS
     times = {path: path.stat().st_mtime_ns for path in done}
-    done[0].with_name(f".{done[0].name}.1.part").write_bytes(b"half")
+    done[0].with_name(f".{done[0].name}.1.partial").write_bytes(b"half")
     evaluate(inputs, output, "--limit", "1")
     assert len(shards(output)) == len(done) + 1
     evaluate(inputs, output)
     assert {path: path.stat().st_mtime_ns for path in done} == times  # nothing was done twice
-    assert not list(output.glob("units/*/.*.part"))
+    assert not list(output.glob("units/*/.*.partial*"))
     assert rows_without_costs(output) == rows_without_costs(whole)
     assert table_bytes(output) == table_bytes(whole)
 

@@ -65,7 +65,7 @@ def test_a_shard_under_the_name_of_another_is_damaged(tmp_path):
 
 def test_half_written_shards_are_removed_and_whole_ones_stay(tmp_path):
     path = write_shard(tmp_path, UNIT, row(), {})
-    path.with_name(f".{path.name}.123.part").write_bytes(b"half")
+    path.with_name(f".{path.name}.123.partial").write_bytes(b"half")
     remove_partial_shards(tmp_path)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 

@@ -8,9 +8,6 @@ from sgr_diffusers.training.files import (
     disk_errors,
     find_damage,
     only_run,
-    remove_folder,
-    rename_folder,
-    replaced_folder,
     seal_folder,
 )
 
@@ -42,25 +39,6 @@ def test_a_whole_folder_is_known_as_whole(sealed):
 def test_damage_is_named(sealed, damage, message):
     damage(sealed)
     assert message in find_damage(sealed)
-
-
-def test_a_renamed_folder_replaces_the_old_one_whole(tmp_path):
-    for name, content in (("old", "1"), ("new", "2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / content).touch()
-    rename_folder(tmp_path / "new", tmp_path / "old")
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["old", "old/2"]
-    remove_folder(tmp_path / "old")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path):
-    with replaced_folder(tmp_path / "weights") as folder:
-        (folder / "1").touch()
-    with pytest.raises(KeyError), replaced_folder(tmp_path / "weights") as folder:
-        (folder / "2").touch()
-        raise KeyError
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["weights", "weights/1"]
 
 
 def test_failed_writes_are_one_kind_of_error():

@@ -2,7 +2,16 @@ import json
 
 import pytest
 
-from sgr_diffusers.utils.files import RECORD_FILE, whole_folder
+from sgr_diffusers.utils.files import (
+    RECORD_FILE,
+    is_partial,
+    remove_folder,
+    rename_folder,
+    replaced_folder,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 
 def write(path, text="new", overwrite=False):
@@ -57,3 +66,39 @@ def test_an_empty_folder_may_be_filled(tmp_path):
     (tmp_path / "out").mkdir()
     write(tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "volumes.csv").exists()
+
+
+def test_a_renamed_folder_replaces_the_old_one_whole(tmp_path):
+    for name, content in (("old", "1"), ("new", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / content).touch()
+    rename_folder(tmp_path / "new", tmp_path / "old")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["old", "old/2"]
+    remove_folder(tmp_path / "old")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path):
+    with replaced_folder(tmp_path / "weights") as folder:
+        (folder / "1").touch()
+    with pytest.raises(KeyError), replaced_folder(tmp_path / "weights") as folder:
+        (folder / "2").touch()
+        raise KeyError
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["weights", "weights/1"]
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "new_parent" / "image.nii.gz"
+    with whole_file(path) as partial:
+        partial.write_text("first")
+        assert is_partial(partial) and partial.name.endswith(".nii.gz") and not path.exists()
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "first" and not is_partial(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_json_is_written_whole_also_where_a_value_is_unknown_to_it(tmp_path):
+    write_json(tmp_path / "a.json", {"path": tmp_path, "n": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"path": str(tmp_path), "n": 1}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .guidance.losses import volume_mm3
 
-__all__ = ["SegmentationBounds", "bounds_from_samples", "bounds_from_segmentations", "label_volumes_mm3"]
+__all__ = ["SegmentationBounds", "bounds_from_samples", "bounds_from_segmentations"]
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,6 @@ class SegmentationBounds:
     def uncertain_share(self) -> Float[Tensor, "batch class"]:
         """V_unc / V_up; NaN where the upper volume is zero."""
         return self.uncertain_volume_mm3 / self.upper_volume_mm3
-
-
-def label_volumes_mm3(
-    segmentations: UInt8[Tensor, "batch class target y x"],
-    class_indices: Sequence[int],
-    voxel_size_mm: Sequence[float] = (1.0, 1.0, 1.0),
-) -> Float[Tensor, "batch class target"]:
-    """Volume in mm^3 of class `class_indices[k]` in the labels at place k of the class axis (paper Eq. 7).
-
-    Raises:
-        ValueError: the class axis has not as many entries as `class_indices`.
-    """
-    return volume_mm3(_masks(segmentations, class_indices), voxel_size_mm)
 
 
 def bounds_from_segmentations(

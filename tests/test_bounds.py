@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sgr_diffusers.bounds import bounds_from_samples, bounds_from_segmentations, label_volumes_mm3
+from sgr_diffusers.bounds import bounds_from_samples, bounds_from_segmentations
 
 
 def labels_of(*rows):
@@ -39,11 +39,6 @@ def test_absent_tissue_has_no_share():
     empty = torch.zeros(1, 1, 2, 3, 3, dtype=torch.uint8)
     bounds = bounds_from_segmentations(empty, (4,))
     assert bounds.uncertain_volume_mm3.item() == 0.0 and math.isnan(bounds.uncertain_share.item())
-
-
-def test_label_volumes(segmentations):
-    volumes = label_volumes_mm3(segmentations, (1, 3), (2.0, 2.0, 1.0))
-    assert volumes.tolist() == [[[4.0, 12.0], [4.0, 8.0]]]
 
 
 def test_repeated_reconstruction_picks_the_extremes_of_each_class_and_slice():

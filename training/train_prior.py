@@ -156,7 +156,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         options,
         accelerator,
         vars(args),
-        example=(torch.zeros(1, 2, *dataset.size), torch.zeros(1)),
         recipe={key: getattr(args, key) for key in RECIPE},
         data_dir=args.data_dir,
         compute_loss=PriorLoss(

@@ -134,7 +134,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         options,
         accelerator,
         vars(args),
-        example=(torch.zeros(1, 1, *dataset.size),),
         recipe={key: getattr(args, key) for key in RECIPE},
         data_dir=args.data_dir,
         compute_loss=SegmentationLoss(

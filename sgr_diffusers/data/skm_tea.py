@@ -111,11 +111,6 @@ class SkmTeaScan:
         return self.matrix_shape[0]
 
     @property
-    def voxel_volume_mm3(self) -> float:
-        """Volume of a voxel in mm^3."""
-        return float(np.prod(self.voxel_size_mm))
-
-    @property
     def mask_names(self) -> list[str]:
         """Names of the stored masks, such as ``"poisson_4.0x"``, by increasing acceleration."""
         return list(scan_files.mask_names(self.scan_id, str(self.kspace_file)))

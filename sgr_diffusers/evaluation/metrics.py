@@ -1,18 +1,13 @@
-"""Images and segmentations of one volume enter, scores leave: PSNR and SSIM, precision, recall and Dice.
+"""Computes PSNR, SSIM and Dice of one volume, all slices of a scan together.
 
-A volume is all slices of one scan together: scores are taken over a volume, then summarised over scans. A score that
-has no value (nothing was segmented, say) is NaN, never a flattering 0 or 1, and `summarize` leaves it out.
+A score that has no value (nothing was segmented, say) is NaN, never a flattering 0 or 1.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-__all__ = ["ScoreSummary", "dice", "precision", "psnr", "recall", "ssim", "summarize"]
+__all__ = ["dice", "psnr", "ssim"]
 
 # Sizes are not bound by name: that two arrays differ is said by an error of our own.
 Images = Float[Tensor, "_slice _y _x"] | Complex[Tensor, "_slice _y _x"]
@@ -68,57 +63,9 @@ def ssim(images: Images, target: Images, data_range: float | None = None) -> flo
     return float(metric(*((part / peak).float()[:, None] for part in (magnitude, reference))).mean())
 
 
-def precision(segmentation: Pixels, reference: Pixels) -> float:
-    """Share of the segmentation that lies in the reference; the paper's score of the lower bound S_low.
-
-    NaN where nothing is segmented: an empty lower bound claims nothing that could be wrong.
-    """
-    return _ratio(_overlap(segmentation, reference), int(segmentation.sum()))
-
-
-def recall(segmentation: Pixels, reference: Pixels) -> float:
-    """Share of the reference that the segmentation covers; the paper's score of the upper bound S_up.
-
-    NaN where the reference is empty: there is nothing to cover.
-    """
-    return _ratio(_overlap(segmentation, reference), int(reference.sum()))
-
-
 def dice(segmentation: Pixels, reference: Pixels) -> float:
     """Twice the overlap over the sum of both sizes; NaN where both are empty, 0 where one of them is."""
     return _ratio(2 * _overlap(segmentation, reference), int(segmentation.sum()) + int(reference.sum()))
-
-
-@dataclass(frozen=True)
-class ScoreSummary:
-    """Distribution of a score over scans and classes.
-
-    Attributes:
-        mean: of the values that exist; NaN without any, as are the next three.
-        median: 50 % percentile.
-        lower_quartile: 25 % percentile.
-        upper_quartile: 75 % percentile.
-        n_values: how many values exist.
-        n_undefined: how many were NaN and left out.
-    """
-
-    mean: float
-    median: float
-    lower_quartile: float
-    upper_quartile: float
-    n_values: int
-    n_undefined: int
-
-
-def summarize(scores: Iterable[float]) -> ScoreSummary:
-    """Mean, median and quartiles of scores, without those that are NaN."""
-    scores = np.asarray(list(scores), dtype=np.float64)
-    values = scores[~np.isnan(scores)]
-    n_undefined = len(scores) - len(values)
-    if not len(values):
-        return ScoreSummary(*[float("nan")] * 4, 0, n_undefined)
-    lower, median, upper = (float(value) for value in np.percentile(values, (25, 50, 75)))
-    return ScoreSummary(float(values.mean()), median, lower, upper, len(values), n_undefined)
 
 
 def _magnitudes(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

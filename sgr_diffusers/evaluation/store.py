@@ -26,7 +26,6 @@ __all__ = [
     "pack_labels",
     "pack_magnitude",
     "read_shard",
-    "read_versions",
     "remove_partial_shards",
     "shard_path",
     "unpack_labels",
@@ -143,11 +142,6 @@ def read_shard(folder: str | os.PathLike, unit: Unit) -> dict[str, Any]:
     if tuple(row.get(name) for name in names) != wanted:
         raise DamagedShard(f"{path} is damaged (holds another unit than its name says).")
     return row
-
-
-def read_versions(folder: str | os.PathLike, unit: Unit) -> dict[str, str]:
-    """Versions of the libraries that a shard was written with."""
-    return json.loads(pq.read_schema(shard_path(folder, unit)).metadata[_VERSIONS])
 
 
 def remove_partial_shards(folder: str | os.PathLike) -> None:

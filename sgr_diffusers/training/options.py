@@ -67,7 +67,7 @@ class TrainingOptions:
     allow_tf32: bool = _option(False, "faster float32 products on Ampere GPUs and later, with 10 bits of mantissa")
     num_threads: int | None = _option(None, "threads of PyTorch", type=int)
     cpu: bool = _option(False, "do not use a GPU that is there")
-    skip_memory_check: bool = _option(False, "start even if the run is estimated not to fit into memory")
+    skip_memory_check: bool = _option(False, "hold preloaded slices even if they seem not to fit into memory")
     # what is written
     validation_steps: int = _option(1000, "steps between validations; 0: only at the end")
     logging_steps: int = _option(50, "steps between lines of the log")

@@ -13,7 +13,6 @@ from ..utils.files import write_json
 from .data import describe_data
 from .files import disk_errors, only_run
 from .loop import fit
-from .memory import check_memory
 from .options import TrainingOptions
 from .publish import create_repository, upload_run
 from .record import training_record
@@ -35,12 +34,11 @@ def run_training(
     options: TrainingOptions,
     accelerator: Accelerator,
     arguments: dict[str, Any],
-    example: tuple[Any, ...],
     recipe: dict[str, Any],
     data_dir: str,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Check memory and repository, train, write ``training_record.json``, and publish if that is asked for.
+    """Check the repository, train, write ``training_record.json``, and publish if that is asked for.
 
     Args:
         model: to be trained.
@@ -48,7 +46,6 @@ def run_training(
         options: of the run.
         accelerator: from `create_accelerator`.
         arguments: of the command line, for the record.
-        example: inputs of `model.forward` for one slice.
         recipe: what of the script's own arguments changes what is learned: a resumed run must have the same.
         data_dir: as it was given.
         **settings: of `fit`.
@@ -58,14 +55,12 @@ def run_training(
 
     Raises:
         FileExistsError: another run is writing to the folder, or it holds an earlier run that is not to be resumed.
-        MemoryError: the training would not fit.
         OSError: the Hub refuses or cannot be reached, or a disk is full.
     """
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
         "%d parameters, %d slices of %s from %d scans", n_parameters, len(dataset), dataset.size, len(dataset.scans)
     )
-    check_memory(model, options, accelerator, *example, extra_bytes=0)  # preloaded data is in memory already
     repository = create_repository(options) if accelerator.is_main_process else None
     data = describe_data(dataset)
     output_dir = Path(options.output_dir)

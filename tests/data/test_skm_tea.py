@@ -38,7 +38,6 @@ def test_list_scans(root):
     assert [scan.scan_id for scan in scans] == ["MTR_001", "MTR_002"]
     assert [scan.scan_id for scan in list_scans(str(root), "test")] == ["MTR_004"]
     assert scans[0].matrix_shape == SHAPE
-    assert scans[0].voxel_volume_mm3 == pytest.approx(2.5 * 1.6 * 1.5)
     assert scans[0].orientation == ("SI", "AP", "LR")
     assert scans[0].mask_names == ["poisson_4.0x", "poisson_8.0x", "poisson_12.0x", "poisson_16.0x"]
 

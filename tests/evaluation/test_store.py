@@ -1,6 +1,7 @@
 """Shards: what is written is read, what is damaged is named, what is half written is never taken for whole."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from sgr_diffusers.evaluation.plan import Unit
@@ -10,7 +11,6 @@ from sgr_diffusers.evaluation.store import (
     pack_labels,
     pack_magnitude,
     read_shard,
-    read_versions,
     remove_partial_shards,
     shard_path,
     unpack_labels,
@@ -34,7 +34,7 @@ def test_round_trip_is_exact(tmp_path):
     assert set(found) == set(SCHEMA.names)
     assert {key: found[key] for key in row()} == row()
     assert (found["scan_id"], found["slice"], found["first_sample"], found["strength"]) == ("MTR/005", 7, 16, None)
-    assert read_versions(tmp_path, UNIT) == {"torch": "1.2"}
+    assert pq.read_schema(path).metadata[b"sgr_versions"] == b'{"torch": "1.2"}'
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 

@@ -112,7 +112,7 @@ def test_damaged_and_missing_files(scan):
 def test_foreign_and_absent_hdf5(root):
     first, second = list_scans(root, "train")
     first.kspace_file.write_bytes(b"not an HDF5 file")
-    with pytest.raises(ValueError, match="not a readable HDF5"):
+    with pytest.raises(ValueError, match="cannot be opened as HDF5"):
         first.target(0)
     second.kspace_file.unlink()
     with pytest.raises(DataFault, match=r"MTR_002\.h5: the file is missing"):

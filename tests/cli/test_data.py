@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import h5py
 import nibabel
@@ -180,3 +181,14 @@ def test_what_is_not_known_is_not_claimed(model, tmp_path, capsys):
     assert image.header.get_xyzt_units()[0] == "unknown"
     record = json.loads((tmp_path / "plain" / "settings.json").read_text())
     assert record["geometry"].startswith("unknown") and record["mask"] == 2
+
+
+def test_what_contradicts_the_data_is_said_in_a_line(tmp_path, capsys):
+    kspace = np.where(np.arange(N) % 2, random_complex(2, N, N), 0)
+    np.savez(tmp_path / "scan.npz", kspace=kspace, mask=np.ones((N, N)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert cli.main(["reconstruct", str(tmp_path / "scan.npz"), "--output", str(tmp_path / "out")]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("sgr: warning: `mask` for ") and "zero in all coils" in warning
+    assert error.startswith("sgr: error: `voxel-size` is needed")

@@ -37,6 +37,7 @@ __all__ = [
     "read_coil_maps",
     "read_kspace",
     "read_mask",
+    "read_noise_free",
     "read_target",
     "split_names",
 ]
@@ -323,6 +324,14 @@ def read_target(scan_id: str, path: str, index: int, echo: int) -> Complex64[np.
     """Fully sampled, coil-combined image of a slice in the scanner's unit."""
     target = np.array(_read(scan_id, path, "target", index, echo)[..., 0], np.complex64, order="C")
     return _finite(target, scan_id, path, "target", index)
+
+
+def read_noise_free(scan_id: str, path: str, index: int, echo: int) -> Complex64[np.ndarray, "y x"] | None:
+    """The image of `read_target` as it would be without noise, known of synthetic scans alone; else `None`."""
+    if "noise_free" not in _open(scan_id, path).file:
+        return None
+    image = np.array(_read(scan_id, path, "noise_free", index, echo)[..., 0], np.complex64, order="C")
+    return _finite(image, scan_id, path, "noise_free", index)
 
 
 def read_mask(scan_id: str, path: str, acceleration: float | int | str) -> Bool[np.ndarray, "y x"]:

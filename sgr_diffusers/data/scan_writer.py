@@ -35,7 +35,8 @@ def write_scan_files(
         matrix_shape: number of voxels (slice, y, x).
         n_echoes_and_coils: number of echoes and of coils.
         slices: of each slice "kspace" (y, x, echo, coil), "maps" (y, x, coil) and "target" (y, x, echo), complex64,
-            and "labels" (y, x), uint8. Nothing is computed of a scan that is there.
+            and "labels" (y, x), uint8; "noise_free" (y, x, echo), the target without noise, if all slices have it.
+            Nothing is computed of a scan that is there.
         masks: gives the stored mask of each acceleration.
         voxel_size_mm: size of a voxel (slice, y, x).
         orientation: directions of the three axes.
@@ -73,6 +74,11 @@ def write_scan_files(
                 arrays["kspace"][index] = content["kspace"]
                 arrays["maps"][index, ..., 0] = content["maps"]
                 arrays["target"][index, ..., 0] = content["target"]
+                if "noise_free" in content:
+                    noise_free = file.require_dataset(
+                        "noise_free", arrays["target"].shape, "complex64", chunks=(1, *size, 1, 1)
+                    )
+                    noise_free[index, ..., 0] = content["noise_free"]
                 labels[index] = content["labels"]
             for acceleration, mask in masks().items():
                 file[f"masks/poisson_{acceleration:.1f}x"] = mask.astype(np.uint8)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.scan_files import read_coil_maps, read_kspace, read_mask, read_target
+from ..data.scan_files import read_coil_maps, read_kspace, read_mask, read_noise_free, read_target
 from ..data.synthetic.findings import labels_without_findings
 from ..mri.operators import SenseOperator
 from ..pipeline.inputs import check_settings, slice_scale
@@ -231,6 +231,7 @@ class UnitComputer:
         if self.second is not None:
             second = self._labels(images / self._scale(kspace, mask, maps), self.second)
         target = torch.from_numpy(self._target(unit.scan_id, unit.slice))
+        noise_free = read_noise_free(unit.scan_id, path, unit.slice, settings.echo)
         is_example, peak = (unit.scan_id, unit.slice) in self.examples, row["peak"]
         labels = out.segmentations[0].flatten(0, 1).cpu().numpy()
         residuals = out.data_residual[0].flatten().tolist()
@@ -241,7 +242,6 @@ class UnitComputer:
                 "this data, or `dtype` is too coarse for it. Try --dtype float32, or a smaller --strength."
             )
         for k, magnitude in enumerate(magnitudes):
-            error = ((magnitude.double() - target.abs().double()) / peak).square().sum()
             row["images"].append(
                 {
                     "class_number": k // n_targets + 1 if is_guided else 0,
@@ -251,7 +251,10 @@ class UnitComputer:
                     "second_labels": None if second[k] is None else pack_labels(second[k]),
                     "magnitude": pack_magnitude(magnitude.numpy(), peak) if is_example else None,
                     "ssim": _slice_ssim(magnitude, target, peak),
-                    "squared_error": float(error),
+                    "squared_error": _squared_error(magnitude, target, peak),
+                    "squared_error_noise_free": (
+                        None if noise_free is None else _squared_error(magnitude, torch.from_numpy(noise_free), peak)
+                    ),
                     "residual": residuals[k],
                 }
             )
@@ -268,6 +271,11 @@ class UnitComputer:
         """What the pipeline divides this slice by: both segmentation models see the same images."""
         config = self.pipe.config
         return slice_scale(self._zero_filled(kspace, mask, maps)[None], config.scale_quantile, config.scale_correction)
+
+
+def _squared_error(magnitude: Tensor, target: Tensor, peak: float) -> float:
+    """Sum over pixels of the squared difference of magnitudes, in units of `peak` squared."""
+    return float(((magnitude.double() - target.abs().double()) / peak).square().sum())
 
 
 def _slice_ssim(magnitude: Tensor, target: Tensor, peak: float) -> float | None:

@@ -11,7 +11,7 @@ import pandas as pd
 from .costs import cost_frame
 from .load import EvaluationResults
 from .network_meter import BACKWARD_COST
-from .scores import QUALITY, SCORES, ScoreTables
+from .scores import NOISE_FREE, QUALITY, SCORES, ScoreTables
 from .table1 import table1_cells
 
 __all__ = ["render_page"]
@@ -26,6 +26,7 @@ _NAMES = {
     "width": "width",
     "ssim": "SSIM",
     "psnr": "PSNR",
+    NOISE_FREE: "PSNR to the image without noise",
 }
 _METHODS = {"RR_equal_budget": "RR, equal budget"}
 _GROUPS = {"finding": "with a rare finding", "no_finding": "without"}
@@ -57,7 +58,7 @@ def _score_table(frame: pd.DataFrame, heads: Sequence[str], names: Sequence[str]
     rows = []
     for row in frame.to_dict("records"):
         cells = _head(row, *heads)
-        cells |= {_NAMES[name]: _with_interval(row, name, 2 if name == "psnr" else 3) for name in names}
+        cells |= {_NAMES[name]: _with_interval(row, name, 2 if name.startswith("psnr") else 3) for name in names}
         rows.append(cells | {"scans": f"{row['n_scans']:.0f}"})
     return rows
 
@@ -101,7 +102,7 @@ def render_page(
             "rows": _score_table(
                 everything,
                 ("acceleration", "method", "segmenter", "reference"),
-                (*SCORES, "covered", "width", *QUALITY),
+                (*SCORES, "covered", "width", *QUALITY, NOISE_FREE),
             ),
         },
         {

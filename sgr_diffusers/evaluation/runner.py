@@ -219,6 +219,7 @@ def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, A
             **asdict(request.settings),
             "guidance_strength": used_strength(pipe, request.settings),
             "guidance_from": float(pipe.config.guidance_from),
+            "consistency": pipe.config.consistency,
             "cg_iterations": computer.settings.cg_iterations or pipe.config.cg_iterations,
             **chosen,
             "references": request.references,

@@ -20,6 +20,7 @@ __all__ = ["QUALITY", "SCORES", "ScoreTables", "score", "volume_scores"]
 
 SCORES = ("precision_lower", "recall_upper", "uncertain_share")
 QUALITY = ("ssim", "psnr")
+NOISE_FREE = "psnr_noise_free"
 _VOLUME = ["acceleration", "method", "strength", "n_samples", "subset", "segmenter", "reference", "scan_id", "label"]
 _COUNTS = ["lower", "upper", "lower_in", "upper_in", "truth", "finding", "finding_lower"]
 
@@ -54,7 +55,8 @@ class ScoreTables:
     Attributes:
         counts: see `counts`; only slices for which all methods are done.
         volumes: scores of each volume and class.
-        quality: SSIM and PSNR of each volume and image.
+        quality: SSIM and PSNR of each volume and image; the measured image and its reconstruction share their noise,
+            so that the PSNR to the image without noise is given, too, where that is known (`NOISE_FREE`).
         scores: one row for each acceleration, method, strength, segmenter, reference and group of scans.
         differences: of paired scores, SGR - RR.
         growth: by which factor V_unc / V_up of SGR and RR grows from the lowest to the highest acceleration.
@@ -133,6 +135,7 @@ def _quality(results: EvaluationResults, done: dict[float, set[tuple[str, int]]]
             if unit.kind == "RR" and image["sample"] >= results.rr_samples:
                 continue
             name = f"{image['class_number']}-{image['target']}-{image['sample']}"
+            noise_free = image.get("squared_error_noise_free")  # results of earlier versions lack it
             rows.append(
                 {
                     **head,
@@ -140,13 +143,15 @@ def _quality(results: EvaluationResults, done: dict[float, set[tuple[str, int]]]
                     "ssim": np.nan if image["ssim"] is None else image["ssim"],
                     "residual": image["residual"],
                     "error": image["squared_error"] / (row["height"] * row["width"]),
+                    "error_noise_free": np.nan if noise_free is None else noise_free / (row["height"] * row["width"]),
                 }
             )
     frame = pd.DataFrame(rows)
     keys = ["acceleration", "method", "strength", "scan_id", "image"]
-    volumes = frame.groupby(keys, as_index=False)[["ssim", "error", "residual"]].mean()
-    error = volumes["error"].to_numpy()
-    volumes["psnr"] = -10 * np.log10(error, out=np.full(len(error), -np.inf), where=error > 0)
+    volumes = frame.groupby(keys, as_index=False)[["ssim", "error", "error_noise_free", "residual"]].mean()
+    for name, of in (("psnr", "error"), (NOISE_FREE, "error_noise_free")):
+        error = volumes[of].to_numpy()
+        volumes[name] = -10 * np.log10(error, out=np.full(len(error), -np.inf), where=~(error <= 0))
     return volumes
 
 
@@ -193,7 +198,7 @@ def _score_rows(
                 "n_slices": int(part.groupby("scan_id")["n_slices"].max().sum()),
                 **_estimates(part, (*SCORES, "width"), bootstrap.median, seed),
                 **_estimates(part, ("covered",), bootstrap.mean, seed),
-                **(_estimates(images, QUALITY, bootstrap.mean, seed, "image") if len(images) else {}),
+                **(_estimates(images, (*QUALITY, NOISE_FREE), bootstrap.mean, seed, "image") if len(images) else {}),
             }
 
 

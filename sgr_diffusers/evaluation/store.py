@@ -45,6 +45,7 @@ IMAGE = pa.struct(
         ("magnitude", pa.binary()),  # 8 bit, in example slices only
         ("ssim", pa.float64()),  # of this slice, with the data range of the volume
         ("squared_error", pa.float64()),  # of the magnitude, summed over pixels, in units of `peak` squared
+        ("squared_error_noise_free", pa.float64()),  # to the image without noise; null where that is not known
         ("residual", pa.float64()),  # ||A x - y|| / ||y||
     ]
 )

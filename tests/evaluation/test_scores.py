@@ -208,3 +208,9 @@ def test_table1_has_one_row_for_each_acceleration_method_and_reference(tables):
         (4.0, "RR", "manual"),
     ]
     assert rows[0]["precision_lower"] == 1.0 and rows[0]["n_scans"] == 2
+
+
+def test_psnr_to_the_image_without_noise_stands_beside_the_other(tables):
+    rows = tables.scores.dropna(subset="psnr")
+    assert {"SGR", "RR"} <= set(rows["method"])
+    np.testing.assert_allclose(rows["psnr_noise_free"] - rows["psnr"], 10 * np.log10(4), atol=1e-6)

@@ -23,7 +23,7 @@ UNIT = Unit("RR", "MTR/005", 7, 8.0, None, 16, 2)
 
 def row():
     image = {"class_number": 0, "target": "sample", "sample": 16, "labels": b"abc", "ssim": 0.1 + 0.2, "residual": 0.0}
-    image |= {"second_labels": None, "magnitude": None, "squared_error": 1e-17}
+    image |= {"second_labels": None, "magnitude": None, "squared_error": 1e-17, "squared_error_noise_free": None}
     return {"images": [image, {**image, "sample": 17}], "seed": 2**63 + 1, "peak": 1 / 3, "findings": "[]"}
 
 

@@ -52,6 +52,7 @@ class HandMade:
             "magnitude": pack_magnitude(np.full(SIZE, 1.0), 2.0),
             "ssim": 0.5 + error,
             "squared_error": 24 * error,
+            "squared_error_noise_free": 6 * error,
             "residual": 0.0,
         }
 

@@ -123,8 +123,8 @@ class SyntheticScan:
             index: position along x.
 
         Returns:
-            ``kspace`` (ky, kz, echo, coil) complex64, ``maps`` (ky, kz, coil) complex64, ``target`` (ky, kz, echo)
-            complex64, ``labels`` (ky, kz) uint8.
+            ``kspace`` (ky, kz, echo, coil) complex64, ``maps`` (ky, kz, coil) complex64, ``target`` and
+            ``noise_free``, the same image without noise, (ky, kz, echo) complex64, ``labels`` (ky, kz) uint8.
         """
         config = self.config
         (ny, nx), n_coils = config.matrix_shape[1:], config.n_coils
@@ -147,20 +147,23 @@ class SyntheticScan:
             np.random.SeedSequence(self._noise_seed.entropy, spawn_key=(*self._noise_seed.spawn_key, index))
         )
         kspace = np.zeros((ny, nx, config.n_echoes, n_coils), np.complex64)
-        target = np.empty((ny, nx, config.n_echoes), np.complex64)
+        target, noise_free = np.empty((2, ny, nx, config.n_echoes), np.complex64)
         acquired = tuple(centred(n, m) for n, m in zip((ny, nx), config.acquired_shape, strict=True))
         for echo in range(config.n_echoes):
             fine = fft2c(maps_fine * (modulation * echoes[echo])) / _OVERSAMPLING
             y = fine[:, centred(ny * _OVERSAMPLING, ny), centred(nx * _OVERSAMPLING, nx)]
             noise = rng.standard_normal((2, *y.shape), np.float32) * (self.unit / config.snr)
-            k = np.zeros_like(y)
-            k[:, acquired[0], acquired[1]] = (y + noise[0] + 1j * noise[1])[:, acquired[0], acquired[1]]
+            is_acquired = np.zeros((ny, nx), np.float32)
+            is_acquired[acquired] = 1
+            k = is_acquired * (y + noise[0] + 1j * noise[1])
             kspace[:, :, echo] = k.transpose(1, 2, 0)
             target[:, :, echo] = (maps.conj() * ifft2c(k)).sum(0)
+            noise_free[:, :, echo] = (maps.conj() * ifft2c(is_acquired * y)).sum(0)
         return {
             "kspace": kspace,
             "maps": maps.transpose(1, 2, 0),
             "target": target,
+            "noise_free": noise_free,
             "labels": _hard_labels(fractions, (ny, nx)),
         }
 

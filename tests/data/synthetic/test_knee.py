@@ -44,6 +44,7 @@ def test_noise_has_the_snr_asked_for():
         SyntheticScan(SyntheticKneeConfig(n_coils=8, n_echoes=1, snr=snr), "train", 1) for snr in (1e6, 20.0)
     )
     difference = (noisy.slice(30)["target"] - quiet.slice(30)["target"]) / noisy.unit
+    np.testing.assert_allclose(noisy.slice(30)["noise_free"], quiet.slice(30)["target"], atol=1e-4 * quiet.unit)
     # only the acquired part of k-space carries noise
     share = np.prod(noisy.config.acquired_shape) / (96 * 80)
     assert difference.real.std() == pytest.approx(np.sqrt(share) / 20.0, rel=0.03)

@@ -199,18 +199,18 @@ def _check_settings(index: dict[str, Any], file: str | Path) -> None:
         )
 
 
-def _check_denoising_variance(pairs: Any, file: str | Path) -> None:
-    """Pairs of a noise level and an error, both positive, in rising order of the level."""
-    if pairs is None:
+def _check_denoising_variance(table: Any, file: str | Path) -> None:
+    """Refuse a table other than two lists of positive numbers, of which the first rises."""
+    if table is None:
         return
-    is_table = isinstance(pairs, list) and 0 < len(pairs) <= 100
-    is_table = is_table and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
-    numbers = [number for pair in pairs for number in pair] if is_table else []
-    is_table = is_table and all(isinstance(one, int | float) and 0 < one < math.inf for one in numbers)
-    if not is_table or any(low >= high for low, high in itertools.pairwise(numbers[::2])):
+    columns = [table.get(key) for key in ("noise_to_signal", "error")] if isinstance(table, dict) else [None]
+    is_table = all(isinstance(column, list) and 0 < len(column) <= 100 for column in columns)
+    is_table = is_table and len({len(column) for column in columns}) == 1
+    is_table = is_table and all(isinstance(one, int | float) and 0 < one < math.inf for one in sum(columns, []))
+    if not is_table or any(low >= high for low, high in itertools.pairwise(columns[0])):
         raise UnsafeCheckpointError(
-            f"`denoising_variance` of {_short(file)} must be pairs of positive numbers whose first ones rise, got "
-            f"{_shown(pairs)}."
+            f"`denoising_variance` of {_short(file)} must hold the lists `noise_to_signal`, rising, and `error` of as "
+            f"many positive numbers, got {_shown(table)}."
         )
 
 

@@ -53,8 +53,8 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             the paper. Pushes at high noise are forgotten with the fresh noise of later steps, those in the middle cost
             image quality and precision (pipelines/SCHEDULERS.md, "When to push"): to be chosen on validation scans.
         consistency: default of the call's.
-        denoising_variance: what `NoiseLevel.open_variance` takes as measured, for consistency "noise_aware": pairs of
-            a noise level and the mean squared error of the prior there. To be measured on validation images.
+        denoising_variance: mean squared "error" of the prior at values of "noise_to_signal", as
+            `NoiseLevel.open_variance` takes them, for consistency "noise_aware". To be measured on validation images.
         trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
     """
 
@@ -83,7 +83,7 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         trained_with: dict[str, Any] | None = None,
         guidance_from: float = 1.0,
         consistency: str = "cg",
-        denoising_variance: Sequence[Sequence[float]] | None = None,
+        denoising_variance: dict[str, list[float]] | None = None,
     ):
         """Register the components.
 

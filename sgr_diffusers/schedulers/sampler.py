@@ -16,7 +16,7 @@ update rule, its memory of earlier outputs included.
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,18 +55,19 @@ class NoiseLevel:
     sigma: float
     prediction_type: str
 
-    def open_variance(self, measured: Sequence[Sequence[float]] | None = None) -> float:
+    def open_variance(self, measured: Mapping[str, Sequence[float]] | None = None) -> float:
         """Return the variance r_t^2 of a real channel of a clean image that the noisy one leaves open.
 
         Args:
-            measured: pairs of s^2 = (sigma / alpha)^2 and the mean squared error of the prior's clean images there, in
-                rising order; interpolated in the logarithms, and proportional to s^2 below the first pair. `None` for
-                s^2 / (1 + s^2), that of images of unit variance: large where the prior knows more than that.
+            measured: "noise_to_signal", rising values of s^2 = (sigma / alpha)^2, and "error", the mean squared error
+                of the prior's clean images there; interpolated in the logarithms, and proportional to s^2 below the
+                first value. `None` for s^2 / (1 + s^2), the variance for images of unit variance: larger than that of
+                a prior that knows more.
         """
         noise_to_signal = (self.sigma / self.alpha) ** 2
         if measured is None:
             return noise_to_signal / (1 + noise_to_signal)
-        levels, errors = np.log(np.asarray(measured, dtype=float)).T
+        levels, errors = (np.log(measured[key]) for key in ("noise_to_signal", "error"))
         level = math.log(noise_to_signal)
         return float(np.exp(np.interp(level, levels, errors) + min(level - levels[0], 0)))
 

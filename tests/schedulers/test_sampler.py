@@ -254,7 +254,7 @@ def test_ddpm_at_the_timesteps_of_ddim_is_ddim_with_eta_1():
 def test_the_variance_that_a_noise_level_leaves_open():
     level = NoiseLevel(alpha=0.8, sigma=0.4, prediction_type="epsilon")  # s^2 = 0.25
     assert level.open_variance() == pytest.approx(0.2)
-    measured = [[0.01, 0.001], [1.0, 0.01]]
+    measured = {"noise_to_signal": [0.01, 1.0], "error": [0.001, 0.01]}
     assert level.open_variance(measured) == pytest.approx(0.01 * 0.25**0.5)  # a line in the logarithms
     nearly_clean = NoiseLevel(alpha=1.0, sigma=0.01, prediction_type="epsilon")  # s^2 = 0.0001
     assert nearly_clean.open_variance(measured) == pytest.approx(1e-5)

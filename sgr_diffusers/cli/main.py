@@ -168,7 +168,11 @@ def _add_reconstruct(commands: Any) -> None:
         "with --target none)",
     )
     method = command.add_argument_group("how to reconstruct")
-    method.add_argument("--model", help="folder or Hub repository of the pipeline (default: the bundled one)")
+    method.add_argument(
+        "--model",
+        help="folder or Hub repository of a pipeline, or a bundled one: synthetic_knee (default), or general, which "
+        "reconstructs real scans with --target none",
+    )
     method.add_argument(
         "--target", choices=TARGETS, default="both", help="'none' for a plain reconstruction (default: %(default)s)"
     )

@@ -206,7 +206,8 @@ def _check_denoising_variance(table: Any, file: str | Path) -> None:
     columns = [table.get(key) for key in ("noise_to_signal", "error")] if isinstance(table, dict) else [None]
     is_table = all(isinstance(column, list) and 0 < len(column) <= 100 for column in columns)
     is_table = is_table and len({len(column) for column in columns}) == 1
-    is_table = is_table and all(isinstance(one, int | float) and 0 < one < math.inf for one in sum(columns, []))
+    numbers = itertools.chain(*columns) if is_table else ()
+    is_table = is_table and all(isinstance(one, int | float) and 0 < one < math.inf for one in numbers)
     if not is_table or any(low >= high for low, high in itertools.pairwise(columns[0])):
         raise UnsafeCheckpointError(
             f"`denoising_variance` of {_short(file)} must hold the lists `noise_to_signal`, rising, and `error` of as "

@@ -1,7 +1,13 @@
-"""Folders of the checkpoints that come with the package."""
+"""Folders of the checkpoints that come with the package.
+
+`PRETRAINED` reconstructs and bounds the synthetic knees of this package. `GENERAL` has a prior for real scans of any
+anatomy, and no segmentation model: it reconstructs with target "none", or bounds what a network of yours finds.
+"""
 
 from pathlib import Path
 
-__all__ = ["PRETRAINED"]
+__all__ = ["BUNDLED", "GENERAL", "PRETRAINED"]
 
 PRETRAINED = Path(__file__).parent / "synthetic_knee"
+GENERAL = Path(__file__).parent / "general"
+BUNDLED = {folder.name: folder for folder in (PRETRAINED, GENERAL)}

@@ -40,6 +40,9 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
         row["residual"] = float(volume.data_residual[own].max())
         row["noise_residual"] = volume.noise_residual
         rows.append(row)
+    if not rows:  # no segmentation model
+        residual = float(volume.data_residual.max())
+        rows = [{"sampling": volume.label, "class": "", "residual": residual, "noise_residual": volume.noise_residual}]
     return rows
 
 
@@ -106,9 +109,9 @@ def write_images(
 
     The files are `<class>_<target>_image.nii.gz` and `<class>_<target>_segmentation.nii.gz`, or for an unguided
     reconstruction `unguided_image.nii.gz` and `unguided_segmentation.nii.gz`. A segmentation holds the labels of all
-    classes in that reconstruction. Slices that were left out between others widen the spacing. The files say as much
-    of the place in the patient as is known, see `write_nifti`. With `ismrmrd` the same goes to `images.h5`, too, as a
-    series each, named as the NIfTI files are.
+    classes in that reconstruction; there is none without a segmentation model. Slices that were left out between
+    others widen the spacing. The files say as much of the place in the patient as is known, see `write_nifti`. With
+    `ismrmrd` the same goes to `images.h5`, too, as a series each, named as the NIfTI files are.
     """
     from ..io.ismrmrd_writer import write_ismrmrd_images
     from ..io.nifti import write_nifti
@@ -122,10 +125,12 @@ def write_images(
         for number, target in enumerate(volume.targets):
             stem = "unguided" if target == "none" else f"{volume.classes[own]}_{target}"
             image, segmentation = volume.magnitudes[:, own, number], volume.segmentations[:, own, number]
-            write_nifti(folder / f"{stem}_image.nii.gz", image, spacing, **geometry)
-            write_nifti(folder / f"{stem}_segmentation.nii.gz", segmentation, spacing, **geometry)
-            for name, array in (("image", image), ("segmentation", segmentation.astype(np.uint16))) if ismrmrd else ():
-                write_ismrmrd_images(folder / "images.h5", array, spacing, series=f"{stem}_{name}", **geometry)
+            arrays = {"image": image} | ({"segmentation": segmentation} if volume.labels else {})
+            for name, array in arrays.items():
+                write_nifti(folder / f"{stem}_{name}.nii.gz", array, spacing, **geometry)
+                if ismrmrd:
+                    array = array if name == "image" else array.astype(np.uint16)
+                    write_ismrmrd_images(folder / "images.h5", array, spacing, series=f"{stem}_{name}", **geometry)
 
 
 def _shown_slice(volumes: Sequence[VolumeReconstruction], place: int) -> int:
@@ -170,7 +175,9 @@ def _plain_figure(volumes: Sequence[VolumeReconstruction], title: str) -> "Figur
         panels = [Panel("zero-filled", volume.zero_filled[shown])]
         if volume.fully_sampled is not None:
             panels.insert(0, Panel("fully sampled", volume.fully_sampled[shown]))
-        panels += [Panel("unguided", image), Panel("segmentation", image, labels, classes=True)]
+        panels.append(Panel("unguided", image))
+        if volume.labels:
+            panels.append(Panel("segmentation", image, labels, classes=True))
         window = (slice(0, image.shape[0]), slice(0, image.shape[1]))
         peak = float(np.quantile(image, 0.995)) or 1.0
         rows.append(PanelRow(f"{volume.label}\nslice {volume.numbers[shown]}", panels, window, peak))
@@ -179,4 +186,4 @@ def _plain_figure(volumes: Sequence[VolumeReconstruction], title: str) -> "Figur
 
 def _names_by_label(volume: VolumeReconstruction) -> list[str]:
     names = dict(zip(volume.labels, volume.classes, strict=True))
-    return [names.get(label, "") for label in range(1, max(names) + 1)]
+    return [names.get(label, "") for label in range(1, max(names, default=0) + 1)]

@@ -17,7 +17,7 @@ from ..mri.operators import SenseOperator
 from ..pipeline.inputs import check_measurement, slice_scale
 from ..pipeline.networks import check_networks
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from ..pretrained import PRETRAINED
+from ..pretrained import BUNDLED, PRETRAINED
 from ..schedulers.checks import check_scheduler
 from ..schedulers.timesteps import fast_timesteps
 from .settings import SamplingSettings
@@ -130,7 +130,8 @@ def load_pipeline(
     """Load a pipeline with its progress bar off.
 
     Args:
-        model: folder or Hub repository; `None` for the one that comes with the package.
+        model: folder, Hub repository, or name of a bundled checkpoint (a key of `BUNDLED`); `None` for that of the
+            synthetic knees.
         device: of the networks; `None` for a GPU if there is one.
         dtype: of the prior, a key of `DTYPES`; all else stays in single precision.
 
@@ -145,6 +146,8 @@ def load_pipeline(
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`device` {device!r} cannot be used ({str(error).splitlines()[0]}). Try 'cpu'.") from error
     source = PRETRAINED if model is None else model
+    if not Path(source).exists():
+        source = BUNDLED.get(str(source), source)
     is_local = Path(source).exists()
     if is_local and not (Path(source) / "model_index.json").is_file():
         raise ValueError(f"`model` {source} holds no model_index.json: not the folder of a pipeline.")
@@ -168,7 +171,8 @@ def reconstruct_volume(
     """Reconstruct slices a few at a time, so that memory does not grow with their number beyond the result.
 
     Args:
-        pipe: with a segmentation model; it stays as it is, also for `settings.fast`.
+        pipe: pipeline, without a segmentation model for target "none" only; it stays as it is, also for
+            `settings.fast`.
         scan: the measurement.
         settings: how to sample.
         on_step: called after each reverse step of each call of the pipeline, `n_progress_steps` times in all.
@@ -177,14 +181,18 @@ def reconstruct_volume(
         TypeError, ValueError: as the pipeline says; or a slice is zero everywhere, or a reconstruction not finite.
         MemoryError: the device has too little memory.
     """
-    if pipe.segmentation_model is None:
-        raise ValueError("`model` has no segmentation model, so that there is nothing to bound or to measure.")
+    has_classes = pipe.segmentation_model is not None
+    if not has_classes and (settings.target != "none" or settings.classes is not None):
+        raise ValueError(
+            "`model` has no segmentation model, so that there is nothing to bound. Choose another model, or "
+            "reconstruct with --target none and without --classes."
+        )
     size, device = tuple(scan.kspace.shape[-2:]), pipe.device
     empty = [number for number, y in zip(scan.numbers, scan.kspace, strict=True) if not y.any()]
     if empty:
         raise ValueError(f"`slices` {empty} hold no measured data at all. Leave them out.")
     class_names = check_networks(pipe.unet, pipe.segmentation_model, size, device)
-    labels = resolve_classes(settings.classes, class_names)
+    labels = resolve_classes(settings.classes, class_names) if has_classes else ()
     if settings.fast:
         pipe = with_fast_scheduler(pipe)
 
@@ -205,7 +213,7 @@ def reconstruct_volume(
                 kspace,
                 mask,
                 target=settings.target,
-                classes=labels,
+                classes=labels or None,
                 coil_maps=maps,
                 num_inference_steps=settings.num_inference_steps,
                 timesteps=settings.timesteps,
@@ -231,12 +239,15 @@ def reconstruct_volume(
                 "or `dtype` is too coarse for it. Try --dtype float32, or a smaller --strength."
             )
         images.append(magnitudes)
-        segmentations.append(out.segmentations.cpu())
+        segmentations.append(
+            out.segmentations.cpu() if has_classes else torch.zeros(out.images.shape, dtype=torch.uint8)
+        )
         norms = torch.linalg.vector_norm(measurement.kspace, dim=(1, 2, 3)).double().cpu()[:, None, None]
         misfit_energy = misfit_energy + (out.data_residual.double().cpu() * norms).square().sum(dim=0)
         noise_energy += float((out.noise_residual.double().cpu() * norms[:, 0, 0]).square().sum())
         energy += float(norms.square().sum())
-    reference = None if scan.target is None else _segment_fully_sampled(pipe, scan.target, settings.batch_size)
+    knows_reference = scan.target is not None and has_classes
+    reference = _segment_fully_sampled(pipe, scan.target, settings.batch_size) if knows_reference else None
     return VolumeReconstruction(
         magnitudes=torch.cat(images).numpy(),
         segmentations=torch.cat(segmentations).numpy(),

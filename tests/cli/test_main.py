@@ -169,6 +169,15 @@ def test_plain_reconstruction_of_every_second_slice_as_stored(sgr):
         assert float(row["unguided_mm3"]) == pytest.approx((labels == label).sum() * 2.5 * 1.6 * 1.5)
 
 
+def test_the_general_checkpoint_reconstructs_without_a_segmentation_model(sgr, capsys):
+    assert sgr("--slices", "0:2", "--target", "none", model="general") == 0
+    assert set(os.listdir("out")) == {"unguided_image.nii.gz", "volumes.csv", "figure.png", "settings.json"}
+    [row] = rows_of("out")
+    assert row["class"] == "" and 0 < float(row["residual"]) < 1
+    assert sgr("--slices", "0:2", model="general", output="bounds") == 2
+    assert "no segmentation model" in capsys.readouterr().err
+
+
 def test_one_bound_of_one_class_without_reference(sgr, scan, tmp_path):
     file = tmp_path / "prospective.h5"
     with h5py.File(scan) as old, h5py.File(file, "w") as new:

@@ -6,7 +6,10 @@ giving it a new pose and a new appearance takes a millisecond on a GPU.
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ __all__ = [
     "Pose",
     "draw_pose",
     "knee_slices",
+    "render_bank",
     "sample",
     "sample_smooth",
 ]
@@ -133,3 +137,31 @@ def sample_smooth(
     grid = torch.stack([2 * pose.x / (width - 1) - 1, 2 * pose.y / (height - 1) - 1], dim=-1)
     source = slices[chosen].float()[:, None] / 255
     return torch.nn.functional.grid_sample(source, grid, align_corners=True)[:, 0]
+
+
+def render_bank(
+    n_slices: int, seed: int = 0, n_processes: int = 1, slices_per_knee: int = 8
+) -> tuple[UInt8[Tensor, "slices y x"], UInt8[Tensor, "slices y x"]]:
+    """Render the region numbers and the standard pictures of many knees.
+
+    Args:
+        n_slices: number of slices.
+        seed: seed of the first knee; each knee has the next one, so that banks of distant seeds share no knee.
+        n_processes: number of worker processes; 1 renders in this one.
+        slices_per_knee: number of slices of each knee.
+    """
+    seeds = range(seed, seed + -(-n_slices // slices_per_knee))
+    render = partial(_slices_of_knee, slices_per_knee=slices_per_knee)
+    if n_processes == 1:
+        knees = [render(one) for one in seeds]
+    else:
+        with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as pool:
+            knees = list(pool.map(render, seeds))
+    regions, pictures = (np.concatenate(parts)[:n_slices] for parts in zip(*knees, strict=True))
+    return torch.from_numpy(regions), torch.from_numpy(pictures)
+
+
+def _slices_of_knee(seed: int, slices_per_knee: int) -> tuple[np.ndarray, np.ndarray]:
+    torch.set_num_threads(1)
+    slices = [(regions.copy(), picture) for regions, picture in knee_slices(seed, slices_per_knee)]
+    return tuple(np.stack(parts) for parts in zip(*slices, strict=True))

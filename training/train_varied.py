@@ -1,0 +1,128 @@
+"""Train the general prior, or a segmentation network of knees, on images of varied appearance.
+
+    python training/train_varied.py --network prior --pictures brain_t1c.h5 --folds 1 2 --output_dir runs/general
+
+Images are drawn on the device of the network: synthetic knees in any pose, contrast, texture and resolution, dead
+leaves, and crops of the pictures that are given. The folder is left as by `train_prior.py`, and training resumes by
+`--resume_from_checkpoint latest`. On a GPU, `--train_batch_size 192 --mixed_precision bf16`; compiling took a GPU
+longer (two minutes for each size of the images) than it saved in ten minutes of training.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from diffusers import ModelMixin
+
+from sgr_diffusers.data.skm_tea import CLASS_NAMES
+from sgr_diffusers.data.synthetic.anatomy_bank import render_bank
+from sgr_diffusers.data.synthetic.appearance import VariedImages
+from sgr_diffusers.models.prior import create_prior, create_scheduler
+from sgr_diffusers.models.segmentation import SegmentationUNet
+from sgr_diffusers.mri.operators import complex_to_channels
+from sgr_diffusers.training.files import only_run, write_json
+from sgr_diffusers.training.loop import fit
+from sgr_diffusers.training.machine import create_accelerator
+from sgr_diffusers.training.options import TrainingOptions
+from sgr_diffusers.training.prior_task import PriorValidation
+from sgr_diffusers.training.record import training_record
+from sgr_diffusers.training.session import start_logging
+from sgr_diffusers.training.varied_task import Draws, VariedDice, VariedPriorLoss, VariedSegmentationLoss
+
+_IMAGES_PER_EPOCH = 100_000
+_HELD_OUT_SEED = 10_000_000  # no knee of a training bank has the seed of a held-out one
+_VALIDATION_TIMESTEPS = (1, 5, 20, 60, 150, 300, 500, 700, 900)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=("prior", "segmentation"), required=True, help="network to train")
+    parser.add_argument("--channels", type=int, nargs="+", help="feature channels of each level of the network")
+    parser.add_argument("--init_from", help="folder of the network whose weights to start from")
+    parser.add_argument("--pictures", help="HDF5 file whose data set `image` (n, y, x) holds uint8 pictures")
+    parser.add_argument("--folds", type=int, nargs="+", help="take pictures whose `fold` is one of these")
+    parser.add_argument("--noisy_share", type=float, default=0.25, help="share of images with noise (%(default)s)")
+    parser.add_argument("--bank_slices", type=int, default=1000, help="slices of synthetic knees (%(default)s)")
+    parser.add_argument("--bank_processes", type=int, default=1, help="processes that render them (%(default)s)")
+    parser.add_argument("--validation_images", type=int, default=32, help="images of each validation (%(default)s)")
+    TrainingOptions.add_arguments(parser, output_dir="runs/varied", learning_rate=8e-4, lr_warmup_steps=300)
+    return parser.parse_args(arguments)
+
+
+def read_pictures(path: str | None, folds: list[int] | None) -> torch.Tensor | None:
+    """Read the pictures `(n, y, x)` of the folds asked for; `None` without a file."""
+    if path is None:
+        return None
+    with h5py.File(path) as file:
+        images = file["image"][:]
+        chosen = np.isin(file["fold"][:], folds) if folds else np.ones(len(images), bool)
+    return torch.from_numpy(images[chosen])
+
+
+def create_network(args: argparse.Namespace) -> ModelMixin:
+    """Create the network, with the weights of a folder if one is given."""
+    if args.network == "prior":
+        channels = tuple(args.channels or (32, 64, 128, 192))
+        network = create_prior("small", block_out_channels=channels, sample_size=(128, 128))
+    else:
+        channels = tuple(args.channels or (24, 48, 96, 192, 256))
+        network = SegmentationUNet(CLASS_NAMES, channels=channels, strides=(2,) * (len(channels) - 1))
+    if args.init_from:
+        network.load_state_dict(type(network).from_pretrained(args.init_from).state_dict())
+    return network
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Render the bank, train, and write the record, which is returned."""
+    args = parse_arguments(arguments)
+    options = TrainingOptions.from_arguments(args)
+    start_logging()
+    accelerator = create_accelerator(options)
+    device = accelerator.device
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        network = create_network(args)
+    pictures = read_pictures(args.pictures, args.folds)
+    bank = render_bank(args.bank_slices, 10_000 * options.seed, args.bank_processes)
+    held_out = render_bank(16, _HELD_OUT_SEED)
+    shares = VariedImages.shares if args.network == "prior" else (0.75, 0.25, 0, 0)
+    source = VariedImages(
+        *(part.to(device) for part in bank),
+        None if pictures is None else pictures.to(device),
+        shares,
+        args.noisy_share,
+    )
+    fixed = VariedImages(*(part.to(device) for part in held_out), None, (1, 1, 0, 0), 0)
+    images, labels = fixed(torch.Generator(device).manual_seed(options.seed), args.validation_images, (128, 128))
+    if args.network == "prior":
+        scheduler = create_scheduler("v_prediction")
+        task = {
+            "compute_loss": VariedPriorLoss(source, scheduler=scheduler),
+            "validate": PriorValidation(scheduler, complex_to_channels(images), _VALIDATION_TIMESTEPS, options.seed),
+            "name": "unet",
+            "companions": {"scheduler": scheduler},
+        }
+    else:
+        task = {
+            "compute_loss": VariedSegmentationLoss(source),
+            "validate": VariedDice(images.abs()[:, None], labels, CLASS_NAMES),
+            "name": "segmentation_model",
+        }
+    data = {"bank_slices": args.bank_slices, "noisy_share": args.noisy_share, "folds": args.folds}
+    data |= {"pictures": 0 if pictures is None else len(pictures)}
+    output_dir = Path(options.output_dir)
+    with only_run(output_dir):
+        state = fit(network, Draws(_IMAGES_PER_EPOCH), options=options, accelerator=accelerator, identity=data, **task)
+    n_parameters = sum(parameter.numel() for parameter in network.parameters())
+    record = training_record(options, state, accelerator, data=data, arguments=vars(args), parameters=n_parameters)
+    write_json(output_dir / "training_record.json", record)
+    accelerator.end_training()
+    return record
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ ALLOWED = {
     "hub": [],
     "pipeline": ["__version__", "guidance", "hub", "models", "mri", "schedulers", "utils"],
     "data": ["hub", "io", "mri", "utils"],
-    "training": ["data", "evaluation", "hub", "models", "pipeline", "publishing", "utils"],
+    "training": ["data", "evaluation", "hub", "models", "mri", "pipeline", "publishing", "utils"],
     "pretrained": [],
     "figures": [],
     "reconstruction": [

@@ -13,6 +13,8 @@ from torch import Tensor
 _OUTER_SHARE = 0.1
 _SAMPLES_PER_ENTRY = 8
 _PATCH_WIDTHS = (1, 3)
+_MOST_RATIO = 2  # of the noise of a coil to that of the quietest one
+_DEAD = 100  # times the least variance: below this a coil has measured nothing
 _LEAST_SHARE = 1e-6  # of a coil's root mean square: no division by zero for data without noise
 
 
@@ -23,7 +25,8 @@ def estimate_noise_std(
 
     Signal is shared by coils and neighbours in k-space, noise is not: what counts is the part of an entry that is no
     linear combination of the other coils', and, where whole patches of 3 x 3 are measured, of the patch. Signal that
-    is not shared makes the estimate too large, noise that is correlated between coils makes it too small.
+    is not shared makes the estimate too large, noise that is correlated between coils makes it too small. No coil is
+    taken to be more than twice as noisy as the quietest one.
 
     Args:
         kspace: complex `(batch, coil, y, x)`, any unit.
@@ -50,7 +53,12 @@ def _variance_of_slice(kspace: Complex[Tensor, "coil y x"], mask: Bool[Tensor, "
             candidates.append(n_samples / (n_samples - n_entries + 1) / precision)
         elif width == 1:  # every coil is a combination of the others
             candidates.append(samples.abs().square().mean(dim=1))
-    return torch.stack(candidates).amin(dim=0).clamp_min(floor) / 2
+    variance = torch.stack(candidates).amin(dim=0)
+    # signal at the edge of k-space is left in some coils, while the noise of coils differs little
+    quietest = variance[variance > _DEAD * floor]
+    if len(quietest):
+        variance = variance.clamp_max(_MOST_RATIO**2 * quietest.min())
+    return variance.clamp_min(floor) / 2
 
 
 def _outermost_patches(

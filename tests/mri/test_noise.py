@@ -6,7 +6,7 @@ import torch
 from sgr_diffusers.mri.noise import estimate_noise_std, noise_residual, warn_of_residual
 from sgr_diffusers.mri.operators import fft2c
 
-STD = torch.tensor([[1.0, 2.0, 0.5, 1.0], [3.0, 3.0, 3.0, 3.0]])
+STD = torch.tensor([[1.0, 1.5, 0.8, 1.0], [3.0, 3.0, 3.0, 3.0]])
 
 
 def draw_noise(std=STD, size=(64, 48), seed=0):
@@ -80,3 +80,12 @@ def test_only_a_residual_far_above_the_noise_is_warned_of():
         warn_of_residual(residual[:1], torch.tensor([0.01]))
     with pytest.warns(UserWarning, match=r"slices \[1\] by 0.92 .* noise alone leaves 0.01 .*`coil_maps`"):
         warn_of_residual(residual, torch.tensor([0.01, 0.01]))
+
+
+def test_no_coil_is_taken_to_be_much_noisier_than_the_quietest():
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.complex(*torch.randn((2, 1, 4, 64, 64), generator=generator))
+    scale = torch.tensor([1.0, 1.2, 9.0, 0.0])[:, None, None]  # one with signal left in it, one that is dead
+    estimate = estimate_noise_std(noise * scale, torch.ones((1, 64, 64), dtype=torch.bool))[0]
+    torch.testing.assert_close(estimate[:3], torch.tensor([1.0, 1.2, 2.0]), rtol=0.1, atol=0)
+    assert estimate[3] < 1e-3

@@ -23,7 +23,7 @@ from sgr_diffusers.data.synthetic.appearance import VariedImages
 from sgr_diffusers.models.prior import create_prior, create_scheduler
 from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.mri.operators import complex_to_channels
-from sgr_diffusers.training.files import only_run, write_json
+from sgr_diffusers.training.files import only_run
 from sgr_diffusers.training.loop import fit
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions
@@ -31,6 +31,7 @@ from sgr_diffusers.training.prior_task import PriorValidation
 from sgr_diffusers.training.record import training_record
 from sgr_diffusers.training.session import start_logging
 from sgr_diffusers.training.varied_task import Draws, VariedDice, VariedPriorLoss, VariedSegmentationLoss
+from sgr_diffusers.utils.files import write_json
 
 _IMAGES_PER_EPOCH = 100_000
 _HELD_OUT_SEED = 10_000_000  # no knee of a training bank has the seed of a held-out one

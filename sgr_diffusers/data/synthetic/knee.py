@@ -43,7 +43,9 @@ class SyntheticKneeConfig:
         accelerations: one stored Poisson disc mask each, counted on the acquired grid.
         acquired_fraction: share of each in-plane k-space axis that is acquired; the rest is zero, as in SKM-TEA's
             zero-padded files.
-        calibration_shape: fully sampled box of the masks.
+        calibration_shape: fully sampled box of the masks, centred. The default is about the share of the matrix that
+            SKM-TEA's box has, 24 x 24 of 512 x 160: 0.8 % against 0.7 %. Scans of the bundled case and of the bundled
+            checkpoint's evaluation were written before, with a box of 12 x 12, one column off the centre.
         finding_probability: probability of each rare finding per scan.
         rl_fraction: share of scans stored right-to-left rather than left-to-right.
         seed: seed of the whole data set.
@@ -56,7 +58,7 @@ class SyntheticKneeConfig:
     snr: float = 100.0
     accelerations: tuple[float, ...] = (4.0, 8.0, 12.0, 16.0)
     acquired_fraction: float = 0.94
-    calibration_shape: tuple[int, int] = (12, 12)
+    calibration_shape: tuple[int, int] = (8, 8)
     finding_probability: float = 0.12
     rl_fraction: float = 0.12
     seed: int = 0
@@ -78,8 +80,11 @@ class SyntheticKneeConfig:
 
     @property
     def acquired_shape(self) -> tuple[int, int]:
-        """Shape (ky, kz) of the acquired part of k-space, which is also that of the stored masks."""
-        return tuple(max(round(self.acquired_fraction * n), 1) for n in self.matrix_shape[1:])
+        """Shape (ky, kz) of the acquired part of k-space, which is also that of the stored masks.
+
+        As much is left out on both sides, so that zero-padding keeps the centre of the masks at that of k-space.
+        """
+        return tuple(max(n - 2 * round((1 - self.acquired_fraction) * n / 2), 1) for n in self.matrix_shape[1:])
 
 
 class SyntheticScan:

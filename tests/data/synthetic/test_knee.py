@@ -11,6 +11,7 @@ from sgr_diffusers.data.synthetic.acquisition import loop_sensitivities
 from sgr_diffusers.data.synthetic.anatomy import FINDINGS, Knee
 from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, SyntheticScan, write_synthetic_dataset
 from sgr_diffusers.data.synthetic.rendering import KneeRenderer
+from sgr_diffusers.mri.masks import pad_mask
 
 ANNOTATIONS = "annotations/v1.0.0"
 KSPACE = "files_recon_calib-24"
@@ -55,7 +56,7 @@ def test_kspace_outside_the_acquired_grid_is_zero():
     scan = SyntheticScan(SyntheticKneeConfig(n_coils=2, n_echoes=1), "val", 0)
     energy = np.abs(scan.slice(10)["kspace"]).sum((2, 3))
     rows, columns = np.nonzero(energy)
-    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (3, 93, 3, 78)  # 90 x 75 of 96 x 80
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (3, 93, 2, 78)  # 90 x 76 of 96 x 80
 
 
 def test_tissues_have_human_sizes():
@@ -112,7 +113,8 @@ def test_written_files_are_the_skm_tea_layout(tmp_path):
         assert file["kspace"].shape == (3, 48, 40, 2, 4) and file["kspace"].dtype == np.complex64
         assert file["maps"].shape == (3, 48, 40, 4, 1) and file["target"].shape == (3, 48, 40, 2, 1)
         mask = file["masks/poisson_4.0x"][()]
-        assert mask.shape == (45, 38)
+        assert mask.shape == (46, 38)
+        assert pad_mask(mask, (48, 40))[21:27, 17:23].all()  # 6 x 6 about the centre (24, 20)
         assert mask.size / mask.sum() == pytest.approx(4.0, rel=0.1)
     labels = nib.load(tmp_path / LABELS / f"{entry['scan_id']}.nii.gz")
     assert labels.shape == (3, 48, 40) and set(np.unique(labels.dataobj)) <= set(range(7))

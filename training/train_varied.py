@@ -43,7 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=("prior", "segmentation"), required=True, help="network to train")
     parser.add_argument("--channels", type=int, nargs="+", help="feature channels of each level of the network")
-    parser.add_argument("--init_from", help="folder of the network whose weights to start from")
+    parser.add_argument("--init_from", help="folder of a network, or of a pipeline, whose weights to start from")
     parser.add_argument("--pictures", help="HDF5 file whose data set `image` (n, y, x) holds uint8 pictures")
     parser.add_argument("--folds", type=int, nargs="+", help="take pictures whose `fold` is one of these")
     parser.add_argument("--noisy_share", type=float, default=0.25, help="share of images with noise (%(default)s)")
@@ -73,7 +73,9 @@ def create_network(args: argparse.Namespace) -> ModelMixin:
         channels = tuple(args.channels or (24, 48, 96, 192, 256))
         network = SegmentationUNet(CLASS_NAMES, channels=channels, strides=(2,) * (len(channels) - 1))
     if args.init_from:
-        network.load_state_dict(type(network).from_pretrained(args.init_from).state_dict())
+        part = Path(args.init_from, "unet" if args.network == "prior" else "segmentation_model")
+        folder = part if part.is_dir() else args.init_from
+        network.load_state_dict(type(network).from_pretrained(folder).state_dict())
     return network
 
 

@@ -49,7 +49,7 @@ def test_prior_resumes_to_the_bit(tmp_path, pictures):
 def test_segmentation_starts_from_given_weights(tmp_path):
     train("segmentation", tmp_path / "first", "--max_train_steps", 1)
     folder = tmp_path / "first" / "segmentation_model"
-    start = ["--init_from", folder, "--max_train_steps", 1, "--learning_rate", 1e-12]
+    start = ["--init_from", tmp_path / "first", "--max_train_steps", 1, "--learning_rate", 1e-12]
     record = train("segmentation", tmp_path / "second", *start)
     assert set(record["history"][-1]["val_dice_per_class"]) == set(
         SegmentationUNet.from_pretrained(folder).config.class_names

@@ -148,7 +148,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add(method, "seed", type=int, default=0, help="of all noise (default: %(default)s)")
 
     machine = command.add_argument_group("where to compute")
-    add(machine, "dtype", choices=DTYPES, default="float32", help="of the prior (default: %(default)s)")
+    add(
+        machine,
+        "dtype",
+        choices=DTYPES,
+        default="float32",
+        help="type of the prior's weights (default: %(default)s); on CPUs bfloat16 needs AVX512_BF16 or AMX",
+    )
     add(machine, "batch-size", type=int, default=8, help="most images at once (default: %(default)s)")
     add(
         machine,

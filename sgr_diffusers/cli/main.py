@@ -229,7 +229,12 @@ def _add_reconstruct(commands: Any) -> None:
         help="most images at once; less needs less memory (default: %(default)s)",
     )
     machine.add_argument("--device", help="for example cuda:1 (default: a GPU if there is one)")
-    machine.add_argument("--dtype", choices=DTYPES, default="float32", help="of the prior (default: %(default)s)")
+    machine.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="type of the prior's weights (default: %(default)s); on CPUs bfloat16 needs AVX512_BF16 or AMX",
+    )
 
 
 def _add_convert(commands: Any) -> None:

@@ -1,6 +1,7 @@
 """Undersampled slices of a scan and a pipeline enter; reconstructions of all of them and their segmentations leave."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..pretrained import BUNDLED, PRETRAINED
 from ..schedulers.checks import check_scheduler
 from ..schedulers.timesteps import fast_timesteps
+from ..utils.processor import has_fast_bfloat16
 from .settings import SamplingSettings
 
 __all__ = [
@@ -145,6 +147,12 @@ def load_pipeline(
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`device` {device!r} cannot be used ({str(error).splitlines()[0]}). Try 'cpu'.") from error
+    if dtype == "bfloat16" and place.type == "cpu" and has_fast_bfloat16() is False:
+        warnings.warn(
+            "`dtype` bfloat16 is much slower than float32 on this processor, which has neither AVX512_BF16 nor AMX. "
+            "Leave it out.",
+            stacklevel=2,
+        )
     source = PRETRAINED if model is None else model
     if not Path(source).exists():
         source = BUNDLED.get(str(source), source)

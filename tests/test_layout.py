@@ -96,7 +96,7 @@ def test_nothing_imports_upward(part):
 
 
 def test_the_walk_sees_the_imports_there_are():
-    assert "mri.operators.SenseOperator" in imports_of(ROOT / "pipeline/pipeline_sgr_mri.py")
+    assert "mri.operators.SenseOperator" in imports_of(ROOT / "pipeline/problem.py")
     assert "guidance.losses.volume_mm3" in imports_of(ROOT / "bounds.py")
 
 

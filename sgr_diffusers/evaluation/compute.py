@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from ..data.scan_files import read_coil_maps, read_kspace, read_mask, read_noise_free, read_target
 from ..data.synthetic.findings import labels_without_findings
+from ..guidance.guiders import SegmentationGuidance
+from ..guidance.plan import guidance_plan
 from ..mri.operators import SenseOperator
-from ..pipeline.inputs import check_settings, slice_scale
+from ..pipeline.inputs import slice_scale
 from ..pipeline.networks import check_networks, segment, size_multiple
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from ..pipeline.settings import CallSettings, check_whole_number
 from ..schedulers.checks import check_scheduler
 from ..schedulers.sampler import ScheduledSampler
 from .identity import weights_hash
@@ -72,8 +75,8 @@ def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: 
     sampler = ScheduledSampler(pipe.scheduler, *arguments)
     guidance_from = pipe.config.guidance_from
     strengths = sampler.strengths(pipe.config.guidance_strength, guidance_from)
-    is_from = sampler.is_guided_from(guidance_from)[:-1]
-    pushed = [own for own, is_pushed in zip(strengths, is_from, strict=False) if is_pushed] or strengths
+    plan = guidance_plan([SegmentationGuidance()], strengths, sampler.is_guided_from(guidance_from))
+    pushed = [own for step in plan for _, own in step] or strengths
     return sum(pushed) / len(pushed)
 
 
@@ -104,7 +107,7 @@ class UnitComputer:
         self.pipe, self.second, self.settings, self.data = pipe, second, settings, data
         self.examples, self.with_manual = set(examples), with_manual
         size = next(iter(data.scans.values())).matrix_shape[1:]
-        self._check_settings(size)
+        self._check_settings()
         self.class_names = check_networks(pipe.unet, pipe.segmentation_model, size, pipe.device)
         if second is not None and check_networks(pipe.unet, second, size, pipe.device) != self.class_names:
             raise ValueError(
@@ -121,20 +124,20 @@ class UnitComputer:
         self.weights_hash = "-".join(weights_hash(network) for network in networks)
         self._peak = lru_cache(maxsize=256)(self._volume_peak)
 
-    def _check_settings(self, size: tuple[int, int]) -> None:
+    def _check_settings(self) -> None:
         """Refuse what the pipeline would refuse at the first unit."""
-        pipe, given = self.pipe, dict(vars(self.settings))
-        check_scheduler(pipe.scheduler, pipe.config.trained_with, True, given.pop("timesteps"))
-        for name in ("echo", "seed"):
-            given.pop(name)
-        if given["cg_iterations"] is None:
-            given["cg_iterations"] = pipe.config.cg_iterations
-        given["consistency"] = pipe.config.consistency
-        others = dict.fromkeys(("voxel_size_mm", "generator", "latents"))
-        n_train_timesteps = pipe.scheduler.config.num_train_timesteps
-        check_settings(
-            (1, 1, *size), n_train_timesteps, target="both", num_samples=1, output_type="pt", **others, **given
+        pipe, settings = self.pipe, self.settings
+        check_scheduler(pipe.scheduler, pipe.config.trained_with, True, settings.timesteps)
+        CallSettings(
+            num_inference_steps=settings.num_inference_steps,
+            eta=settings.eta,
+            guidance_strength=settings.guidance_strength,
+            cg_iterations=settings.cg_iterations,
+            final_consistency=settings.final_consistency,
+            batch_size=settings.batch_size,
         )
+        n_train_timesteps = pipe.scheduler.config.num_train_timesteps
+        check_whole_number("num_inference_steps", settings.num_inference_steps, 1, n_train_timesteps)
 
     def compute(self, unit: Unit) -> dict[str, Any]:
         """Row of a unit, without the unit's own fields.

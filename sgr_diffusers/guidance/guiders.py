@@ -1,10 +1,9 @@
-"""Tensors of one reverse step enter; a score to raise, by moving the predicted noise, leaves.
+"""Guidance objects give each image of a reverse step a score, and the pipeline pushes the noise to raise it.
 
-A guidance is a diffusers `PipelineCallback` that the pipeline calls before each step rather than after it. It names
-the tensors that it wants by `tensor_inputs` and returns one score for each image; the pipeline adds the score's
-gradient to the noise, limited to `strength` times its norm (paper Eqs. 13 and 14). Several compose: each adds its own
-push. All are serialisable: `guidance.save_config(folder)`, `SegmentationGuidance.from_config(config)`. A recorder of
-the trajectory, for after the step, stands beside them.
+A guidance names the tensors that it needs by `tensor_inputs` and returns one score for each image. The pipeline adds
+the score's gradient to the predicted noise, limited to `strength` times its norm (paper Eqs. 13 and 14). Several
+compose: each adds a push. Guidance is saved by `guidance.save_config(folder)` and made again by
+`SegmentationGuidance.from_config(config)`. A recorder of the trajectory, a callback for after the step, stands beside.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.callbacks import PipelineCallback
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +23,7 @@ __all__ = ["Guidance", "SegmentationGuidance", "TrajectoryRecorder", "check_guid
 OBJECTIVES = ("likelihood", "volume")
 
 
-class Guidance(PipelineCallback):
+class Guidance(ConfigMixin):
     """Base class: derive, set `tensor_inputs`, write `score`; `register_to_config` on `__init__` to serialise.
 
     Args:
@@ -79,10 +78,6 @@ class Guidance(PipelineCallback):
         """
         has_started = is_from if self.config.start is None else self.config.start <= step / n_steps
         return has_started and step / n_steps < self.config.stop
-
-    def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Tensor]) -> dict:
-        """The protocol of diffusers: the score of the tensors asked for, as `{"score": (image,)}`."""
-        return {"score": self.score(**callback_kwargs)}
 
 
 class SegmentationGuidance(Guidance):

@@ -32,7 +32,6 @@ __all__ = [
     "guidance_weight",
     "has_pixels_to_push",
     "indicator",
-    "loss_gradient",
     "lower_loss",
     "tissue_volumes_mm3",
     "upper_loss",
@@ -151,36 +150,3 @@ def guidance_weight(
     norm = torch.linalg.vector_norm(gradient, dim=(-3, -2, -1))
     is_too_long = norm > limit
     return torch.where(is_too_long, limit / torch.where(is_too_long, norm, 1.0), 1.0)
-
-
-def loss_gradient(
-    loss: Float[Tensor, " batch"],
-    noisy: Float[Tensor, "batch channel y x"],
-    output: Float[Tensor, "batch channel y x"],
-    noisy_leaf: Float[Tensor, "batch channel y x"],
-    output_leaf: Float[Tensor, "batch channel y x"],
-    keep_graph: bool = False,
-) -> Float[Tensor, "batch channel y x"]:
-    """Gradient of each sample's loss with respect to the noisy image: behind the network first, then through it.
-
-    It enters the network scaled to order one and is scaled back after, so that a network in half precision holds it.
-    Only gradients with respect to images are computed, none with respect to weights.
-
-    Args:
-        loss: `(batch,)`, computed from the leaves; each sample's from that sample only.
-        noisy: x_t, from which the network has computed `output`.
-        output: of the network.
-        noisy_leaf: copy of `noisy` outside its graph.
-        output_leaf: copy of `output` outside its graph.
-        keep_graph: the gradient of another loss will be asked for.
-    """
-    direct, inner = torch.autograd.grad(
-        loss.sum(),
-        (noisy_leaf, output_leaf),
-        retain_graph=keep_graph,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    size = inner.abs().amax(dim=(1, 2, 3), keepdim=True)
-    size = torch.where(size > 0, size, 1.0)
-    return direct + size * torch.autograd.grad(output, noisy, inner / size, retain_graph=keep_graph)[0]

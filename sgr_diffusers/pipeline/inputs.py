@@ -5,23 +5,22 @@ Nothing is repaired: every check names the argument, what was expected and what 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from ..guidance.targets import TARGETS
 from ..mri.coils import estimate_coil_maps
-from ..mri.consistency import CONSISTENCY, FINAL_CONSISTENCY
 from ..mri.noise import estimate_noise_std
+from .settings import CallSettings
 
 __all__ = [
     "OUTPUT_TYPES",
     "Measurement",
     "check_measurement",
-    "check_settings",
+    "check_sampling_inputs",
+    "check_voxel_size",
     "image_generators",
     "slice_scale",
 ]
@@ -206,90 +205,52 @@ def _check_noise_std(
     return values.expand(shape)
 
 
-def check_settings(
+def check_sampling_inputs(
     slices: tuple[int, int, int, int],
-    n_train_timesteps: int,
-    *,
-    target: str,
-    num_inference_steps: int,
-    eta: float,
-    guidance_strength: float | None,
-    cg_iterations: int,
-    consistency: str,
-    final_consistency: str,
-    num_samples: int,
-    voxel_size_mm: Sequence[float] | None,
+    settings: CallSettings,
     generator: torch.Generator | list[torch.Generator] | None,
     latents: Tensor | None,
-    batch_size: int | None,
-    output_type: str,
-    guidance_scale: float = 1.0,
 ) -> None:
-    """Refuse settings of a pipeline call that are out of range.
+    """Refuse generators and latents that do not fit the slices.
 
     Args:
         slices: shape of the k-space, `(batch, coil, y, x)`.
-        n_train_timesteps: of the scheduler.
-        target: this and the others as in the pipeline's `__call__`.
+        settings: settings of the call.
+        generator: this and `latents` as in the pipeline's `__call__`.
+        latents: noise to start with.
 
     Raises:
         ValueError: naming the argument.
     """
     n_slices, _, *size = slices
-    for name, value, choices in (
-        ("target", target, tuple(TARGETS)),
-        ("consistency", consistency, CONSISTENCY),
-        ("final_consistency", final_consistency, FINAL_CONSISTENCY),
-        ("output_type", output_type, OUTPUT_TYPES),
-    ):
-        if value not in choices:
-            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
-    for name, value, least, most in (
-        ("num_inference_steps", num_inference_steps, 1, n_train_timesteps),
-        ("num_samples", num_samples, 1, None),
-        ("cg_iterations", cg_iterations, 0, None),
-        ("batch_size", batch_size, 1, None),
-    ):
-        if name == "batch_size" and value is None:
-            continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least or (most and value > most):
-            limits = f"from {least} to {most}" if most else f"of at least {least}"
-            raise ValueError(f"`{name}` must be a whole number {limits}, got {value!r}.")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"`eta` must be from 0 (deterministic) to 1 (as much noise as DDPM), got {eta}.")
-    if guidance_strength is not None and not 0 <= guidance_strength < float("inf"):
-        raise ValueError(
-            f"`guidance_strength` must be 0 or larger, got {guidance_strength}. The direction is set by `target`; "
-            "None gives the paper's strength."
-        )
-    if not 0 <= guidance_scale < float("inf"):
-        raise ValueError(
-            f"`guidance_scale` must be 0 or larger, got {guidance_scale}; 1 leaves the strength as it is."
-        )
-    if num_samples > 1 and target != "none":
-        raise ValueError(
-            f"`num_samples` must be 1 for target={target!r}, got {num_samples}: branches of a slice share their "
-            "noise. Use target='none' for independent samples, or repeat the call with another generator."
-        )
-    if voxel_size_mm is not None and (len(voxel_size_mm) != 3 or not all(0 < v < float("inf") for v in voxel_size_mm)):
-        raise ValueError(f"`voxel_size_mm` must be three positive edge lengths in mm, got {tuple(voxel_size_mm)}.")
     if isinstance(generator, list) and len(generator) != n_slices:
         raise ValueError(
             f"`generator` must be one generator, or a list of one for each of {n_slices} slices, got {len(generator)}."
         )
-    if latents is not None:
-        shape = (n_slices, 2, *size)
-        if not latents.is_floating_point() or tuple(latents.shape) != shape or not torch.isfinite(latents).all():
-            raise ValueError(
-                f"`latents` must be real, finite and (batch, 2, y, x) = {shape}, got {latents.dtype} of shape "
-                f"{tuple(latents.shape)}{'' if torch.isfinite(latents).all() else ' with NaN or infinity'}. Draw them "
-                "from a standard normal distribution."
-            )
-        if num_samples > 1 and eta == 0:
-            raise ValueError(
-                f"`latents` with `eta=0` make all of num_samples={num_samples} equal. Leave out `latents` or raise "
-                "`eta`."
-            )
+    if latents is None:
+        return
+    shape = (n_slices, 2, *size)
+    if not latents.is_floating_point() or tuple(latents.shape) != shape or not torch.isfinite(latents).all():
+        raise ValueError(
+            f"`latents` must be real, finite and (batch, 2, y, x) = {shape}, got {latents.dtype} of shape "
+            f"{tuple(latents.shape)}{'' if torch.isfinite(latents).all() else ' with NaN or infinity'}. Draw them "
+            "from a standard normal distribution."
+        )
+    if settings.num_samples > 1 and settings.eta == 0:
+        raise ValueError(
+            f"`latents` with `eta=0` make all of num_samples={settings.num_samples} equal. Leave out `latents` or "
+            "raise `eta`."
+        )
+
+
+def check_voxel_size(voxel_size_mm: Sequence[float] | None) -> None:
+    """Refuse edge lengths of a voxel that are not three positive numbers.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if voxel_size_mm is not None and (len(voxel_size_mm) != 3 or not all(0 < v < float("inf") for v in voxel_size_mm)):
+        raise ValueError(f"`voxel_size_mm` must be three positive edge lengths in mm, got {tuple(voxel_size_mm)}.")
 
 
 def slice_scale(

@@ -11,24 +11,35 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Complex, Float
 from torch import Generator, Tensor, nn
 
-from ..guidance.guiders import Guidance, SegmentationGuidance, check_guidance, images_to_push
-from ..guidance.losses import guidance_weight, loss_gradient, tissue_volumes_mm3
+from ..guidance.guiders import Guidance, SegmentationGuidance, check_guidance
+from ..guidance.losses import tissue_volumes_mm3
+from ..guidance.plan import check_windows, guidance_plan, scale_guidance
 from ..guidance.strength import PAPER_STRENGTH
 from ..guidance.targets import TARGETS, resolve_classes
 from ..hub.repository import RepositoryMixin
-from ..mri.consistency import NOISE_AWARE_ITERATIONS, StepConsistency, data_residual, fully_consistent
 from ..mri.noise import noise_residual, warn_of_residual
-from ..mri.operators import SenseOperator, channels_to_complex, complex_to_channels
 from ..schedulers.checks import check_scheduler, noise_fingerprint
-from ..schedulers.sampler import NoiseLevel, ScheduledSampler
-from .inputs import Measurement, check_measurement, check_settings, image_generators, slice_scale
-from .networks import batches, check_complete, check_networks, class_names_of, predict, segment, size_multiple
+from ..schedulers.sampler import ScheduledSampler
+from .branches import Branches
+from .components import ComponentsMixin
+from .denoise import Denoiser, Step
+from .inputs import (
+    OUTPUT_TYPES,
+    Measurement,
+    check_measurement,
+    check_sampling_inputs,
+    check_voxel_size,
+    image_generators,
+)
+from .networks import check_complete, check_networks, segment, size_multiple
 from .output import SGRMRIPipelineOutput
+from .problem import Problem
+from .settings import CallSettings, check_choice, check_whole_number
 
 __all__ = ["SGRMRIPipeline"]
 
 
-class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
+class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
     """Segmentation-guided reconstruction (SGR) of undersampled multi-coil MRI, slice by slice.
 
     A diffusion prior proposes an image, conjugate gradients pull it to the measured data, and in each step the
@@ -105,45 +116,6 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             denoising_variance=denoising_variance,
         )
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As in diffusers, but a scheduler set in place of another is refused here if it would give a wrong image.
-
-        Raises:
-            TypeError, ValueError: as `check_scheduler` says.
-        """
-        if name == "scheduler" and name in self.__dict__:
-            check_scheduler(value, self.config.get("trained_with"))
-        super().__setattr__(name, value)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the prior; the base class would ask the segmentation model, which need not know its own."""
-        return self.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the prior; physics and losses are in single precision whatever it is."""
-        return self.unet.dtype
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names that the segmentation model gives to its classes, label 1 first; `None` if it gives none."""
-        return class_names_of(self.segmentation_model)
-
-    def to(self, *args: Any, **kwargs: Any) -> "SGRMRIPipeline":
-        """Move the networks as `DiffusionPipeline.to` does, including a segmentation model that is a plain module."""
-        model = self.segmentation_model
-        if model is None or (hasattr(model, "dtype") and hasattr(model, "device")):
-            return super().to(*args, **kwargs)
-        previous_dtype = self.dtype
-        self.register_modules(segmentation_model=None)
-        try:
-            super().to(*args, **kwargs)
-            model.to(self.device, None if self.dtype == previous_dtype else self.dtype)
-        finally:
-            self.register_modules(segmentation_model=model)
-        return self
-
     def segment(self, images: Complex[Tensor, "batch y x"]) -> Float[Tensor, "batch out_class y x"]:
         """Logits `(batch, n_classes + 1, y, x)`, float32, of complex images `(batch, y, x)` of any size.
 
@@ -156,13 +128,16 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         kspace: Tensor | np.ndarray,
         mask: Tensor | np.ndarray,
         coil_maps: Tensor | np.ndarray | None,
-        target: str,
+        noise_std: float | Tensor | np.ndarray | None,
+        settings: CallSettings,
         classes: Sequence[str | int] | str | int | None,
         guidance: Sequence[Guidance],
         timesteps: Sequence[int] | None,
+        generator: Generator | list[Generator] | None,
+        latents: Tensor | None,
+        voxel_size_mm: Sequence[float] | None,
+        output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
-        noise_std: float | Tensor | np.ndarray | None = None,
-        **settings: Any,
     ) -> tuple[Measurement, tuple[str, ...], tuple[int, ...]]:
         """Refuse a call that cannot work, before the prior is called; arguments as in `__call__`.
 
@@ -173,26 +148,93 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         Raises:
             TypeError, ValueError: naming the argument or component, what was expected, what came, and the way out.
         """
-        n_steps = settings["num_inference_steps"]
+        device, n_steps = self._execution_device, settings.num_inference_steps
         check_scheduler(self.scheduler, self.config.trained_with, bool(guidance), timesteps, n_steps)
-        device = self._execution_device
         measurement = check_measurement(kspace, mask, coil_maps, device, noise_std)
         n_train_timesteps = self.scheduler.config.num_train_timesteps
-        check_settings(slices=measurement.kspace.shape, n_train_timesteps=n_train_timesteps, target=target, **settings)
+        check_whole_number("num_inference_steps", n_steps, 1, n_train_timesteps)
+        check_sampling_inputs(tuple(measurement.kspace.shape), settings, generator, latents)
+        check_voxel_size(voxel_size_mm)
+        check_choice("output_type", output_type, OUTPUT_TYPES)
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 "`callback_on_step_end_tensor_inputs` must be among "
                 f"{self._callback_tensor_inputs}, got {sorted(unknown)}."
             )
-        if self.segmentation_model is None and (target != "none" or classes is not None):
+        if self.segmentation_model is None and (settings.target != "none" or classes is not None):
             raise ValueError(
-                f"`segmentation_model` is needed for target={target!r} and classes={classes!r}, but it is None. Add "
-                "one by `pipe.register_modules(segmentation_model=...)`, or reconstruct with target='none'."
+                f"`segmentation_model` is needed for target={settings.target!r} and classes={classes!r}, but it is "
+                "None. Add one by `pipe.register_modules(segmentation_model=...)`, or reconstruct with target='none'."
             )
         class_names = check_networks(self.unet, self.segmentation_model, tuple(measurement.kspace.shape[-2:]), device)
         check_guidance(guidance, self._guidance_tensor_inputs, class_names)
         return measurement, class_names, resolve_classes(classes, class_names) if class_names else ()
+
+    def prepare_problem(
+        self, measurement: Measurement, coil_maps: Complex[Tensor, "batch coil y x"], consistency: str
+    ) -> Problem:
+        """Set up the forward operator, and bring the measurement to the scale of the prior (paper Sec. 3.3).
+
+        Args:
+            measurement: measured k-space, sampling mask and noise of all slices.
+            coil_maps: given or estimated coil maps.
+            consistency: how each step meets the data, as in `__call__`.
+        """
+        scale = self.config.scale_quantile, self.config.scale_correction
+        return Problem.from_measurement(measurement, coil_maps, consistency, *scale, self.config.denoising_variance)
+
+    def prepare_sampler(
+        self, settings: CallSettings, generators: list[Generator], timesteps: Sequence[int] | None = None
+    ) -> ScheduledSampler:
+        """Set the timesteps of the scheduler.
+
+        Args:
+            settings: this and `timesteps` are those of the call.
+            generators: generator of the noise of each image.
+        """
+        steps = settings.num_inference_steps, settings.eta
+        return ScheduledSampler(self.scheduler, *steps, generators, self._execution_device, timesteps)
+
+    def prepare_guidance(
+        self, guidance: Sequence[Guidance], sampler: ScheduledSampler, strength: float | None
+    ) -> list[list[tuple[Guidance, float]]]:
+        """Plan which guidance pushes in which network evaluation, and how much before `guidance_scale`.
+
+        Args:
+            guidance: this, `sampler` and `strength` (`guidance_strength`) are those of the call.
+
+        Raises:
+            ValueError: there are too few steps for anything to be pushed.
+        """
+        has_set_in = sampler.is_guided_from(self.config.guidance_from)
+        check_windows(guidance, has_set_in, self.config.guidance_from)
+        defaults = sampler.strengths(self.config.guidance_strength, self.config.guidance_from)
+        return guidance_plan(guidance, defaults, has_set_in, strength)
+
+    def prepare_latents(
+        self,
+        branches: Branches,
+        size: Sequence[int],
+        generators: list[Generator],
+        init_noise_sigma: float,
+        latents: Tensor | None = None,
+    ) -> Float[Tensor, "image 2 y x"]:
+        """Draw the noise to start with, or repeat the given one for the branches of each slice.
+
+        Args:
+            branches: slice, class and target of each image.
+            size: size of the images, (y, x).
+            generators: generator of the noise of each image.
+            init_noise_sigma: standard deviation of the noise that the scheduler starts with.
+            latents: noise of each slice of standard deviation 1, `(slice, 2, y, x)`; `None` to draw it.
+        """
+        device = self._execution_device
+        if latents is None:
+            latents = randn_tensor((len(branches), 2, *size), generator=generators, device=device, dtype=torch.float32)
+        else:
+            latents = branches.expand(latents.to(device, torch.float32))
+        return latents * init_noise_sigma
 
     # Not in inference mode even if the caller is: guided steps differentiate with respect to tensors made here.
     @torch.inference_mode(False)
@@ -280,25 +322,9 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
         Raises:
             TypeError, ValueError: an argument or a component does not fit; before the prior is called.
         """
-        # 1. Check the networks and all arguments
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        if guidance is None:
-            guidance = [SegmentationGuidance()] if target != "none" else []
-        guidance = list(guidance) if isinstance(guidance, Sequence) else [guidance]
-        consistency = self.config.consistency if consistency is None else consistency
-        if cg_iterations is None:
-            cg_iterations = NOISE_AWARE_ITERATIONS if consistency == "noise_aware" else self.config.cg_iterations
-        measurement, class_names, class_numbers = self.check_inputs(
-            kspace,
-            mask,
-            coil_maps,
-            target,
-            classes,
-            guidance,
-            timesteps,
-            callback_on_step_end_tensor_inputs,
-            noise_std,
+        # 1. Check the settings, all other arguments and the networks
+        settings = CallSettings(
+            target=target,
             num_inference_steps=num_inference_steps,
             eta=eta,
             guidance_strength=guidance_strength,
@@ -307,148 +333,68 @@ class SGRMRIPipeline(RepositoryMixin, DiffusionPipeline):
             consistency=consistency,
             final_consistency=final_consistency,
             num_samples=num_samples,
-            voxel_size_mm=voxel_size_mm,
-            generator=generator,
-            latents=latents,
             batch_size=batch_size,
-            output_type=output_type,
+        ).with_defaults(self.config)
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if guidance is None:
+            guidance = [SegmentationGuidance()] if target != "none" else []
+        guidance = list(guidance) if isinstance(guidance, Sequence) else [guidance]
+        data, sampling, output = (
+            (kspace, mask, coil_maps, noise_std),
+            (generator, latents),
+            (voxel_size_mm, output_type),
         )
+        measurement, class_names, class_numbers = self.check_inputs(
+            *data, settings, classes, guidance, timesteps, *sampling, *output, callback_on_step_end_tensor_inputs
+        )
+        self._guidance_scale = guidance_scale
 
-        # 2. The forward operator, and the problem in the scale of the prior
-        device, kspace = self._execution_device, measurement.kspace
-        n_slices, _, *size = kspace.shape
-        operator = SenseOperator(
-            measurement.known_or_estimated_maps(calibration_width, kernel_width, crop), measurement.mask
-        )
-        scale = slice_scale(operator.adjoint(kspace), self.config.scale_quantile, self.config.scale_correction)
-        kspace, noise_std = (
-            kspace / scale[:, None, None, None],
-            measurement.known_or_estimated_noise() / scale[:, None],
-        )
-        step_consistency = StepConsistency(operator, kspace, noise_std, consistency)
+        # 2. Forward operator, and measurement in the scale of the prior
+        coil_maps = measurement.known_or_estimated_maps(calibration_width, kernel_width, crop)
+        problem = self.prepare_problem(measurement, coil_maps, settings.consistency)
+        n_slices, _, *size = problem.kspace.shape  # slice, coil, y, x
 
-        # 3. Branches: one image for each (slice, class, target), in this order along the batch axis
+        # 3. Branches: one image for each slice, class and target, in this order along the batch axis
         targets = TARGETS[target] if num_samples == 1 else tuple(f"sample_{k}" for k in range(num_samples))
-        guided_classes = (0,) if target == "none" else class_numbers
-        branches = [(number, name == "upper") for number in guided_classes for name in targets]
-        n_branches, n_images = len(branches), n_slices * len(branches)
-        class_of = torch.tensor([number for number, _ in branches] * n_slices, device=device)
-        is_upper = torch.tensor([is_upper for _, is_upper in branches] * n_slices, device=device)
+        branches = Branches(n_slices, (0,) if target == "none" else class_numbers, targets)
 
-        def slices_of(images: list[int]) -> list[int]:
-            slices = [k // n_branches for k in images]
-            return slices[:1] if slices[0] == slices[-1] else slices  # one slice: its maps are broadcast, not copied
+        # 4. Timesteps, plan of guidance and noise
+        generators = image_generators(generator, n_slices, branches.per_slice, num_samples, self._execution_device)
+        sampler = self.prepare_sampler(settings, generators, timesteps)
+        plan = self.prepare_guidance(guidance, sampler, guidance_strength)
+        latents = self.prepare_latents(branches, size, generators, sampler.init_noise_sigma, latents)  # image, 2, y, x
 
-        def guidance_inputs(active: list[Guidance], images: list[int], *tensors: Tensor) -> dict[str, Tensor]:
-            named = dict(zip(self._guidance_tensor_inputs, tensors, strict=False))
-            if any("logits" in g.tensor_inputs for g in active):
-                named["logits"] = self.segment(channels_to_complex(named["x0_consistent"]))
-            named["slice_number"] = torch.tensor([k // n_branches for k in images], device=device)
-            return named | {"class_number": class_of[images], "is_upper": is_upper[images]}
-
-        def make_consistent(x0: Tensor, images: list[int], level: NoiseLevel, iterations: int) -> Tensor:
-            image, slices = channels_to_complex(x0), slices_of(images)
-            return complex_to_channels(
-                step_consistency(image, slices, level.open_variance(self.config.denoising_variance), iterations)
-            )
-
-        # 4. Timesteps and noise
-        generators = image_generators(generator, n_slices, n_branches, num_samples, device)
-        sampler = ScheduledSampler(self.scheduler, num_inference_steps, eta, generators, device, timesteps)
-        if latents is None:
-            latents = randn_tensor((n_images, 2, *size), generator=generators, device=device, dtype=torch.float32)
-        else:
-            latents = latents.to(device, torch.float32).repeat_interleave(n_branches, dim=0)
-        latents = latents * sampler.init_noise_sigma
-        defaults = sampler.strengths(self.config.guidance_strength, self.config.guidance_from)
-        is_from = sampler.is_guided_from(self.config.guidance_from)
-        if not any(is_from[:-1]) and any(g.config.start is None for g in guidance):
-            raise ValueError(
-                f"`num_inference_steps` must leave a step before the last below {self.config.guidance_from:g} of the "
-                f"training time (`guidance_from`), or nothing is pushed; got {len(is_from)} evaluations. Ask for more "
-                "steps, or guide all of them by guidance=SegmentationGuidance(start=0.0)."
-            )
-
-        # 5. Reverse steps. Only images with something to push get a graph. Which they are is known after the forward
-        # pass: those of the step before are expected again, and the others looked at without one first.
-        n_steps = len(sampler.timesteps)
-        is_pushed = {k: target == "none" or bool(is_upper[k]) for k in range(n_images)}  # few slices have all classes
+        # 5. Reverse steps; the last ends in the clean image, so that no noise is left whatever the scheduler ends with
+        segment_images = None if self.segmentation_model is None else self.segment
+        denoiser = Denoiser(self.unet, segment_images, problem, branches, batch_size)
+        last = len(sampler.timesteps) - 1
         for i, t in enumerate(self.progress_bar(sampler.timesteps)):
             noisy, level = sampler.model_input(latents, t), sampler.level(t)
-            is_last = i == n_steps - 1
-            iterations = 0 if is_last else cg_iterations  # the last step ends in full consistency instead
-            default = defaults[i] if guidance_strength is None else guidance_strength
-            own = {g: default if g.config.strength is None else g.config.strength for g in guidance}
-            strengths = {g: guidance_scale * strength for g, strength in own.items()}
-            active = [g for g in guidance if strengths[g] > 0 and not is_last and g.is_on(i, n_steps, is_from[i])]
-            model_output, x0, eps, x0_consistent = (torch.empty_like(latents) for _ in range(4))
-            push = torch.zeros_like(latents)
-
-            # Branches of a slice are the same image until one is pushed: computed once.
-            is_one = not active and torch.equal(noisy, noisy[::n_branches].repeat_interleave(n_branches, dim=0))
-            every = n_branches if is_one else 1
-            unguided = [k for k in range(0, n_images, every) if not (active and is_pushed[k])]
-            for images in batches(unguided, batch_size):
-                model_output[images] = predict(self.unet, noisy[images], t)
-                x0[images], eps[images] = level.denoise(model_output[images], noisy[images])  # Eq. 4
-                x0_consistent[images] = make_consistent(x0[images], images, level, iterations)  # Eq. 5
-                if active:
-                    tensors = (noisy[images], eps[images], x0[images], x0_consistent[images])
-                    wants = images_to_push(active, guidance_inputs(active, images, *tensors))
-                    is_pushed |= dict(zip(images, wants, strict=True))
-            for whole in (model_output, x0, eps, x0_consistent) if is_one else ():
-                whole.copy_(whole[::n_branches].repeat_interleave(n_branches, dim=0))
-
-            for images in batches([k for k in range(n_images) if active and is_pushed[k]], batch_size):
-                with torch.enable_grad():
-                    start = noisy[images].requires_grad_()
-                    output = predict(self.unet, start, t)
-                    # The graph is cut behind the network, so that its backward pass can be entered in another scale.
-                    leaves = [tensor.detach().requires_grad_() for tensor in (start, output)]
-                    denoised, noise = level.denoise(leaves[1], leaves[0])  # Eq. 4
-                    consistent = make_consistent(denoised, images, level, iterations)  # Eq. 5
-                    tensors = guidance_inputs(active, images, leaves[0], noise, denoised, consistent)
-                    wants = images_to_push(active, tensors)
-                    for g in active if any(wants) else ():
-                        score = g(self, i, t, {name: tensors[name] for name in g.tensor_inputs})["score"]  # Eq. 12
-                        gradient = loss_gradient(score, start, output, *leaves, keep_graph=g is not active[-1])
-                        gamma = guidance_weight(noise.detach(), gradient, strengths[g])  # Eq. 14
-                        push[images] += gamma[:, None, None, None] * gradient
-                parts = (output, denoised, noise, consistent)
-                for whole, part in zip((model_output, x0, eps, x0_consistent), parts, strict=True):
-                    whole[images] = part.detach()
-                is_pushed |= dict(zip(images, wants, strict=True))
-
-            # Eq. 13. The last step ends in the clean image: no noise is left behind, whatever the scheduler ends with.
-            latents = x0 if is_last else sampler.step(level, t, x0_consistent, eps + push)
+            pushing, n_iterations = scale_guidance(plan[i], self._guidance_scale), settings.cg_iterations
+            estimate = denoiser(noisy, Step(t, level, 0 if i == last else n_iterations, pushing))
+            latents = estimate.x0
+            if i < last:
+                latents = sampler.step(level, t, estimate.x0_consistent, estimate.eps + estimate.push)  # Eq. 13
             if callback_on_step_end is not None:
-                values = (latents, model_output, x0, x0_consistent, push)
-                tensors = dict(zip(self._callback_tensor_inputs, values, strict=True))
+                tensors = {"latents": latents, **vars(estimate)}
                 given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                 latents = (callback_on_step_end(self, i, t, given) or {}).get("latents", latents)
 
-        # 6. Full data consistency, segmentation and scores, in the unit of the k-space again
-        parts, residuals, labels = [], [], []
-        for images in batches(list(range(n_images)), batch_size):
-            problem, measured = operator[slices_of(images)], kspace[slices_of(images)]
-            image = fully_consistent(problem, channels_to_complex(latents[images]), measured, final_consistency)
-            parts.append(image)
-            residuals.append(data_residual(problem, image, measured))
-            if self.segmentation_model is not None:
-                labels.append(self.segment(image).argmax(dim=1).to(torch.uint8))
-        shape = (n_slices, len(guided_classes), len(targets))
-        image = torch.cat(parts).reshape(*shape, *size) * scale[:, None, None, None, None]
-        segmentation = torch.cat(labels).reshape(*shape, *size) if labels else None
-        tissues = [class_numbers] if target == "none" else [(number,) for number in class_numbers]
-        volume = tissue_volumes_mm3(segmentation, tissues, voxel_size_mm) if labels else None
-        residual = torch.cat(residuals).reshape(shape)
-        residual_of_noise = noise_residual(kspace, measurement.mask, noise_std)
+        # 6. Full data consistency and segmentation
+        images, residual, segmentations = denoiser.finish(latents, final_consistency)  # slice, class, target, (y, x)
+        residual_of_noise = noise_residual(problem.kspace, measurement.mask, problem.noise_std)
         warn_of_residual(residual, residual_of_noise)
+
+        # 7. Unit of the k-space, volumes and names
+        images = images * problem.scale[:, None, None, None, None]
+        tissues = [class_numbers] if target == "none" else [(number,) for number in class_numbers]
+        volumes = None if segmentations is None else tissue_volumes_mm3(segmentations, tissues, voxel_size_mm)
         names = tuple(class_names[number - 1] for number in class_numbers)
         if target == "none":
             names = ("all" if len(names) == len(class_names) else "+".join(names),)
         self.maybe_free_model_hooks()
-        fields = [image, segmentation, volume, residual, residual_of_noise]
+        fields = [images, segmentations, volumes, residual, residual_of_noise]
         if output_type == "np":
             fields = [None if field is None else field.cpu().numpy() for field in fields]
         return SGRMRIPipelineOutput(*fields, names, targets) if return_dict else (*fields, names, targets)

@@ -1,0 +1,241 @@
+"""One step of the reverse process: predict the clean image, make it consistent with the data, push the noise."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from diffusers import UNet2DModel
+from jaxtyping import Complex, Float, UInt8
+from torch import Tensor
+
+from ..guidance.guiders import Guidance, images_to_push
+from ..guidance.losses import guidance_weight
+from ..mri.operators import channels_to_complex
+from ..schedulers.sampler import NoiseLevel
+from .branches import Branches
+from .networks import batches, predict
+from .problem import Problem
+
+__all__ = ["Denoiser", "Estimate", "Step", "TwoStageGradient"]
+
+Channels = Float[Tensor, "image 2 y x"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is the same for all images of one network evaluation.
+
+    Attributes:
+        timestep: timestep that the network is told.
+        level: noise level of the images.
+        n_iterations: most conjugate gradient iterations of data consistency.
+        guidance: guidance that pushes in this step, each with its strength b (paper Eq. 14), positive.
+    """
+
+    timestep: Tensor
+    level: NoiseLevel
+    n_iterations: int
+    guidance: Sequence[tuple[Guidance, float]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one network evaluation gives for a batch of images; every entry is `(image, 2, y, x)`, float32.
+
+    Attributes:
+        model_output: output of the prior.
+        x0: clean image that the prior predicts (paper Eq. 4).
+        eps: noise that the prior predicts.
+        x0_consistent: clean image made consistent with the measurement (paper Eq. 5).
+        push: what guidance adds to the noise (paper Eqs. 12 to 14); zero without guidance.
+    """
+
+    model_output: Channels
+    x0: Channels
+    eps: Channels
+    x0_consistent: Channels
+    push: Channels
+
+    @classmethod
+    def like(cls, images: Channels) -> "Estimate":
+        """Make room for the estimate of these images."""
+        return cls(*(torch.empty_like(images) for _ in range(4)), torch.zeros_like(images))
+
+    def put(self, images: Sequence[int], part: "Estimate") -> None:
+        """Write the estimate of the numbered images."""
+        for field in fields(self):
+            getattr(self, field.name)[list(images)] = getattr(part, field.name).detach()
+
+
+class TwoStageGradient:
+    """Gradient of scores with respect to noisy images: through physics and losses first, then through the network.
+
+    The graph is cut behind the network. The gradient with respect to the network's output is scaled to order one
+    before it goes through the network and scaled back after, so that a network in half precision can hold it. Only
+    gradients with respect to images are computed, none with respect to weights.
+
+    Attributes:
+        noisy: noisy images, a leaf of the graph that scores are computed in.
+        output: output of the network for them, another leaf.
+    """
+
+    def __init__(self, network: Callable[[Channels], Channels], noisy: Channels) -> None:
+        """Run the network forward.
+
+        Args:
+            network: from noisy images to the output of the prior.
+            noisy: noisy images.
+        """
+        self._start = noisy.detach().clone().requires_grad_()
+        self._output = network(self._start)
+        self.noisy, self.output = (tensor.detach().requires_grad_() for tensor in (self._start, self._output))
+
+    def __call__(self, score: Float[Tensor, " image"], keep_graph: bool = False) -> Channels:
+        """Gradient of each image's score.
+
+        Args:
+            score: `(image,)`, computed from `noisy` and `output`; each image's from that image only.
+            keep_graph: whether the gradient of another score will be asked for.
+        """
+        direct, inner = torch.autograd.grad(
+            score.sum(),
+            (self.noisy, self.output),
+            retain_graph=keep_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        size = inner.abs().amax(dim=(1, 2, 3), keepdim=True)
+        size = torch.where(size > 0, size, 1.0)
+        through = torch.autograd.grad(self._output, self._start, inner / size, retain_graph=keep_graph)[0]
+        return direct + size * through
+
+
+class Denoiser:
+    """Computes the estimate of all images of a step, in network calls of at most `batch_size` images.
+
+    Only images with something to push get a graph. Which these are is known after the forward pass: those pushed in
+    the step before are expected to be pushed again, and the others are looked at without a graph first. Images of a
+    slice that are still equal are computed once.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        segment: Callable[[Complex[Tensor, "image y x"]], Float[Tensor, "image out_class y x"]] | None,
+        problem: Problem,
+        branches: Branches,
+        batch_size: int | None = None,
+    ) -> None:
+        """Expect all images to be pushed, except towards a lower bound: few slices have all classes.
+
+        Args:
+            unet: the prior.
+            segment: from complex images to logits; `None` without a segmentation model.
+            problem: measurement of all slices.
+            branches: slice, class and target of each image.
+            batch_size: most images in a network call; `None` for no bound.
+        """
+        self._unet, self._segment, self._problem = unet, segment, problem
+        self._branches, self._batch_size = branches, batch_size
+        every = range(len(branches))
+        is_lower = [not is_upper for is_upper in branches.is_upper(every).tolist()]
+        is_plain = branches.class_numbers == (0,)
+        self._is_pushed = [is_plain or not lower for lower in is_lower]
+
+    def __call__(self, noisy: Channels, step: Step) -> Estimate:
+        """Estimate of all images in a step.
+
+        Args:
+            noisy: noisy images at the input of the prior.
+            step: timestep, noise level and guidance.
+        """
+        branches, every = self._branches, range(len(self._branches))
+        estimate = Estimate.like(noisy)
+        if not step.guidance and branches.are_equal(noisy):
+            self._estimate_plainly(estimate, noisy, branches.first_of_slices, step)
+            first = [branches.per_slice * number for number in branches.slice_of(every)]
+            return Estimate(*(getattr(estimate, field.name)[first] for field in fields(estimate)))
+        is_expected = [bool(step.guidance) and is_pushed for is_pushed in self._is_pushed]
+        self._estimate_plainly(estimate, noisy, [k for k in every if not is_expected[k]], step)
+        if step.guidance:
+            for images in batches([k for k in every if self._is_pushed[k]], self._batch_size):
+                estimate.put(images, self._estimate_and_push(noisy[images], images, step))
+        return estimate
+
+    def finish(
+        self, x0: Channels, method: str
+    ) -> tuple[
+        Complex[Tensor, "slice class target y x"],
+        Float[Tensor, "slice class target"],
+        UInt8[Tensor, "slice class target y x"] | None,
+    ]:
+        """Make the clean images of the last step agree with the measurement in full, and segment them.
+
+        Args:
+            x0: clean images.
+            method: one of `mri.consistency.FINAL_CONSISTENCY`.
+
+        Returns:
+            Images in the scale of the prior, their data residual, and their labels (`None` without a segmentation
+            model).
+        """
+        branches, images, residuals, labels = self._branches, [], [], []
+        for batch in batches(list(range(len(branches))), self._batch_size):
+            image, residual = self._problem.finish(x0[batch], branches.slice_of(batch), method)
+            images.append(image)
+            residuals.append(residual)
+            if self._segment is not None:
+                labels.append(self._segment(image).argmax(dim=1).to(torch.uint8))
+        segmentations = branches.unflatten(torch.cat(labels)) if labels else None
+        return branches.unflatten(torch.cat(images)), branches.unflatten(torch.cat(residuals)), segmentations
+
+    def _estimate_plainly(self, estimate: Estimate, noisy: Channels, images: list[int], step: Step) -> None:
+        """Fill in the estimate of the numbered images without a graph, and note which of them want a push."""
+        for batch in batches(images, self._batch_size):
+            output = predict(self._unet, noisy[batch], step.timestep)
+            part = self._denoise(noisy[batch], output, batch, step)
+            estimate.put(batch, part)
+            if step.guidance:
+                self._note_wishes(self._guidance_inputs(noisy[batch], part, batch, step), batch, step)
+
+    def _estimate_and_push(self, noisy: Channels, images: list[int], step: Step) -> Estimate:
+        """Estimate of the numbered images with the push of all guidance of the step."""
+        with torch.enable_grad():
+            gradient_of = TwoStageGradient(lambda start: predict(self._unet, start, step.timestep), noisy)
+            estimate = self._denoise(gradient_of.noisy, gradient_of.output, images, step)
+            tensors = self._guidance_inputs(gradient_of.noisy, estimate, images, step)
+            if any(self._note_wishes(tensors, images, step)):
+                for k, (guidance, strength) in enumerate(step.guidance, start=1):
+                    score = guidance.score(**{name: tensors[name] for name in guidance.tensor_inputs})  # Eq. 12
+                    gradient = gradient_of(score, keep_graph=k < len(step.guidance))
+                    gamma = guidance_weight(estimate.eps.detach(), gradient, strength)  # Eq. 14
+                    estimate.push.add_(gamma[:, None, None, None] * gradient)
+        return estimate
+
+    def _denoise(self, noisy: Channels, output: Channels, images: list[int], step: Step) -> Estimate:
+        """Estimate of the numbered images from the output of the prior, without a push."""
+        x0, eps = step.level.denoise(output, noisy)  # Eq. 4
+        slices = self._branches.slice_of(images)
+        x0_consistent = self._problem.make_consistent(x0, slices, step.level, step.n_iterations)  # Eq. 5
+        return Estimate(output, x0, eps, x0_consistent, torch.zeros_like(noisy))
+
+    def _guidance_inputs(
+        self, noisy: Channels, estimate: Estimate, images: list[int], step: Step
+    ) -> dict[str, Tensor]:
+        """The tensors that guidance may ask for, as `SGRMRIPipeline._guidance_tensor_inputs` names them."""
+        branches, device = self._branches, noisy.device
+        tensors = {"noisy": noisy, "eps": estimate.eps, "x0": estimate.x0, "x0_consistent": estimate.x0_consistent}
+        if any("logits" in guidance.tensor_inputs for guidance, _ in step.guidance):
+            tensors["logits"] = self._segment(channels_to_complex(estimate.x0_consistent))
+        return tensors | {
+            "class_number": branches.labels(images).to(device),
+            "is_upper": branches.is_upper(images).to(device),
+            "slice_number": torch.tensor(branches.slice_of(images), device=device),
+        }
+
+    def _note_wishes(self, tensors: dict[str, Tensor], images: list[int], step: Step) -> list[bool]:
+        """Note for the next step, and return, which of the numbered images any guidance wants to push."""
+        wishes = images_to_push([guidance for guidance, _ in step.guidance], tensors)
+        for image, wish in zip(images, wishes, strict=True):
+            self._is_pushed[image] = wish
+        return wishes

@@ -1,0 +1,94 @@
+"""The reconstruction problem of a call: measured k-space in the scale of the prior, and its forward operator."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from ..mri.consistency import StepConsistency, data_residual, fully_consistent
+from ..mri.operators import SenseOperator, channels_to_complex, complex_to_channels
+from ..schedulers.sampler import NoiseLevel
+from .inputs import Measurement, slice_scale
+
+__all__ = ["Problem"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the images of each slice have to agree with.
+
+    Attributes:
+        operator: forward model A of the slices.
+        kspace: `(slice, coil, y, x)`, complex64, divided by `scale`; zero where not measured.
+        noise_std: `(slice, coil)`, float32, standard deviation of the real part of the noise in `kspace`.
+        scale: `(slice,)`, float32, unit of the k-space given over that of the prior.
+        step_consistency: data consistency within a step.
+        denoising_variance: error of the prior at each noise level, as `NoiseLevel.open_variance` takes it.
+    """
+
+    operator: SenseOperator
+    kspace: Complex[Tensor, "slice coil y x"]
+    noise_std: Float[Tensor, "slice coil"]
+    scale: Float[Tensor, "slice"]
+    step_consistency: StepConsistency
+    denoising_variance: Sequence[Sequence[float]] | None = None
+
+    @classmethod
+    def from_measurement(
+        cls,
+        measurement: Measurement,
+        coil_maps: Complex[Tensor, "slice coil y x"],
+        consistency: str,
+        scale_quantile: float,
+        scale_correction: float,
+        denoising_variance: Sequence[Sequence[float]] | None = None,
+    ) -> "Problem":
+        """Divide the measurement by its scale and set up the forward operator.
+
+        Args:
+            measurement: measured k-space, sampling mask and noise of all slices.
+            coil_maps: given or estimated coil maps.
+            consistency: method of data consistency within a step, one of `mri.consistency.CONSISTENCY`.
+            scale_quantile: this and `scale_correction` as in `slice_scale`.
+            scale_correction: factor of the scale.
+            denoising_variance: error of the prior at each noise level, if it was measured.
+        """
+        operator = SenseOperator(coil_maps, measurement.mask)
+        scale = slice_scale(operator.adjoint(measurement.kspace), scale_quantile, scale_correction)
+        kspace = measurement.kspace / scale[:, None, None, None]
+        noise_std = measurement.known_or_estimated_noise() / scale[:, None]
+        step_consistency = StepConsistency(operator, kspace, noise_std, consistency)
+        return cls(operator, kspace, noise_std, scale, step_consistency, denoising_variance)
+
+    def make_consistent(
+        self, x0: Float[Tensor, "image 2 y x"], slices: Sequence[int], level: NoiseLevel, n_iterations: int
+    ) -> Float[Tensor, "image 2 y x"]:
+        """Pull predicted clean images to the measurement of their slices (paper Eq. 5)."""
+        image = channels_to_complex(x0)
+        open_variance = level.open_variance(self.denoising_variance)
+        consistent = self.step_consistency(image, _broadcast(slices), open_variance, n_iterations)
+        return complex_to_channels(consistent)
+
+    def finish(
+        self, x0: Float[Tensor, "image 2 y x"], slices: Sequence[int], method: str
+    ) -> tuple[Complex[Tensor, "image y x"], Float[Tensor, " image"]]:
+        """Make clean images agree with the measurement in full.
+
+        Args:
+            x0: clean images.
+            slices: slice of each image.
+            method: one of `mri.consistency.FINAL_CONSISTENCY`.
+
+        Returns:
+            Complex images in the scale of the prior, and their data residual.
+        """
+        slices = _broadcast(slices)
+        operator, kspace = self.operator[slices], self.kspace[slices]
+        image = fully_consistent(operator, channels_to_complex(x0), kspace, method)
+        return image, data_residual(operator, image, kspace)
+
+
+def _broadcast(slices: Sequence[int]) -> list[int]:
+    """Ascending slices of images; a single entry where all are the same, so that coil maps are not copied."""
+    return [slices[0]] if slices[0] == slices[-1] else list(slices)

@@ -13,6 +13,15 @@ __all__ = ["ComponentsMixin"]
 class ComponentsMixin:
     """Attributes of the pipeline that depend on its components, and how components are set and moved."""
 
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """Make a pipeline of the components of another one as `DiffusionPipeline.from_pipe` does, but keep them all.
+
+        diffusers keeps a component only where its very class is in the annotations of `__init__`.
+        """
+        kept = {name: value for name, value in pipeline.components.items() if name in cls._get_signature_keys(cls)[0]}
+        return super().from_pipe(pipeline, **{**kept, **kwargs})
+
     def __setattr__(self, name: str, value: Any) -> None:
         """As in diffusers, but a scheduler set in place of another is refused here if it would give a wrong image.
 

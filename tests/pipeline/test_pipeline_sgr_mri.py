@@ -338,6 +338,14 @@ def test_components_are_shared():
 
 
 @pytest.mark.parametrize("segmentation_model", ["bright", "unet", None])
+def test_a_pipeline_made_from_another_keeps_every_component_and_setting(segmentation_model):
+    pipe = build(segmentation_model, cg_iterations=3)
+    other = SGRMRIPipeline.from_pipe(pipe)
+    assert all(other.components[name] is component for name, component in pipe.components.items())
+    assert other.config.cg_iterations == 3
+
+
+@pytest.mark.parametrize("segmentation_model", ["bright", "unet", None])
 def test_moving_devices_and_types(segmentation_model):
     pipe = build(segmentation_model)
     model = pipe.segmentation_model

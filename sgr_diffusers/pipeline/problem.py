@@ -1,6 +1,6 @@
 """The reconstruction problem of a call: measured k-space in the scale of the prior, and its forward operator."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Complex, Float
@@ -32,7 +32,7 @@ class Problem:
     noise_std: Float[Tensor, "slice coil"]
     scale: Float[Tensor, "slice"]
     step_consistency: StepConsistency
-    denoising_variance: Sequence[Sequence[float]] | None = None
+    denoising_variance: Mapping[str, Sequence[float]] | None = None
 
     @classmethod
     def from_measurement(
@@ -42,7 +42,7 @@ class Problem:
         consistency: str,
         scale_quantile: float,
         scale_correction: float,
-        denoising_variance: Sequence[Sequence[float]] | None = None,
+        denoising_variance: Mapping[str, Sequence[float]] | None = None,
     ) -> "Problem":
         """Divide the measurement by its scale and set up the forward operator.
 

@@ -53,7 +53,7 @@ def test_check_of_a_good_and_of_a_damaged_folder(root, capsys):
     (root / "files_recon_calib-24/MTR_003.h5").write_bytes(b"")
     assert cli.main(["data", "check", str(root)]) == 2
     captured = capsys.readouterr()
-    assert "MTR_003.h5: not a readable HDF5 file" in captured.out
+    assert "MTR_003.h5: cannot be opened as HDF5: it is empty" in captured.out
     assert f"1 of 4 scans of {root} cannot be used" in captured.err
     assert cli.main(["data", "check", str(root / "annotations")]) == 2
     assert "train.json is missing" in capsys.readouterr().err

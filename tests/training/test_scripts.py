@@ -163,7 +163,6 @@ def test_other_ways_to_the_same_loss(data, tmp_path, mode):
 @pytest.mark.parametrize(
     ("script_name", "options", "error", "message"),
     [
-        ("train_prior", ["--train_batch_size", 10**7], MemoryError, "--gradient_checkpointing"),
         ("train_prior", ["--block_out_channels", 8, 8, 8, 8, 8, 32], ValueError, "Pass --size 32 32"),
         (
             "train_prior",

@@ -1,4 +1,4 @@
-"""Segmentation-guided reconstruction (SGR) of accelerated MRI: undersampled k-space enters, bounds of tissues leave.
+"""Segmentation-guided reconstruction (SGR): reconstructs bounds of tissues from undersampled k-space of MRI.
 
 Importing the package registers `SGRMRIPipeline` and `SegmentationUNet` with diffusers by name, so that diffusers finds
 them as pipeline and component. No class of diffusers is changed.

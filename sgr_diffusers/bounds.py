@@ -1,4 +1,4 @@
-"""Segmentations of lower and upper reconstructions enter; bounds, their volumes and the uncertainty boundary leave."""
+"""Computes bounds of tissues, their volumes and the uncertainty boundary from segmentations of reconstructions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ __all__ = ["SegmentationBounds", "bounds_from_samples", "bounds_from_segmentatio
 
 @dataclass(frozen=True)
 class SegmentationBounds:
-    """What a tissue is at least and at most.
+    """Lower and upper bounds of tissues.
 
     Attributes:
         lower: S_low `(batch, class, y, x)`, bool: pixels of the class in the lower reconstruction.
@@ -53,9 +53,9 @@ def bounds_from_segmentations(
     """Bounds from guided reconstructions.
 
     Args:
-        segmentations: labels `(batch, class, target, y, x)`, as the pipeline returns them for `target="both"`.
-        class_indices: label number of each entry of the class axis, from 1.
-        targets: names of the target axis; must hold "lower" and "upper".
+        segmentations: label maps `(batch, class, target, y, x)`, as the pipeline returns them for `target="both"`.
+        class_indices: label numbers of the entries of the class axis, from 1.
+        targets: names of the entries of the target axis; must hold "lower" and "upper".
         voxel_size_mm: edge lengths of a voxel in mm.
 
     Raises:
@@ -83,8 +83,8 @@ def bounds_from_samples(
     bound; of several equal ones the first.
 
     Args:
-        segmentations: labels `(batch, sample, y, x)` of independent unguided reconstructions, 16 in the paper: entry 0
-            of the class axis of what the pipeline returns for `target="none"`.
+        segmentations: label maps `(batch, sample, y, x)` of independent unguided reconstructions, 16 in the paper:
+            entry 0 of the class axis of what the pipeline returns for `target="none"`.
         class_indices: label numbers to bound, from 1.
         voxel_size_mm: edge lengths of a voxel in mm.
     """

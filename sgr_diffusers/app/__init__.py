@@ -1,4 +1,4 @@
-"""Raw k-space uploaded in a browser enters; a page of bounds, their volumes and files to download leaves.
+"""Reconstructs raw k-space uploaded in a browser and shows the bounds, their volumes and files to download.
 
 `limits` -> `uploads` (what a file offers) -> `runs` (a reconstruction) -> `views` and `downloads` -> `page` (Gradio)
 -> `server`.

@@ -1,4 +1,4 @@
-"""A result enters; a zip of NIfTI images and a csv of volumes leave."""
+"""Writes the result of a run as a zip of NIfTI images and a csv of volumes."""
 
 import tempfile
 import zipfile

@@ -1,4 +1,4 @@
-"""What one visitor may ask of the machine; the errors that say so."""
+"""Defines the limits on what one visitor may ask of the machine, and the errors raised at these limits."""
 
 from dataclasses import dataclass
 
@@ -18,15 +18,16 @@ class AppLimits:
     """Limits of the app.
 
     Attributes:
-        max_upload_mb: largest file that is accepted, in MB of 10^6 bytes.
-        max_content_mb: most that the arrays of a file may take once they are unpacked: a small file can hold much.
-        max_pixels: of a slice, summed over its coils.
-        max_pixels_without_maps: the same, of a file without coil maps, whose estimate cannot be stopped half-way;
-            above 16 coils, it is lower by their number over 16.
-        max_minutes: longest reconstruction, the estimate of the maps included.
-        max_steps: most reverse steps to choose.
-        max_queue: most visitors who wait for their turn; more are turned away.
-        keep_seconds: how long uploads and results are kept on disk.
+        max_upload_mb: size of the largest file that is accepted, in MB of 10^6 bytes.
+        max_content_mb: largest total size of the arrays of a file once they are unpacked, in MB: a small file can hold
+            much.
+        max_pixels: largest number of pixels of a slice, summed over its coils.
+        max_pixels_without_maps: the same number for a file without coil maps, whose estimate cannot be stopped
+            half-way; above 16 coils, it is lower by their number over 16.
+        max_minutes: longest duration of a reconstruction in minutes, the estimate of the maps included.
+        max_steps: largest number of reverse steps that can be chosen.
+        max_queue: largest number of visitors who wait for their turn; more are turned away.
+        keep_seconds: time for which uploads and results are kept on disk, in seconds.
     """
 
     max_upload_mb: int | float = 500
@@ -42,7 +43,7 @@ class AppLimits:
         """Check that every limit is positive.
 
         Raises:
-            ValueError: one is not.
+            ValueError: a limit is not positive.
         """
         for name, value in vars(self).items():
             if not value > 0:

@@ -1,4 +1,4 @@
-"""A pipeline and limits enter; the Gradio page leaves: its layout, and what follows from each click.
+"""Builds the Gradio page for a pipeline and limits: its layout, and what follows from each click.
 
 Gradio is imported when the page is built. What the page shows is made in `views`, what it computes in `runs`.
 """
@@ -64,12 +64,12 @@ _REFUSE_LARGE_FILES = """() => {
 
 
 def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blocks":
-    """The page; runs of all visitors go through one queue, one at a time.
+    """Build the page; runs of all visitors go through one queue, one at a time.
 
     Args:
-        pipe: with a segmentation model that names its classes.
-        limits: of what a visitor may ask for.
-        folder: for results; whoever calls deletes it in the end.
+        pipe: pipeline with a segmentation model that names its classes.
+        limits: limits on what a visitor may ask for.
+        folder: folder for results; the caller deletes it in the end.
     """
     import gradio as gr
 
@@ -331,7 +331,7 @@ def _slice_range(case: CaseInfo | None) -> dict[str, Any]:
 def _slice_request(
     case: CaseInfo | None, slice_number: float, sampling: str, echo: float, *edges: float | None
 ) -> SliceRequest | None:
-    """What the fields of the page say; `None` without a case."""
+    """Request for a slice from the fields of the page; `None` without a case."""
     if case is None:
         return None
     size = tuple(float(edge) for edge in edges if edge)

@@ -1,4 +1,4 @@
-"""A case and what a visitor chose enter; both bounds of each tissue in one slice leave, or an error to be shown."""
+"""Reconstructs both bounds of the chosen tissues in one slice of a case, or raises an error that can be shown."""
 
 import time
 from collections.abc import Callable
@@ -25,14 +25,14 @@ _STEPS_TO_JUDGE = 3  # the first ones take longer than those that follow
 
 @dataclass(frozen=True)
 class SliceRequest:
-    """Which measurement: a slice of a case as it was undersampled.
+    """Choice of a measurement: a slice of a case as it was undersampled.
 
     Attributes:
-        case: the file.
-        slice_number: from 0.
-        mask_name: one of `case.masks`; `None` for k-space as it is.
-        echo: from 1.
-        voxel_size_mm: (slice, y, x) where the file does not state it.
+        case: description of the file.
+        slice_number: number of the slice, from 0.
+        mask_name: name of the sampling mask, one of `case.masks`; `None` for k-space as it is.
+        echo: number of the echo, from 1.
+        voxel_size_mm: edge lengths of a voxel (slice, y, x) in mm where the file does not state them.
     """
 
     case: CaseInfo
@@ -42,10 +42,10 @@ class SliceRequest:
     voxel_size_mm: tuple[float, float, float] | None = None
 
     def read(self) -> ScanSlices:
-        """Read it.
+        """Read the measurement.
 
         Raises:
-            ValueError: it is not in the file, or the voxel size is not known; the text can be shown.
+            ValueError: the measurement is not in the file, or the voxel size is not known; the text can be shown.
         """
         case = self.case
         if self.mask_name is not None and self.mask_name not in case.masks:
@@ -68,12 +68,12 @@ class RunRequest:
     """A reconstruction to make.
 
     Attributes:
-        measurement: of which slice.
+        measurement: choice of the slice and its sampling.
         classes: names of the tissues to bound.
-        n_steps: reverse steps.
-        fast: make them where they count, as `SamplingSettings` says.
-        strength: of the guidance, as a multiple of the default (1).
-        seed: of the noise.
+        n_steps: number of reverse steps.
+        fast: whether to make the steps where they count, as `SamplingSettings` says.
+        strength: strength of the guidance, as a multiple of the default (1).
+        seed: seed of the noise.
     """
 
     measurement: SliceRequest
@@ -96,14 +96,14 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What a run gave.
+    """Result of a run.
 
     Attributes:
-        request: what was asked for.
-        scan: the measurement.
-        bounds: lower and upper reconstruction of each tissue.
-        plain: the unguided reconstruction, if there is no fully sampled image to compare with.
-        seconds: that it took.
+        request: request that was run.
+        scan: measurement that was reconstructed.
+        bounds: lower and upper reconstructions of each tissue.
+        plain: unguided reconstruction, if there is no fully sampled image to compare with.
+        seconds: duration of the run in seconds.
     """
 
     request: RunRequest
@@ -131,14 +131,15 @@ def run_case(
     """Reconstruct both bounds, within the time there is.
 
     Args:
-        pipe: with a segmentation model.
-        request: what to make.
-        limits: of time and steps.
-        on_progress: called after each step with the steps done, those there are, and the seconds that are left.
-        is_stopped: asked after each step, and once coil maps are estimated.
+        pipe: pipeline with a segmentation model.
+        request: reconstruction to make.
+        limits: limits on time and steps.
+        on_progress: function called after each step with the number of steps done, their total number, and the seconds
+            that are left.
+        is_stopped: function asked after each step, and once coil maps are estimated, whether to stop.
 
     Raises:
-        RunStopped: `is_stopped` said so.
+        RunStopped: `is_stopped` returned true.
         RunRefused: the run takes too long; the text says what would be shorter.
         ValueError: the request or the data cannot be used.
     """

@@ -1,4 +1,4 @@
-"""A model and limits enter; a web server that shows the page leaves, and nothing of it stays behind on disk."""
+"""Runs the web server that shows the page for a model, and deletes uploads and results when the server ends."""
 
 import os
 import tempfile
@@ -28,10 +28,10 @@ def launch_app(
 
     Args:
         model: folder or Hub repository of a pipeline; `None` for the bundled one.
-        device: of the networks; `None` for a GPU if there is one.
-        limits: of what a visitor may ask for; `None` for the defaults.
-        host: address to listen at; `None` for gradio's: this machine alone, or what a Space sets.
-        port: of the server; `None` for the first that is free from 7860 on.
+        device: device of the networks; `None` for a GPU if there is one.
+        limits: limits on what a visitor may ask for; `None` for the defaults.
+        host: address to listen at; `None` for the default of gradio: this machine alone, or what a Space sets.
+        port: port of the server; `None` for the first that is free from 7860 on.
 
     Raises:
         ValueError: gradio is not installed, or the model cannot be used.

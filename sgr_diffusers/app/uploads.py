@@ -1,4 +1,4 @@
-"""A file from somebody unknown enters; what can be chosen of it, or an error that can be shown, leaves."""
+"""Checks an uploaded, untrusted file and describes what can be chosen of it, or raises an error that can be shown."""
 
 import os
 import re
@@ -25,16 +25,16 @@ class CaseInfo:
     """What a file of raw k-space offers.
 
     Attributes:
-        path: the file.
-        name: its name, safe to show and to use in other file names.
+        path: path of the file.
+        name: name of the file, safe to show and to use in other file names.
         n_slices: number of slices.
-        size: rows and columns of a slice.
-        n_coils: receive coils.
+        size: numbers of rows and columns of a slice.
+        n_coils: number of receive coils.
         masks: names of the stored masks; without any, k-space is taken as it is.
-        n_echoes: echoes to choose from.
-        voxel_size_mm: (slice, y, x), if the file says so.
-        is_fully_sampled: whether it holds the fully sampled image to compare with.
-        suspicions: what in the file contradicts its data, in sentences.
+        n_echoes: number of echoes to choose from.
+        voxel_size_mm: edge lengths of a voxel (slice, y, x) in mm, if the file states them.
+        is_fully_sampled: whether the file holds the fully sampled image to compare with.
+        suspicions: sentences on what in the file contradicts its data.
     """
 
     path: Path
@@ -59,13 +59,13 @@ def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) 
     """Look into a file before anything of it is reconstructed.
 
     Args:
-        path: the file.
-        limits: of its size, packed and unpacked, and of its slices.
-        name: to show instead of the file's own.
+        path: path of the file.
+        limits: limits on its size, packed and unpacked, and on its slices.
+        name: name to show instead of the file's own.
 
     Raises:
-        ValueError: it is of no kind that can be read, damaged, or beyond a limit. The text names no folder of this
-            machine.
+        ValueError: the file is of no kind that can be read, damaged, or beyond a limit. The text names no folder of
+            this machine.
     """
     path = Path(path)
     name = safe_name(name or path.name)

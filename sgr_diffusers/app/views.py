@@ -1,4 +1,4 @@
-"""Results enter as arrays; HTML with pictures in it leaves, which needs no script and nothing from elsewhere."""
+"""Renders results as HTML with pictures in it, which needs no script and nothing from elsewhere."""
 
 import base64
 import io
@@ -124,9 +124,9 @@ def result_views(result: CaseResult, class_name: str, zoom: bool = True) -> tupl
     """Panels of one tissue with their legend: fully sampled (or plain), lower, upper, boundary; and the cross-fade.
 
     Args:
-        result: of a run.
-        class_name: one of its tissues.
-        zoom: show the surroundings of the tissue rather than the whole slice.
+        result: result of a run.
+        class_name: name of one of its tissues.
+        zoom: whether to show the surroundings of the tissue rather than the whole slice.
     """
     bounds, scan = result.bounds, result.scan
     place = bounds.classes.index(class_name)
@@ -170,7 +170,7 @@ def interval_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     """The intervals of all tissues on one axis of mm^3, each with its numbers beside it.
 
     Args:
-        rows: as `CaseResult.rows` gives them.
+        rows: rows of volumes, as `CaseResult.rows` gives them.
     """
     known = "plain_mm3" if "plain_mm3" in rows[0] else "fully_sampled_mm3"
     name = "plain reconstruction" if known == "plain_mm3" else "fully sampled"

@@ -1,4 +1,4 @@
-"""Who is there: for each visitor the flag that stops a run, and the folder of the results, gone with them."""
+"""Keeps, for each visitor, the flag that stops a run and the folder of results, which is deleted when they leave."""
 
 import shutil
 import tempfile
@@ -9,10 +9,10 @@ __all__ = ["Visits"]
 
 
 class Visits:
-    """What is kept for each open page.
+    """Flags and result folders of all open pages.
 
     Args:
-        folder: where results are kept; a folder of its own for each visitor is made in it.
+        folder: folder of the results; a folder of its own for each visitor is made in it.
     """
 
     def __init__(self, folder: Path):
@@ -23,7 +23,7 @@ class Visits:
         self._results: dict[str, Path] = {}
 
     def begin_run(self, visitor: str) -> threading.Event:
-        """The flag of a new run, which `stop` sets."""
+        """Return the flag of a new run, which `stop` sets."""
         with self._lock:
             self._stops[visitor] = threading.Event()
             return self._stops[visitor]
@@ -36,7 +36,7 @@ class Visits:
             flag.set()
 
     def new_folder(self, visitor: str) -> Path:
-        """An empty folder for the results of a run; that of the run before is deleted."""
+        """Make an empty folder for the results of a run; that of the run before is deleted."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         with self._lock:
             previous, self._results[visitor] = self._results.get(visitor), folder

@@ -1,4 +1,4 @@
-"""The arguments of `sgr app` enter; a running server leaves. Only parsing is here."""
+"""Parses the arguments of `sgr app` and starts the server. Only parsing is here."""
 
 import argparse
 from collections.abc import Callable

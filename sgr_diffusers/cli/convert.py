@@ -1,4 +1,4 @@
-"""Arguments of `sgr convert` enter; a folder and a summary on the screen leave."""
+"""Parses the arguments of `sgr convert`, writes the converted folder and prints a summary."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Arguments of `sgr synthesize` and `sgr data` enter; data sets, a table or a picture leave.
+"""Parses the arguments of `sgr synthesize` and `sgr data`, and makes data sets, a table or a picture.
 
 Only parsing is here; what is heavy is imported by the command that needs it.
 """

@@ -1,4 +1,4 @@
-"""Arguments of `sgr evaluate`, `sgr report` and `training/evaluate.py` enter; a results folder or a report leaves.
+"""Parses the arguments of `sgr evaluate`, `sgr report` and `training/evaluate.py`, and runs them.
 
 What is heavy is imported when a command runs.
 """
@@ -26,8 +26,8 @@ def add_evaluation_commands(commands: Any, add_command: Callable[..., argparse.A
     """Add `evaluate` and `report` to the parsers of the `sgr` command.
 
     Args:
-        commands: subparsers.
-        add_command: adds one: (commands, name, function to run, summary, example).
+        commands: subparsers of `sgr`.
+        add_command: function that adds one subcommand: (commands, name, function to run, summary, example).
     """
     add_arguments(
         add_command(
@@ -171,8 +171,8 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
     """Evaluate.
 
     Args:
-        args: of a parser with `add_arguments`.
-        argv: the arguments that they were parsed from, for the record and for further processes.
+        args: parsed arguments of a parser with `add_arguments`.
+        argv: list of arguments that `args` was parsed from, for the record and for further processes.
 
     Raises:
         FileNotFoundError, ValueError: data, model, settings or the folder cannot be used.

@@ -1,4 +1,4 @@
-"""Arguments of the `sgr` command enter; files, a table on the screen and an exit code leave.
+"""Parses the arguments of the `sgr` command, runs the subcommand and returns its exit code.
 
 Only parsing is here; what is heavy is imported by the command that needs it.
 """

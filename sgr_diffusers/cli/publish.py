@@ -1,4 +1,4 @@
-"""Arguments of `sgr publish` enter; what changed on the Hub, or would, is printed."""
+"""Parses the arguments of `sgr publish`, runs it and prints what changed on the Hub, or would change."""
 
 import argparse
 import tempfile
@@ -16,7 +16,7 @@ def add_publish(commands: Any, add_command: AddCommand) -> None:
 
     Args:
         commands: subparsers of `sgr`.
-        add_command: makes one subcommand: (subparsers, name, function to run, summary, example).
+        add_command: function that makes one subcommand: (subparsers, name, function to run, summary, example).
     """
     group = commands.add_parser(
         "publish",

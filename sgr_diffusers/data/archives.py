@@ -1,4 +1,4 @@
-"""A tar or zip archive from elsewhere enters; its regular files, each whole and inside the folder, leave.
+"""Unpacks the regular files of a tar or zip archive from elsewhere, each one whole and inside the folder.
 
 Nothing of an archive is trusted: a member that would leave the folder, a link, a device, a sparse member, or one that
 brings the whole to far more than the archive holds, ends the unpacking before anything of this member is written.
@@ -48,10 +48,10 @@ def unpack(
     A file appears under its name when it is complete. One that is there, with the size that the archive says, is kept.
 
     Args:
-        archive: .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz or .zip.
-        folder: to unpack to; made if it is not there.
-        rename: from the path of a member to the one it gets, `None` to leave the member out. The result is checked
-            like any other.
+        archive: archive file, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz or .zip.
+        folder: folder to unpack to; made if it is not there.
+        rename: function from the path of a member to the one it gets, or to `None` to leave the member out. The result
+            is checked like any other.
         max_ratio: most bytes that one byte of the archive may unpack to, over the whole archive.
         max_bytes: most bytes in all; `None`: the free space of the disk.
         max_members: most members.

@@ -1,4 +1,4 @@
-"""A data folder in the SKM-TEA layout enters; what is there, missing or damaged, scan by scan, leaves."""
+"""Checks a data folder in the SKM-TEA layout scan by scan and reports what is there, missing or damaged."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -17,15 +17,15 @@ class ScanReport:
     """What was found of a scan.
 
     Attributes:
-        split: of the annotations that list it.
-        scan_id: its name.
-        matrix_shape: (slice, y, x) of the annotations.
-        n_coils: receive coils; `None` if the k-space file cannot be read.
-        n_echoes: echoes; `None` if the k-space file cannot be read.
+        split: split of the annotations that list the scan.
+        scan_id: name of the scan.
+        matrix_shape: matrix size (slice, y, x) that the annotations state.
+        n_coils: number of receive coils; `None` if the k-space file cannot be read.
+        n_echoes: number of echoes; `None` if the k-space file cannot be read.
         masks: names of the stored masks.
-        n_bytes: size of its files.
-        n_labelled: slices that show a tissue class; `None` if the segmentation was not read.
-        faults: what is missing or damaged; empty if the scan can be used.
+        n_bytes: size of the files of the scan, in bytes.
+        n_labelled: number of slices that show a tissue class; `None` if the segmentation was not read.
+        faults: descriptions of what is missing or damaged; empty if the scan can be used.
     """
 
     split: str
@@ -44,8 +44,8 @@ def check_folder(root: str | os.PathLike, read_arrays: bool = False) -> Iterator
 
     Args:
         root: folder in the SKM-TEA layout.
-        read_arrays: also read all slices of k-space (first echo), maps and target, to find what is not finite or
-            cannot be read; takes as long as reading the whole data set.
+        read_arrays: flag to read all slices of k-space (first echo), maps and target as well, to find what is not
+            finite or cannot be read; takes as long as reading the whole data set.
 
     Raises:
         FileNotFoundError: there are no annotations.

@@ -1,4 +1,6 @@
-"""References to slices (scan, slice, echo, acceleration) enter a `datasets` column; arrays leave when a row is read.
+"""A `datasets` feature that stores references to slices and reads their arrays when a row is read.
+
+A reference holds scan, slice, echo and acceleration.
 
 Importing this module registers the feature, which `datasets.load_from_disk` needs for data sets saved with it, and
 lets the torch format share its arrays.
@@ -29,7 +31,7 @@ class LazySlice:
 
     Attributes:
         root: folder or URL of the data set, in the SKM-TEA layout.
-        content: which array, out of `CONTENTS`.
+        content: name of the array, out of `CONTENTS`.
         class_names: names of the classes of "labels", from 1.
         decode: `False` gives the references themselves.
         id: unused, as in the features of `datasets`.

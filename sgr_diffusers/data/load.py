@@ -1,4 +1,4 @@
-"""A data folder, URL or Hub repository enters; a `datasets.Dataset` of its slices, read on access, leaves."""
+"""Loads the slices of a data folder, URL or Hub repository as a `datasets.Dataset` that reads them on access."""
 
 import os
 import re
@@ -65,17 +65,17 @@ def load_skmtea(
             repository on the Hub: one that holds tarballs, such as `arjundd/skm-tea-mini`, is fetched and unpacked.
         split: name of an annotation file, such as "train"; without `streaming` also parts and sums, as in
             "train[:100]+val".
-        echo: 1 or 2; the paper uses 1.
-        acceleration: of the stored mask to undersample by, for example 8; it counts the acquired grid, not the padded
-            one. `None`: k-space as it is stored, measured where it is not zero.
+        echo: number of the echo, 1 or 2; the paper uses 1.
+        acceleration: acceleration of the stored mask to undersample by, for example 8; it counts the acquired grid,
+            not the padded one. `None`: k-space as it is stored, measured where it is not zero.
         slices: `None` for all; "paper" for the paper's protocol (of all slices with at least 82 foreground pixels,
             counted through all scans of the split, every 8th: 869 test slices, see `selection.PAPER`); n for every
             n-th of each scan; a slice or range; or a `SliceSelection`, for classes and least foreground. What looks at
             labels reads them first.
         classes: "merged" for labels of the four classes of `CLASS_NAMES`, or of the classes that the annotations name;
             "file" for the labels of the file; `None` for no column `labels`, as where there are no segmentations.
-        streaming: return an `IterableDataset`, one shard a scan, and look at a scan only when its turn comes.
-        num_proc: processes that make the index, at most one a scan.
+        streaming: flag to return an `IterableDataset`, one shard a scan, and look at a scan only when its turn comes.
+        num_proc: number of processes that make the index, at most one a scan.
         strict: `False` leaves out scans and slices that cannot be used, and ends with a `SkippedDataWarning` that
             counts and names them.
         check_content: read all arrays of each slice when the index is made, to find values that are not finite and

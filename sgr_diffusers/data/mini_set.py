@@ -1,4 +1,4 @@
-"""A dataset repository of tarballs on the Hub enters; a folder in the SKM-TEA layout on disk leaves."""
+"""Fetches a dataset repository of tarballs from the Hub and unpacks it to a folder in the SKM-TEA layout."""
 
 import json
 import os
@@ -43,13 +43,13 @@ def fetch_mini(
     The annotations keep only the scans that have a k-space file; those left out are reported.
 
     Args:
-        folder: to unpack to; `None` for `default_folder`.
+        folder: folder to unpack to; `None` for `default_folder`.
         repository: dataset repository with `annotations/v1.0.0/*.json` and `<part>.tar.gz`, each in any folder.
-        parts: which tarballs.
+        parts: names of the tarballs to fetch.
         revision: branch, tag or commit; `None` for the default branch.
-        endpoint: of the Hub; `None` for that of `huggingface_hub`.
-        keep_tarballs: do not delete a tarball once it is unpacked.
-        report: is called with a line of text for each step.
+        endpoint: endpoint of the Hub; `None` for that of `huggingface_hub`.
+        keep_tarballs: flag that keeps a tarball once it is unpacked.
+        report: function that is called with a line of text for each step.
 
     Returns:
         The folder, as `load_skmtea` takes it.

@@ -1,4 +1,4 @@
-"""The foreground flags of a data set enter; the endless, resumable order in which to visit its slices leaves."""
+"""Draws the endless, resumable order in which to visit the slices of a data set, given their foreground flags."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,12 +18,12 @@ class SliceSampler(Sampler):
 
     Args:
         n_items: size of the data set.
-        seed: of the order.
-        foreground: for each item, whether it belongs to the foreground; needed where `foreground_fraction` is not 0.
+        seed: seed of the order.
+        foreground: flag of each item, true if it is foreground; needed where `foreground_fraction` is not 0.
         foreground_fraction: share of the draws, in [0, 1], that come from the foreground only.
         start: number of the first draw of this process.
-        stride: (draws of this process in a row, draws of all processes together). With several processes, each takes
-            its own part of every common batch.
+        stride: pair (draws of this process in a row, draws of all processes together). With several processes, each
+            takes its own part of every common batch.
 
     Raises:
         ValueError: if there is no item, `foreground_fraction` is out of range or asked of a set without foreground.

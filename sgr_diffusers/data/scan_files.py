@@ -1,4 +1,4 @@
-"""Where a scan of the SKM-TEA raw-data track lies enters (a folder or a URL); single slices of its arrays leave.
+"""Reads single slices of the arrays of a scan of the SKM-TEA raw-data track, from a folder or a URL.
 
 Nothing is kept but open handles and padded masks, so that random access needs little memory. Every error is a
 `DataFault`, which names the scan and the file.
@@ -52,7 +52,7 @@ class DataFault(ValueError):
     Attributes:
         scan_id: name of the scan.
         file: path or URL of the file.
-        reason: what is wrong, and the way out.
+        reason: description of what is wrong, and of the way out.
     """
 
     def __init__(self, scan_id: str, file: str, reason: str) -> None:
@@ -339,8 +339,8 @@ def read_mask(scan_id: str, path: str, acceleration: float | int | str) -> Bool[
 
     Args:
         scan_id: name of the scan, for messages.
-        path: HDF5 file, or URL.
-        acceleration: of the mask, or its name.
+        path: path or URL of the HDF5 file.
+        acceleration: acceleration of the mask, or its name.
 
     Raises:
         DataFault: there is no mask of this acceleration, or it does not fit.

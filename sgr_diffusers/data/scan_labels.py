@@ -1,4 +1,4 @@
-"""Where the segmentation of a scan lies enters (a path or a URL); its labels leave slice by slice."""
+"""Reads the labels of a scan slice by slice from its segmentation file, given by a path or a URL."""
 
 import gzip
 import io
@@ -23,8 +23,8 @@ class FileLabels:
     """The segmentation of a scan, compressed slice by slice: some 100 KB where the array takes 40 MB.
 
     Attributes:
-        shape: (slice, y, x).
-        counts: pixels of each file label 0..6 in each slice.
+        shape: shape (slice, y, x) of the labels.
+        counts: number of pixels of each file label 0..6 in each slice.
         slices: zlib streams of uint8 `(y, x)`; empty where there is nothing but background.
     """
 
@@ -46,9 +46,9 @@ def file_labels(
 
     Args:
         scan_id: name of the scan, for messages.
-        path: NIfTI file, or URL.
-        matrix_shape: (slice, y, x) of the annotations.
-        header_only: only check that the file is there and has this shape; returns `None`.
+        path: path or URL of the NIfTI file.
+        matrix_shape: matrix size (slice, y, x) that the annotations state.
+        header_only: flag to only check that the file is there and has this shape; returns `None`.
 
     Raises:
         DataFault: the file is missing or damaged, has another shape or labels outside 0..6.

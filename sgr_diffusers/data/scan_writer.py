@@ -31,13 +31,13 @@ def write_scan_files(
     Args:
         root: folder of the data set.
         scan_id: name of the scan.
-        config: what the content depends on, in plain values; kept in the file.
+        config: settings that the content depends on, in plain values; kept in the file.
         matrix_shape: number of voxels (slice, y, x).
         n_echoes_and_coils: number of echoes and of coils.
-        slices: of each slice "kspace" (y, x, echo, coil), "maps" (y, x, coil) and "target" (y, x, echo), complex64,
-            and "labels" (y, x), uint8; "noise_free" (y, x, echo), the target without noise, if all slices have it.
-            Nothing is computed of a scan that is there.
-        masks: gives the stored mask of each acceleration.
+        slices: arrays of each slice: "kspace" (y, x, echo, coil), "maps" (y, x, coil) and "target" (y, x, echo),
+            complex64, and "labels" (y, x), uint8; "noise_free" (y, x, echo), the target without noise, if all slices
+            have it. Nothing is computed of a scan that is there.
+        masks: function that returns the stored mask of each acceleration.
         voxel_size_mm: size of a voxel (slice, y, x).
         orientation: directions of the three axes.
 
@@ -97,7 +97,7 @@ def write_annotations(
     Args:
         root: folder of the data set.
         split: name of the split.
-        info: what the data are; "description" is their name.
+        info: description of the data set; "description" is its name.
         images: entry of each scan.
         **more: further entries of the file.
     """

@@ -1,4 +1,4 @@
-"""The number of slices of a scan and its label counts enter; the numbers of the slices to load leave."""
+"""Selects the slices of a scan to load, given the number of its slices and its label counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class SliceSelection:
 
         Args:
             n_slices: number of slices of the scan.
-            counts: pixels of each file label in each slice; needed if `needs_labels`.
+            counts: number of pixels of each file label in each slice; needed if `needs_labels`.
             class_names: names of the classes of the scan.
 
         Raises:

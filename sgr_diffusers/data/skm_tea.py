@@ -1,4 +1,4 @@
-"""A folder in the SKM-TEA raw-data layout enters; scans, their slices and a PyTorch data set for training leave.
+"""Reads scans and their slices from a folder in the SKM-TEA raw-data layout, and offers them as a PyTorch data set.
 
 Layout (SKM-TEA v1.0.0)::
 
@@ -84,14 +84,14 @@ class SkmTeaScan:
     """One scan on disk. Nothing is read before a method asks for it.
 
     Attributes:
-        scan_id: for example ``"MTR_005"``.
-        subject_id: subjects may have several scans.
+        scan_id: name of the scan, for example ``"MTR_005"``.
+        subject_id: identifier of the subject, who may have several scans.
         kspace_file: the HDF5 file.
         labels_file: the NIfTI file of the segmentation; may not exist.
-        matrix_shape: (slices, y, x).
-        voxel_size_mm: (slice, y, x).
+        matrix_shape: matrix size (slices, y, x).
+        voxel_size_mm: size of a voxel (slice, y, x) in mm.
         orientation: directions in which the axes run, for example ``("SI", "AP", "LR")``.
-        findings: what the annotation says of the anatomy, in synthetic scans.
+        findings: findings that the annotation lists for the anatomy, in synthetic scans.
         class_names: names of the classes of the segmentation, from 1.
     """
 
@@ -125,7 +125,7 @@ class SkmTeaScan:
 
         Args:
             index: a slice number, or a ``slice``.
-            echo: 1 or 2; the paper uses 1.
+            echo: number of the echo, 1 or 2; the paper uses 1.
 
         Raises:
             IndexError: for a slice or an echo outside the scan.
@@ -151,7 +151,7 @@ class SkmTeaScan:
         """Stored sampling mask, zero-padded about the centre to the size of k-space; true where measured.
 
         Args:
-            acceleration: of the acquired grid (not of the padded one), for example 8.
+            acceleration: acceleration on the acquired grid (not on the padded one), for example 8.
 
         Raises:
             DataFault: a `ValueError`; the file holds no mask of this acceleration.
@@ -235,14 +235,15 @@ class SkmTeaSlices(Dataset):
     false); ``scan_id`` str; ``slice`` int.
 
     Args:
-        scans: from `list_scans`.
-        echo: 1 or 2; the paper uses 1.
-        with_labels: whether items carry labels. Foreground can be looked up in either case.
-        preload: hold all images in memory (``8 * y * x`` bytes a slice), for data sets that fit. Otherwise a slice is
-            read from its file when asked for, with handles of each process's own.
-        size: (y, x) to which slices are cropped or zero-padded about the centre; needed where scans differ in size.
-        quantile: of the magnitude that becomes 1.
-        chosen: for each scan the numbers of its slices to use, in increasing order; all of them if not given.
+        scans: scans from `list_scans`.
+        echo: number of the echo, 1 or 2; the paper uses 1.
+        with_labels: flag that says whether items carry labels. Foreground can be looked up in either case.
+        preload: flag to hold all images in memory (``8 * y * x`` bytes a slice), for data sets that fit. Otherwise a
+            slice is read from its file when asked for, with handles of each process's own.
+        size: size (y, x) to which slices are cropped or zero-padded about the centre; needed where scans differ in
+            size.
+        quantile: quantile of the magnitude that becomes 1.
+        chosen: numbers of the slices to use of each scan, in increasing order; all of them if not given.
 
     Raises:
         ValueError: if there is no scan or no slice, or the scans differ in size and `size` is not given.

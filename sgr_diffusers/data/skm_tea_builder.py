@@ -1,4 +1,4 @@
-"""A folder or URL in the SKM-TEA layout enters; the `datasets` index of its slices, one row each, leaves.
+"""Builds the `datasets` index of the slices of a folder or URL in the SKM-TEA layout, one row for each slice.
 
 `load_skmtea` is the way to use this builder; it is here that `datasets` is imported.
 """
@@ -50,17 +50,17 @@ class SkmTeaConfig(datasets.BuilderConfig):
 
     Attributes:
         root: folder or URL in the SKM-TEA layout.
-        splits: to index.
-        echo: 1 or 2.
-        acceleration: of the stored mask, `None` for k-space as it is.
-        selection: which slices.
+        splits: names of the splits to index.
+        echo: number of the echo, 1 or 2.
+        acceleration: acceleration of the stored mask, `None` for k-space as it is.
+        selection: selection of the slices to index.
         labels: "labels" for the classes of `class_names`, "file_labels" for those of the file, `None` for no labels.
         class_names: names of the classes of the data.
-        strict: whether bad data are an error; otherwise they are skipped and counted.
-        check_content: whether every array is read once before its slice enters the index.
-        streaming: whether rows are generated on the fly.
-        fingerprint: of annotations and files, see `fingerprint`.
-        index_version: of this module.
+        strict: flag that makes bad data an error; otherwise they are skipped and counted.
+        check_content: flag that has every array read once before its slice enters the index.
+        streaming: flag that has rows generated on the fly.
+        fingerprint: fingerprint of annotations and files, see `fingerprint`.
+        index_version: version of the index that this module builds.
     """
 
     root: str = ""

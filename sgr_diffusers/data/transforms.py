@@ -1,4 +1,4 @@
-"""Slices as read from disk enter; scaled and augmented training slices leave.
+"""Scales slices as read from disk and augments them for training.
 
 Pure functions on batches. Chance enters only through the `torch.Generator` given; every entry has its own draw.
 Images of the prior are real ``(batch, 2, y, x)`` (real, imaginary), those of the segmenter ``(batch, 1, y, x)``
@@ -30,8 +30,8 @@ def scale_to_quantile(
     """Divide every slice by a quantile of its own magnitude, as the paper does ("0.99 quantile of every slice").
 
     Args:
-        image: complex ``(*batch, y, x)``, any unit.
-        quantile: in (0, 1].
+        image: complex image ``(*batch, y, x)``, any unit.
+        quantile: quantile of the magnitude, in (0, 1].
 
     Returns:
         The scaled image, and the divisor ``(*batch)`` that multiplies it back.
@@ -107,7 +107,7 @@ def rotate_phase(
 
     Args:
         channels: real and imaginary part.
-        angles: in radians.
+        angles: angles in radians.
     """
     cosine, sine = (part.to(channels).view(-1, 1, 1) for part in (angles.cos(), angles.sin()))
     real, imaginary = channels.unbind(dim=1)

@@ -1,4 +1,4 @@
-"""Values of scans enter; a statistic over them with its confidence interval, which the seed decides on, leaves."""
+"""Estimate a statistic over the values of scans, with its bootstrap confidence interval, which the seed fixes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Estimate:
     """A statistic and how sure it is.
 
     Attributes:
-        value: of the scans as they are; NaN without any value.
+        value: value of the statistic for the scans as they are; NaN without any value.
         low: lower end of the confidence interval, for another draw of as many scans.
-        high: upper end.
+        high: upper end of the confidence interval.
     """
 
     value: float
@@ -55,9 +55,9 @@ def estimate(
 
     Args:
         values: `(scan, item)`, an item being a class or an image; NaN where there is no value.
-        statistic: over the last axis of `(resample, scan * item)`.
-        seed: of the draws.
-        n: number of draws.
+        statistic: function that computes the statistic over the last axis of `(resample, scan * item)`.
+        seed: seed of the draws.
+        n: number of resamples.
     """
     values = np.asarray(values, dtype=np.float64)
     if not values.size:

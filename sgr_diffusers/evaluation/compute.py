@@ -1,4 +1,4 @@
-"""A unit of work enters; its row for the store leaves: reconstructions, segmentations, scores and what they cost.
+"""Compute the row that the store keeps of a unit of work: reconstructions, segmentations, scores and costs.
 
 A row depends on the unit, the settings, the networks and the data alone: noise is seeded by (seed, scan, slice).
 """
@@ -41,15 +41,16 @@ class EvaluationSettings:
     """What is the same for all units of a results folder; names and defaults as in `SGRMRIPipeline.__call__`.
 
     Attributes:
-        num_inference_steps: reverse steps.
-        timesteps: to visit; `None` for the scheduler's own choice.
+        num_inference_steps: number of reverse steps.
+        timesteps: timesteps to visit; `None` for the scheduler's own choice.
         eta: share of fresh noise.
-        guidance_strength: b of paper Eq. 14, per step, of the SGR that is compared with RR; `None` for the default.
+        guidance_strength: strength b of paper Eq. 14, per step, of the SGR that is compared with RR; `None` for the
+            default.
         cg_iterations: `None` for the checkpoint's.
-        final_consistency: last step.
-        batch_size: most images in a network call.
-        echo: 1 or 2.
-        seed: of all noise.
+        final_consistency: kind of the last step.
+        batch_size: largest number of images in a network call.
+        echo: number of the echo, 1 or 2.
+        seed: seed of all noise.
     """
 
     num_inference_steps: int = 100
@@ -84,10 +85,10 @@ class UnitComputer:
     """Computes units one by one.
 
     Args:
-        pipe: with a segmentation model, on its device.
+        pipe: pipeline with a segmentation model, on its device.
         second: another segmentation model, which guidance never sees; may be missing.
-        settings: of all units.
-        data: scans and slices.
+        settings: settings of all units.
+        data: scans and slices to evaluate.
         examples: (scan, slice) pairs of which images are kept.
         with_manual: whether manual labels are read.
     """

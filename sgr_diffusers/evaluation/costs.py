@@ -1,4 +1,4 @@
-"""A results folder enters; what a slice costs and where the time goes, as tables, leave."""
+"""Compute the mean cost of a slice and the shares of its time from a results folder, as tables."""
 
 import os
 

@@ -1,18 +1,18 @@
-"""Stored label maps enter; a table of voxel counts, one row for each slice, class and pair of bounds, leaves.
+"""Count the voxels of stored label maps, in a table with one row for each slice, class and pair of bounds.
 
 All scores of segmentations are quotients of sums of these counts. Columns:
 
 =============== =====================================================================================================
-scan_id, slice  where
+scan_id, slice  scan and slice of the label maps
 part            "main" for the slices of the protocol, "finding" for further ones that show a rare finding
-acceleration    of the stored mask
+acceleration    acceleration of the stored mask
 method          "SGR", "RR", "RR_equal_budget" (as many samples as SGR's network evaluations pay for), or "RR_curve"
-strength        b used, 0 for RR
-n_samples       of RR; 0 for SGR, and for an equal budget, which differs from slice to slice
-subset          which of several disjoint sets of that many samples
+strength        strength b used, 0 for RR
+n_samples       number of samples of RR; 0 for SGR, and for an equal budget, which differs from slice to slice
+subset          number of the set among several disjoint ones of that many samples
 segmenter       "guiding", or "second": the model that guidance never saw
 reference       "fully_sampled" (by the same segmenter) or "manual"
-label           of the class
+label           label number of the class
 lower, upper    voxels of S_low and S_up
 lower_in        voxels of S_low that are in the reference
 upper_in        voxels of S_up that are in the reference

@@ -1,4 +1,4 @@
-"""Tables of scores enter; figures in the manner of the paper's Figs. 5 and 6, and of what goes beyond it, leave."""
+"""Draw the tables of scores as figures in the manner of the paper's Figs. 5 and 6, and as further figures."""
 
 from typing import TYPE_CHECKING, Any
 

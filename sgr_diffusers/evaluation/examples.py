@@ -1,4 +1,4 @@
-"""Stored images of example slices enter; figures in the manner of the paper's Figs. 3 and 4 leave."""
+"""Draw the stored images of example slices as figures in the manner of the paper's Figs. 3 and 4."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

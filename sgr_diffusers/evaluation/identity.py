@@ -1,4 +1,4 @@
-"""Networks, settings and data enter; what a results folder belongs to, and whether another run may go on in it, leave.
+"""Record which networks, settings and data a results folder belongs to; check whether a run may go on in it.
 
 `config.json` of a results folder holds an identity, all of which can change a bit of a result and must be the same for
 whatever is added, and the plans that were followed, which only say how far it went.
@@ -73,13 +73,14 @@ def open_results(
     """Begin a results folder, or go on in one.
 
     Args:
-        output: the folder.
-        identity: what must be the same; plain values.
-        plan: added to those that the folder knows.
-        data: its scans are added to those that the folder knows; of a scan that it knows the slices must be the same.
+        output: results folder.
+        identity: values that must be the same for all runs in the folder; plain values.
+        plan: plan that is added to those that the folder knows.
+        data: data whose scans are added to those that the folder knows; of a scan that it knows the slices must be the
+            same.
         examples: slices to keep images of; those of the first run stay.
-        command: kept for the record.
-        write: only one of several processes writes.
+        command: command line, kept for the record.
+        write: whether to write to the folder; only one of several processes does.
 
     Returns:
         Content of `config.json`.

@@ -1,4 +1,4 @@
-"""A results folder enters; the rows of all units that are done, and the list of those that are not, leave."""
+"""Read a results folder: the rows of all units that are done, and the list of those that are not."""
 
 import os
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ class EvaluationResults:
 
     Attributes:
         config: content of `config.json`.
-        rows: of each unit that is done, as `store.SCHEMA` has it.
+        rows: row of each unit that is done, as `store.SCHEMA` has it.
         missing: units of the plans that are not done.
-        damaged: what is wrong with shards that could not be read; their units count as missing.
+        damaged: descriptions of what is wrong with shards that could not be read; their units count as missing.
     """
 
     config: dict[str, Any]

@@ -18,8 +18,8 @@ def psnr(images: Images, target: Images) -> float:
     """Peak signal-to-noise ratio of the magnitude, 20 log10(max / RMSE) in dB, over all pixels of the volume.
 
     Args:
-        images: `(slice, y, x)`, complex or magnitude, in the unit of `target`.
-        target: `(slice, y, x)`, the fully sampled images; their largest magnitude is the peak.
+        images: images `(slice, y, x)`, complex or magnitude, in the unit of `target`.
+        target: fully sampled images `(slice, y, x)`; their largest magnitude is the peak.
 
     Returns:
         dB; infinite if the two agree everywhere, NaN if `target` is zero everywhere.
@@ -39,9 +39,9 @@ def ssim(images: Images, target: Images, data_range: float | None = None) -> flo
     Only windows that lie inside the image count.
 
     Args:
-        images: `(slice, y, x)`, complex or magnitude, in the unit of `target`; at least 11 x 11 pixels.
-        target: `(slice, y, x)`, the fully sampled images.
-        data_range: for slices that are scored one by one, the largest magnitude of their volume; `None` for that of
+        images: images `(slice, y, x)`, complex or magnitude, in the unit of `target`; at least 11 x 11 pixels.
+        target: fully sampled images `(slice, y, x)`.
+        data_range: largest magnitude of the volume, for slices that are scored one by one; `None` for that of
             `target`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Two networks enter; on how many images they were called, and where a call of the pipeline spent its time, leave.
+"""Count the images that two networks are called on, and time the parts of the pipeline's calls.
 
 The networks' hooks mark moments; what lies between two of them is known by the pair. No call is changed by it.
 """
@@ -34,13 +34,13 @@ class NetworkMeter:
     """Context in which all calls of the two networks are counted and timed.
 
     Args:
-        unet: the prior; its first argument is a batch of images.
-        segmentation_model: called by the pipeline between data consistency and the loss.
+        unet: network of the prior; its first argument is a batch of images.
+        segmentation_model: network that the pipeline calls between data consistency and the loss.
 
     Attributes:
-        seconds: of "unet_forward", "unet_backward", "segmentation" (forward and backward) and "physics".
-        n_forward: images that went through the prior.
-        n_backward: images whose gradient came back through the prior.
+        seconds: seconds spent in "unet_forward", "unet_backward", "segmentation" (forward and backward) and "physics".
+        n_forward: number of images that went through the prior.
+        n_backward: number of images whose gradient came back through the prior.
     """
 
     def __init__(self, unet: nn.Module, segmentation_model: nn.Module) -> None:

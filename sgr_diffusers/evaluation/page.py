@@ -1,4 +1,4 @@
-"""Tables of scores and figures enter; a web page that needs nothing but itself leaves."""
+"""Render tables of scores and figures as a self-contained web page."""
 
 import base64
 import json
@@ -74,10 +74,10 @@ def render_page(
 
     Args:
         results: stored results.
-        tables: from `score`.
+        tables: tables of scores from `score`.
         table1: rows of Table 1 as they are to be shown.
-        claims: from `check_claims`.
-        figures: for each name a caption and the PNG file.
+        claims: rows of claims from `check_claims`.
+        figures: caption and PNG file of each figure, by name.
     """
     import jinja2
 

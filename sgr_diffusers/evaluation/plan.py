@@ -1,4 +1,4 @@
-"""What is to be evaluated enters; the units of work, in the order they are done, leave.
+"""List the units of work of an evaluation in the order they are done, and divide them among processes.
 
 A unit is the smallest piece that is computed, stored and resumed: one slice with one method at one acceleration. What
 a unit's result is depends on its own fields, on the settings and on the data, never on the other units or on their
@@ -23,10 +23,10 @@ class Unit:
         kind: "reference" (what the slice really shows), "SGR" (both bounds of every class) or "RR" (samples).
         scan_id: name of the scan.
         slice: place in the scan, from 0.
-        acceleration: of the stored mask; 0 for a reference.
-        strength: b of paper Eq. 14, per step, for SGR; `None` for the pipeline's default and for other kinds.
+        acceleration: acceleration of the stored mask; 0 for a reference.
+        strength: strength b of paper Eq. 14, per step, for SGR; `None` for the pipeline's default and for other kinds.
         first_sample: number of the first sample, for RR.
-        n_samples: samples, for RR.
+        n_samples: number of samples, for RR.
     """
 
     kind: str
@@ -59,15 +59,15 @@ class EvaluationPlan:
     """How far an evaluation goes. A results folder may be taken further by another plan; no result depends on it.
 
     Attributes:
-        accelerations: of the stored masks.
-        methods: out of `METHODS`.
-        rr_samples: samples of repeated reconstruction a slice; 16 in the paper.
+        accelerations: accelerations of the stored masks.
+        methods: methods to evaluate, out of `METHODS`.
+        rr_samples: number of samples of repeated reconstruction a slice; 16 in the paper.
         ablation_strengths: further strengths b for SGR (the paper's Fig. 6). 0 is read from the unguided samples.
-        ablation_acceleration: at which; `None` for the highest.
-        ablation_slices: of each scan, of those that are evaluated; `None` for all.
+        ablation_acceleration: acceleration of the ablation; `None` for the highest.
+        ablation_slices: number of slices of each scan in the ablation, of those that are evaluated; `None` for all.
         rr_curve_slices: number of slices of each scan, of those that are evaluated, that get more samples.
-        rr_curve_samples: how many they get.
-        rr_curve_accelerations: at which; empty for the highest.
+        rr_curve_samples: number of samples that these slices get.
+        rr_curve_accelerations: accelerations at which they get that many; empty for the highest.
     """
 
     accelerations: tuple[float, ...] = (4.0, 8.0, 12.0, 16.0)
@@ -138,9 +138,9 @@ def plan_units(
     then the ablation of the strength; then the additional samples of repeated reconstruction.
 
     Args:
-        plan: what to do.
-        slices: of each scan, in the order of the scan.
-        finding_slices: further ones of some scans.
+        plan: plan whose units are listed.
+        slices: slices of each scan, in the order of the scan.
+        finding_slices: further slices of some scans, which show a finding.
     """
     rounds = _rounds(slices)
     known = {(scan_id, index) for _, scan_id, index in rounds}

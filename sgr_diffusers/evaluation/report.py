@@ -1,4 +1,4 @@
-"""A results folder enters; a folder with Table 1, all scores, the figures and a web page leaves."""
+"""Write a folder with Table 1, all scores, the figures and a web page from a results folder."""
 
 import json
 import os
@@ -26,10 +26,10 @@ def write_report(
     """Write all tables and figures of what is stored.
 
     Args:
-        results_folder: of `sgr evaluate`; need not be complete.
+        results_folder: results folder of `sgr evaluate`; need not be complete.
         output: folder to make.
-        seed: of the bootstrap.
-        overwrite: replace the folder of an earlier report.
+        seed: seed of the bootstrap.
+        overwrite: whether the folder of an earlier report may be replaced.
 
     Returns:
         Lines for the screen: what is missing, Table 1, and which of the paper's claims hold.

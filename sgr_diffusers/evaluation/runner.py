@@ -1,6 +1,6 @@
-"""A data folder, a pipeline and a plan enter; a results folder with one shard for each unit of work leaves.
+"""Evaluate a pipeline on a data folder by a plan; write a shard for each unit of work to a results folder.
 
-The folder is the only memory: a run looks at which shards are there and does the others. Several processes
+The results folder is the only memory: a run looks at which shards are there and does the others. Several processes
 (`accelerate launch`, `torchrun`) divide them; nothing is sent between them but the word to begin and to end.
 """
 
@@ -47,20 +47,20 @@ class EvaluationRequest:
         output: results folder.
         model: folder or Hub repository of a pipeline; `None` for the bundled one.
         segmentation: folder of a segmentation model that guides and measures in place of the pipeline's.
-        plan: how far to go.
-        settings: of all units.
-        split: of the data.
-        slices: protocol, see `parse_protocol`.
-        min_foreground: least labelled pixels of a slice, for the protocol "relevant".
-        n_slices_per_scan: evenly spread over what the protocol leaves; `None` for all.
-        max_scans: only the first so many.
-        n_finding_slices: further slices of each scan with a rare finding, those that show most of it.
+        plan: plan that says how far to go.
+        settings: settings of all units.
+        split: name of the split of the data.
+        slices: protocol that names the slices, see `parse_protocol`.
+        min_foreground: least number of labelled pixels of a slice, for the protocol "relevant".
+        n_slices_per_scan: number of slices of each scan, evenly spread over what the protocol leaves; `None` for all.
+        max_scans: largest number of scans; the first ones are taken.
+        n_finding_slices: number of further slices of each scan with a rare finding, those that show most of it.
         references: "both", "fully_sampled" or "manual"; the latter two need or leave out manual labels.
         second_segmentation: folder of a segmentation model, or of a pipeline with one, that guidance never sees.
-        scheduler: class of diffusers; `None` for the pipeline's.
-        dtype: of the prior.
-        n_threads: of each process on a CPU. Sums depend on it in the last bit.
-        command: for the record.
+        scheduler: name of a scheduler class of diffusers; `None` for the pipeline's.
+        dtype: data type of the prior.
+        n_threads: number of threads of each process on a CPU. Sums depend on it in the last bit.
+        command: command line, kept for the record.
     """
 
     data_dir: str
@@ -89,10 +89,10 @@ class Outstanding:
     """What is there and what is not.
 
     Attributes:
-        units: all of the plan.
-        todo: those whose shard is missing or damaged, in order.
-        damaged: what is wrong with the damaged ones.
-        seconds: mean cost of each kind of unit that is there.
+        units: all units of the plan.
+        todo: units whose shard is missing or damaged, in order.
+        damaged: descriptions of what is wrong with the damaged shards.
+        seconds: mean cost in seconds of each kind of unit that is there.
     """
 
     units: list[Unit]
@@ -115,9 +115,9 @@ def load_segmentation(name: str, folder: str, device: torch.device) -> nn.Module
     """Segmentation model in a folder, or in the folder of a pipeline.
 
     Args:
-        name: of the argument, for errors.
-        folder: to look in.
-        device: for the model.
+        name: name of the argument, for errors.
+        folder: folder to look in.
+        device: device for the model.
 
     Raises:
         ValueError: there is none.
@@ -136,7 +136,7 @@ def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
     """Load the networks, choose the data, open the folder, and see what is left to do; the same on every process.
 
     Args:
-        request: see there.
+        request: all that the evaluation is asked for, see `EvaluationRequest`.
         write: whether to write to the folder.
 
     Raises:
@@ -256,10 +256,10 @@ def evaluate(prepared: Prepared, output: str | os.PathLike, limit: int | None = 
     """Do what is left to do; returns how many units this process has done.
 
     Args:
-        prepared: from `prepare`.
+        prepared: checked evaluation from `prepare`.
         output: results folder.
-        limit: at most so many units, of all processes together.
-        progress: show a bar with the time left.
+        limit: largest number of units to do, of all processes together.
+        progress: whether to show a bar with the time left.
 
     Raises:
         As `UnitComputer.compute` and the pipeline; what was done before is stored.

@@ -1,4 +1,4 @@
-"""Voxel counts of slices enter; the scores of volumes and their summary over scans, as tables, leave.
+"""Compute the scores of volumes and their summary over scans, as tables, from the voxel counts of slices.
 
 Precision of S_low, recall of S_up and V_unc / V_up of each volume (all slices of a scan together) and class; then the
 median over scans and classes with quartiles. SSIM and PSNR of each volume; then the mean.
@@ -53,16 +53,16 @@ class ScoreTables:
     """All tables of an evaluation, as pandas frames.
 
     Attributes:
-        counts: see `counts`; only slices for which all methods are done.
+        counts: voxel counts, see the module `counts`; only slices for which all methods are done.
         volumes: scores of each volume and class.
         quality: SSIM and PSNR of each volume and image; the measured image and its reconstruction share their noise,
             so that the PSNR to the image without noise is given, too, where that is known (`NOISE_FREE`).
-        scores: one row for each acceleration, method, strength, segmenter, reference and group of scans.
-        differences: of paired scores, SGR - RR.
-        growth: by which factor V_unc / V_up of SGR and RR grows from the lowest to the highest acceleration.
+        scores: summary with one row for each acceleration, method, strength, segmenter, reference and group of scans.
+        differences: differences of paired scores, SGR - RR.
+        growth: factor by which V_unc / V_up of SGR and RR grows from the lowest to the highest acceleration.
         curve: scores of RR against its number of samples, and of SGR in the same slices.
-        findings: what becomes of rare findings.
-        budgets: for each acceleration, the mean number of samples that cost as much as SGR does.
+        findings: counts and shares of what becomes of rare findings.
+        budgets: mean number of samples that cost as much as SGR does, for each acceleration.
     """
 
     counts: pd.DataFrame
@@ -80,8 +80,8 @@ def score(results: EvaluationResults, seed: int = 0) -> ScoreTables:
     """Compute all tables.
 
     Args:
-        results: from `load_results`.
-        seed: of the bootstrap.
+        results: stored results from `load_results`.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: nothing is done that could be scored.

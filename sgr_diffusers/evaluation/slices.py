@@ -1,4 +1,4 @@
-"""A data folder and a protocol enter; the scans to evaluate, their slices, and what identifies the data leave."""
+"""Choose the scans and slices to evaluate from a data folder by a protocol; record what identifies the data."""
 
 import hashlib
 import json
@@ -28,11 +28,11 @@ class EvaluationData:
     """What is evaluated.
 
     Attributes:
-        name: "SKM-TEA", or what the annotations say of themselves.
-        scans: in the order of the annotations.
-        slices: of each scan, upward.
-        finding_slices: of scans with a rare finding, further slices that show it; they are scored by themselves.
-        fingerprint: of the annotations and sizes of the files of each scan.
+        name: name of the data: "SKM-TEA", or what the annotations say of themselves.
+        scans: scans to evaluate, in the order of the annotations.
+        slices: slices of each scan, upward.
+        finding_slices: further slices of scans with a rare finding that show it; they are scored by themselves.
+        fingerprint: fingerprint of the annotations and sizes of the files of each scan.
     """
 
     name: str
@@ -49,7 +49,7 @@ def parse_protocol(text: str, min_foreground: int = 20) -> SliceSelection | tupl
         text: "relevant" (slices with at least `min_foreground` labelled pixels), "paper" (every 8th of those with 82,
             counted through all scans), "all", a number n for every n-th slice of each scan, "START:STOP" or
             "START:STOP:STEP", or numbers of slices with commas between them.
-        min_foreground: for "relevant".
+        min_foreground: least number of labelled pixels of a slice, for "relevant".
 
     Raises:
         ValueError: it is none of these.
@@ -88,12 +88,13 @@ def choose_data(
     Args:
         data_dir: folder in the SKM-TEA layout.
         split: name of the split.
-        protocol: from `parse_protocol`.
-        accelerations: whose masks every scan must have.
-        n_slices_per_scan: of the slices that the protocol leaves, so many of each scan, evenly spread; `None` for all.
-        max_scans: only the first so many scans.
-        n_finding_slices: of each scan with a rare finding, so many further slices, those that show most of it.
-        echo: 1 or 2; the paper uses 1.
+        protocol: protocol from `parse_protocol`.
+        accelerations: accelerations whose masks every scan must have.
+        n_slices_per_scan: number of slices of each scan, evenly spread over those that the protocol leaves; `None` for
+            all.
+        max_scans: largest number of scans; the first ones are taken.
+        n_finding_slices: number of further slices of each scan with a rare finding, those that show most of it.
+        echo: number of the echo, 1 or 2; the paper uses 1.
         with_labels: whether every scan must have a segmentation.
 
     Raises:

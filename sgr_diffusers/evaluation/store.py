@@ -1,4 +1,4 @@
-"""The result of a unit enters as a dictionary; a Parquet shard leaves, and the other way round.
+"""Write the result of a unit, a dictionary, as a Parquet shard, and read it back.
 
 A shard holds one row, the unit, with its images as a list. It is written under a temporary name and renamed: under its
 own name it is whole, whenever the process was killed. Label maps and magnitudes are packed by zlib.
@@ -105,10 +105,10 @@ def write_shard(folder: str | os.PathLike, unit: Unit, row: Mapping[str, Any], v
     """Write the result of a unit; fields of `SCHEMA` that `row` leaves out are null.
 
     Args:
-        folder: of the results.
-        unit: fills its own fields.
-        row: the others.
-        versions: of the libraries, kept with the file.
+        folder: results folder.
+        unit: unit of work, which fills its own fields.
+        row: values of the other fields.
+        versions: versions of the libraries, kept with the file.
     """
     path = shard_path(folder, unit)
     own = {name: getattr(unit, name) for name in ("kind", "scan_id", "slice", "acceleration", "strength")}

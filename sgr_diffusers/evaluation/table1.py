@@ -1,4 +1,4 @@
-"""Scores enter; the paper's Table 1 leaves, as CSV, Markdown and LaTeX, and the claims that it should bear out."""
+"""Write the paper's Table 1 from scores as CSV, Markdown and LaTeX; check the claims that it should bear out."""
 
 import csv
 import os
@@ -63,8 +63,8 @@ def table1_rows(tables: ScoreTables, strength: float) -> list[dict[str, Any]]:
     """Rows of Table 1: acceleration, SGR before RR, reference; medians, and for SSIM and PSNR means.
 
     Args:
-        tables: from `score`.
-        strength: b of the SGR to show.
+        tables: tables of scores from `score`.
+        strength: strength b of the SGR to show.
     """
     scores = tables.scores
     own = (scores["method"] == "SGR") & ((scores["strength"] - strength).abs() <= 1e-6 * strength)
@@ -156,8 +156,8 @@ def check_claims(rows: Sequence[Mapping[str, Any]], growth: Sequence[Mapping[str
     are divided: more than the limit here.)
 
     Args:
-        rows: from `table1_rows`.
-        growth: `ScoreTables.growth`, as rows, for confidence intervals.
+        rows: rows of Table 1 from `table1_rows`.
+        growth: rows of `ScoreTables.growth`, for confidence intervals.
 
     Returns:
         Rows of `claim`, `holds` and `numbers` (a text); none without both methods.

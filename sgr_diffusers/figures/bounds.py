@@ -52,11 +52,11 @@ class Panel:
     """One image of a figure.
 
     Attributes:
-        title: over the column, if the panel is in the first row.
+        title: text over the column, if the panel is in the first row.
         image: `(y, x)` magnitude.
         overlay: `(y, x)` labels, 0 transparent; `AGREES` to `UNCERTAIN`, or classes from 1 if `classes` is set.
         outline: `(y, x)` pixels of S_f, around which a line is drawn.
-        caption: below the image.
+        caption: text below the image.
         classes: whether `overlay` holds classes rather than a comparison.
     """
 
@@ -73,8 +73,8 @@ class PanelRow:
     """A row of panels that show the same part of the same slice.
 
     Attributes:
-        label: to the left of the row.
-        panels: from left to right.
+        label: text to the left of the row.
+        panels: panels of the row, from left to right.
         window: rows and columns of the images to show.
         peak: magnitude shown white; the same in the whole row, so that the images can be compared.
     """
@@ -106,7 +106,7 @@ def joint_window(masks: Iterable[Pixels], min_size: int = 30, margin: int = 4) -
     """Smallest square window about all masks, so that a cartilage of a few pixels can be seen.
 
     Args:
-        masks: of one shape, at least one; if all are empty, the window is the middle of the image.
+        masks: masks of one shape, at least one; if all are empty, the window is the middle of the image.
         min_size: shortest side in pixels.
         margin: pixels kept free around the masks.
 
@@ -158,8 +158,8 @@ def bound_row(view: BoundPanels, label: str, window: Window, captions: Mapping[s
     """Row of a figure like the paper's Fig. 3: fully sampled, zero-filled, lower, upper, uncertainty boundary.
 
     Args:
-        view: the arrays; panels of those that are missing are left out.
-        label: to the left.
+        view: arrays to show; panels of those that are missing are left out.
+        label: text to the left of the row.
         window: part of the slice to show, for example from `joint_window`.
         captions: text below the panels of "reference", "lower", "upper" and "boundary", such as volumes.
     """
@@ -191,10 +191,10 @@ def draw_rows(
     """Draw rows of panels; nothing of pyplot's global state is touched.
 
     Args:
-        rows: from top to bottom; those with fewer panels are filled up with nothing.
-        title: over the figure.
-        class_names: for the legend of panels that show classes.
-        panel_inches: side of a panel.
+        rows: rows from top to bottom; those with fewer panels are filled up with nothing.
+        title: text over the figure.
+        class_names: names of the classes, for the legend of panels that show classes.
+        panel_inches: side of a panel in inches.
 
     Returns:
         A matplotlib figure; `figure.savefig(path)` writes it.

@@ -1,4 +1,4 @@
-"""Slices of a scan and their labels enter; a figure to look at before anything is trained on them leaves."""
+"""Draw slices of a scan and their labels as a figure, to look at before anything is trained on them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,10 +23,10 @@ def contact_sheet(
 
     Args:
         images: magnitudes `(slice, y, x)`; each slice is shown from 0 to 1.1 times its own 0.99 quantile.
-        labels: `(slice, y, x)`, 0 for what stays uncoloured.
-        titles: one for each slice.
-        n_columns: slices in a row.
-        class_names: of labels 1, 2, ..., for a legend.
+        labels: label maps `(slice, y, x)`, 0 for what stays uncoloured.
+        titles: titles of the slices, one for each.
+        n_columns: number of slices in a row.
+        class_names: names of labels 1, 2, ..., for a legend.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> s
     Args:
         rows: mappings from column name to value, all with the same columns. Values are written by `str`: round
             numbers beforehand; `None` and NaN become a dash.
-        markdown: with bars between the columns.
+        markdown: whether to write Markdown, with bars between the columns.
 
     Raises:
         ValueError: there is no row.

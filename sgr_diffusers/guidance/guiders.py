@@ -27,7 +27,7 @@ class Guidance(ConfigMixin):
     """Base class: derive, set `tensor_inputs`, write `score`; `register_to_config` on `__init__` to serialise.
 
     Args:
-        strength: b of paper Eq. 14, per step; `None` for what the pipeline is called with, or its default.
+        strength: strength b of paper Eq. 14, per step; `None` for what the pipeline is called with, or its default.
         start: share of the trajectory at which the guidance sets in, 0 the first step; `None` for where the checkpoint
             has it set in (`pipe.config.guidance_from`).
         stop: share at which it ends, 1 after the last. Outside of the window nothing is differentiated.
@@ -72,9 +72,9 @@ class Guidance(ConfigMixin):
         """Whether `step` of `n_steps` network evaluations, counted from 0, lies in the window.
 
         Args:
-            step: of the call.
-            n_steps: of the call.
-            is_from: whether the checkpoint has guidance set in by then; for a guidance without a `start` of its own.
+            step: number of the network evaluation in the call, from 0.
+            n_steps: number of network evaluations in the call.
+            is_from: flag, true if the checkpoint has guidance set in by then; for guidance without its own `start`.
         """
         has_started = is_from if self.config.start is None else self.config.start <= step / n_steps
         return has_started and step / n_steps < self.config.stop
@@ -145,7 +145,7 @@ class TrajectoryRecorder(PipelineCallback):
     """For `callback_on_step_end`: keeps tensors of each step, on the CPU, in `recorder.steps`.
 
     Args:
-        tensor_inputs: names out of `SGRMRIPipeline._callback_tensor_inputs`.
+        tensor_inputs: names of tensors out of `SGRMRIPipeline._callback_tensor_inputs`.
     """
 
     tensor_inputs: ClassVar[list[str]] = ["x0_consistent"]
@@ -167,9 +167,9 @@ def check_guidance(guidance: Sequence[Any], available: Sequence[str], class_name
     """Refuse what the pipeline cannot call, and tell each guidance the names of the classes.
 
     Args:
-        guidance: of one call.
+        guidance: guidance objects of one call.
         available: names of tensors that can be asked for.
-        class_names: of the segmentation model; empty without one.
+        class_names: class names of the segmentation model; empty without one.
 
     Raises:
         TypeError: an entry is not a `Guidance`.

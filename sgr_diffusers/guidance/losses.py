@@ -46,7 +46,7 @@ def indicator(logits: Float[Tensor, "batch out_class y x"], classes: Classes) ->
     """Pixels of each sample in which its class is more probable than every other (paper Eq. 8).
 
     Args:
-        logits: `(batch, n_classes + 1, y, x)`, channel 0 the background.
+        logits: logits `(batch, n_classes + 1, y, x)`, channel 0 the background.
         classes: `(batch,)`, the class of each sample, from 1; or `(batch, n_classes + 1)`, true for those that count
             as one tissue.
     """
@@ -141,9 +141,9 @@ def guidance_weight(
     """Weight gamma of the gradient, per sample (paper Eq. 14): its norm is at most `strength` times that of `eps`.
 
     Args:
-        eps: `(batch, 2, y, x)`, the noise predicted by the prior.
-        gradient: `(batch, 2, y, x)`, gradient of the loss with respect to the noisy image; may be zero.
-        strength: b, 0 or larger.
+        eps: noise `(batch, 2, y, x)` predicted by the prior.
+        gradient: gradient `(batch, 2, y, x)` of the loss with respect to the noisy image; may be zero.
+        strength: strength b, 0 or larger.
     """
     # Differs from the authors' code: they take the norm of fresh noise, and of the first sample for all.
     limit = strength * torch.linalg.vector_norm(eps, dim=(-3, -2, -1))

@@ -12,7 +12,7 @@ def check_windows(guidance: Sequence[Guidance], has_set_in: Sequence[bool], guid
 
     Args:
         guidance: guidance of the call.
-        has_set_in: whether the checkpoint has guidance set in by each evaluation.
+        has_set_in: flag of each evaluation, true if the checkpoint has guidance set in by then.
         guidance_from: share of the training time below which it does, for the message.
 
     Raises:
@@ -40,7 +40,8 @@ def guidance_plan(
         guidance: guidance of the call.
         default_strengths: strength of each evaluation where neither the guidance nor the call gives one
             (`ScheduledSampler.strengths`).
-        has_set_in: whether the checkpoint has guidance set in by each evaluation (`ScheduledSampler.is_guided_from`).
+        has_set_in: flag of each evaluation, true if the checkpoint has guidance set in by then
+            (`ScheduledSampler.is_guided_from`).
         strength: strength that the call gives; a strength of the guidance itself goes before it.
     """
     n_steps = len(default_strengths)

@@ -37,10 +37,10 @@ def default_strength(
     Args:
         share: part of the training time that it covers; 1/100 in the paper.
         fresh_noise: eta of the sampler, 1 in the paper, 0 for deterministic ones.
-        exponent: with which the push has to go with `share`, measured (`schedulers.support.PUSH_EXPONENT`). 1 would
+        exponent: power of `share` that the push has to follow, measured (`schedulers.support.PUSH_EXPONENT`). 1 would
             keep the total push; fewer steps need less in total, since data consistency takes back less of it. Less so
             the shorter the time that is guided: the exponent goes to 1.
-        strength: the checkpoint's (`SGRMRIPipeline`), or the paper's.
+        strength: strength of the checkpoint (`SGRMRIPipeline`), or that of the paper.
         guidance_from: share of the training time below which images are pushed, in (0, 1].
     """
     exponent = 1 + (exponent - 1) * guidance_from

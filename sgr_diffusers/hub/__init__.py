@@ -1,1 +1,1 @@
-"""Pipelines as repositories on the Hub: checked, saved with their code, loaded without it."""
+"""Handles pipelines as repositories on the Hub: checks them, saves them with their code, loads them without it."""

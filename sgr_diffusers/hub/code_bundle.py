@@ -1,4 +1,4 @@
-"""The package's own source enters; the Python files that a Hub repository carries to load without the package leave.
+"""Makes, from the package's source, the Python files that let a Hub repository load without the package.
 
 diffusers copies `pipeline.py`, and what it imports from beside it, into a folder of modules; a component's file stands
 alone. So the modules become siblings at the root, named `sgr_...` since other repositories' files may lie in the same
@@ -57,7 +57,7 @@ def code_files(segmentation_class: type | None = None) -> dict[str, str]:
     """Path in the repository -> text, of what a pipeline needs whose segmentation model is of this class.
 
     Args:
-        segmentation_class: `SegmentationUNet`, or `None` for a pipeline without it.
+        segmentation_class: class of the segmentation model, `SegmentationUNet`; `None` for a pipeline without it.
     """
     files = bundle_files()
     if segmentation_class is None:

@@ -1,4 +1,4 @@
-"""What the network does enters; `OSError` in one line, without tokens, leaves."""
+"""Turns errors of the Hub and the network into an `OSError` of one line, without tokens."""
 
 import os
 import re
@@ -16,10 +16,10 @@ def hub_errors(what: str) -> Iterator[None]:
     HTTP for it, which is httpx or httpx2 by its version.
 
     Args:
-        what: that was asked for, such as the name of a repository.
+        what: object that was asked for, such as the name of a repository.
 
     Raises:
-        OSError: instead of those; a `ConnectionError` where it cannot be reached.
+        OSError: the Hub refuses; a `ConnectionError` where it cannot be reached.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError

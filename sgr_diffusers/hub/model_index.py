@@ -1,4 +1,4 @@
-"""The `model_index.json` of a stranger enters; a checked dict leaves, or an error before anything is loaded.
+"""Reads an untrusted `model_index.json` and checks it before anything is loaded.
 
 A model index names modules and classes to load. Only names that stand for a known class go through: nothing is
 imported because a repository says so. Configurations of components are checked for size, so that they cannot ask for
@@ -53,11 +53,11 @@ def read_model_index(file: str | Path) -> dict[str, Any]:
     """Read a model index and check all that it says.
 
     Args:
-        file: a `model_index.json`.
+        file: path of a `model_index.json`.
 
     Raises:
-        UnsafeCheckpointError: it is too large or too deeply nested, a component does not stand for a class that can be
-            loaded safely, or a setting has the wrong type or is out of range.
+        UnsafeCheckpointError: the file is too large or too deeply nested, a component does not stand for a class that
+            can be loaded safely, or a setting has the wrong type or is out of range.
     """
     index = read_json(file)
     if not isinstance(index, dict):
@@ -86,7 +86,7 @@ def read_json(file: str | Path) -> Any:
     """Content of a JSON file of bounded size.
 
     Raises:
-        UnsafeCheckpointError: it is no JSON, too large, too deeply nested, or has NaN for a number.
+        UnsafeCheckpointError: the file is no JSON, too large, too deeply nested, or has NaN for a number.
     """
     size = Path(file).stat().st_size
     if size > _LARGEST_FILE:

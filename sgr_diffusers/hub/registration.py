@@ -12,8 +12,8 @@ def register(pipeline_class: type[diffusers.DiffusionPipeline], network_class: t
     """Register a pipeline and its network, so that `DiffusionPipeline.from_pretrained` finds them.
 
     Args:
-        pipeline_class: class that a `model_index.json` names.
-        network_class: class of its component.
+        pipeline_class: class of the pipeline, which a `model_index.json` names.
+        network_class: class of the network, a component of the pipeline.
     """
     # In place: diffusers records a component as [package, class], and loads it, only if both of its tables know it.
     methods = {network_class.__name__: ["save_pretrained", "from_pretrained"]}

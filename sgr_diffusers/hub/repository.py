@@ -1,4 +1,4 @@
-"""A pipeline enters, a repository that loads with and without this package leaves; and the way back.
+"""Saves a pipeline as a repository that loads with and without this package, and loads it back.
 
 In a repository `model_index.json` names files of its own: `["pipeline", "SGRMRIPipeline"]` and
 `["segmentation_unet", "SegmentationUNet"]`. diffusers runs them if told to trust them. Where this package is imported,
@@ -52,7 +52,7 @@ confidence interval and carries no probability.
 
 
 class RepositoryMixin:
-    """How a pipeline is loaded and saved, beyond what `DiffusionPipeline` does: safetensors only, code included."""
+    """Loads and saves a pipeline, beyond what `DiffusionPipeline` does: safetensors only, code included."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -62,8 +62,8 @@ class RepositoryMixin:
 
         Args:
             pretrained_model_name_or_path: folder, or name of a Hub repository.
-            **kwargs: as there: `revision`, `variant`, `dtype`, `token`, `cache_dir`, `local_files_only`, and
-                components. `segmentation_model` may be any module.
+            **kwargs: options of `DiffusionPipeline.from_pretrained`: `revision`, `variant`, `dtype`, `token`,
+                `cache_dir`, `local_files_only`, and components. `segmentation_model` may be any module.
 
         Raises:
             UnsafeCheckpointError: the repository has no safetensors, or asks for what must not be done on its word.
@@ -103,11 +103,13 @@ class RepositoryMixin:
 
         Args:
             save_directory: folder to make or to write to.
-            safe_serialization: true; there is no other way.
-            **kwargs: `variant`, `max_shard_size`, `push_to_hub` and what goes with it, as there.
+            safe_serialization: whether to save as safetensors; must be true.
+            **kwargs: options of `DiffusionPipeline.save_pretrained`: `variant`, `max_shard_size`, `push_to_hub` and
+                what goes with it.
 
         Raises:
-            ValueError: not as safetensors, or the segmentation model cannot be saved; before anything is written.
+            ValueError: `safe_serialization` is false, or the segmentation model cannot be saved; raised before
+                anything is written.
         """
         if not safe_serialization:
             raise ValueError("`safe_serialization` must be True: weights are saved as safetensors only.")
@@ -140,8 +142,8 @@ def make_portable(folder: str | os.PathLike, segmentation_class: type | None = N
     components came from is dropped from their configurations: it may be a path on this machine.
 
     Args:
-        folder: with `model_index.json`; changed in place.
-        segmentation_class: of the segmentation model; `None` for that of this package.
+        folder: folder with `model_index.json`; changed in place.
+        segmentation_class: class of the segmentation model; `None` for that of this package.
 
     Returns:
         The files of code that were written.

@@ -35,16 +35,17 @@ class CartesianHeader:
     """What the reading of Cartesian k-space needs of the header; axes (x, y, z): readout, phase encoding, partitions.
 
     Attributes:
-        trajectory: "cartesian" or another.
+        trajectory: name of the trajectory, "cartesian" or another.
         encoded_matrix: matrix of k-space, readout oversampling included.
-        encoded_fov_mm: field of view that belongs to it.
+        encoded_fov_mm: field of view of the encoded matrix.
         recon_matrix: matrix of the image that the scanner makes.
-        recon_fov_mm: field of view that belongs to it.
+        recon_fov_mm: field of view of the reconstruction matrix.
         step_1: limits of kspace_encode_step_1.
         step_2: limits of kspace_encode_step_2.
         slice: limits of the slice counter.
         n_encodings: number of encoding spaces that the header describes; the first is the one read here.
-        calibration_mode: of parallel imaging: "embedded", "separate", "external", "interleaved", or `None`.
+        calibration_mode: calibration mode of parallel imaging: "embedded", "separate", "external", "interleaved",
+            or `None`.
         noise_bandwidth: relative bandwidth of the receiver for noise.
     """
 

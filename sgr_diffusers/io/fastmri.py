@@ -36,9 +36,10 @@ def read_fastmri(
         path: file with `kspace` (slice, coil, rows, columns), or (slice, rows, columns) for a single coil, and the
             header `ismrmrd_header`; files of the test sets hold `mask` (columns), too.
         slices: slices to read, as a range, a slice or indices from 0; `None` for all.
-        mask: (columns,) or (rows, columns), true where k-space is to count as measured: retrospective undersampling.
-            Its rows are those of the result. `None`: the mask of the file, if it has one, else all that was acquired.
-        remove_oversampling: crop the field of view along the readout to that of the image.
+        mask: mask (columns,) or (rows, columns), true where k-space is to count as measured: retrospective
+            undersampling. Its rows are those of the result. `None`: the mask of the file, if it has one, else all
+            that was acquired.
+        remove_oversampling: flag to crop the field of view along the readout to that of the image.
         group: HDF5 group of the scan; `None` for the only one there is.
 
     Returns:

@@ -124,10 +124,10 @@ def check_claimed_bytes(n_bytes: int, path: Path, what: str, per_byte: int = CLA
     """Refuse an array that a header claims to be far larger than the file that is to hold its data.
 
     Args:
-        n_bytes: bytes that the array would take in memory.
+        n_bytes: number of bytes that the array would take in memory.
         path: file the array comes from.
         what: name of the array, for the message.
-        per_byte: bytes that may be taken for each byte of the file, beyond 64 MiB that are always granted.
+        per_byte: number of bytes that may be taken for each byte of the file, beyond 64 MiB that are always granted.
 
     Raises:
         ValueError: the array would take more.

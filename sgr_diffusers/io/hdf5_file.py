@@ -58,7 +58,7 @@ def find_group(file: "h5py.File", path: Path, group: str | None) -> "h5py.Group"
     """Find the group of a file that holds a scan: a dataset `kspace`, or ISMRMRD's header `xml`.
 
     Args:
-        file: open file.
+        file: the open HDF5 file.
         path: path of the file, for messages.
         group: name of the group; `None` for the root if it holds a scan, else for the only group that does.
 
@@ -122,7 +122,7 @@ def read_selections(
     """Read one selection after the other and stack them; HDF5 is slow on fancy indices.
 
     Args:
-        data: dataset.
+        data: the dataset.
         path: path of the file, for messages.
         selections: index of each axis, a number or a full slice; all of the same shape.
 

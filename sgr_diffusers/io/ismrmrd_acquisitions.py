@@ -60,7 +60,7 @@ def read_heads(path: Path, group: str | None) -> tuple[CartesianHeader, Shaped[n
     """Read the header of a file and the heads of all its acquisitions, but no samples.
 
     Args:
-        path: file.
+        path: path of the file.
         group: HDF5 group of the scan; `None` for the only one.
 
     Raises:
@@ -130,8 +130,8 @@ def select_lines(
     Args:
         header: header of the file.
         heads: heads of all acquisitions.
-        echo: from 1, the contrast of ISMRMRD.
-        repetition: from 0.
+        echo: number of the echo from 1, the contrast of ISMRMRD.
+        repetition: number of the repetition from 0.
         path: path of the file, for messages.
 
     Raises:

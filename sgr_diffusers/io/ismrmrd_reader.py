@@ -53,7 +53,7 @@ def read_ismrmrd(
         noise: another ISMRMRD file with the noise scan; `None`: noise acquisitions in `path`, if there are any.
         prewhiten: turn coils into virtual ones with independent noise of variance 1 in real and in imaginary part;
             without a noise scan nothing is done.
-        remove_oversampling: crop the field of view along the readout to that of the image.
+        remove_oversampling: flag to crop the field of view along the readout to that of the image.
         group: HDF5 group of the scan; `None` for the only one there is.
 
     Returns:

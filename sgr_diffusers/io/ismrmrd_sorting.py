@@ -32,7 +32,7 @@ class SortedLines:
     """k-space on its grid.
 
     Attributes:
-        kspace: complex64, zero where not measured.
+        kspace: k-space, complex64, zero where not measured.
         sampled: positions that were measured.
         readout: samples of the readout that were measured.
     """
@@ -102,7 +102,7 @@ def sort_lines(
         heads: heads of all acquisitions of the file.
         lines: samples of those to sort, by their row in the file.
         numbers: slice counters, in the order that slices are to have.
-        is_3d: whether there are partitions.
+        is_3d: flag that says whether there are partitions.
         path: path of the file, for messages.
 
     Raises:

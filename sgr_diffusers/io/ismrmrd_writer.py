@@ -26,11 +26,11 @@ def write_ismrmrd_images(
 
     Args:
         path: file to make, or to append to.
-        images: complex64, float32 or uint16.
+        images: images, complex64, float32 or uint16.
         voxel_size_mm: edge lengths (slice, y, x) of a voxel; `None` where they are not known: the field of view is 0.
         orientation: direction in which each axis runs, as for `write_nifti`, with the origin in the middle; `None`
             where it is not known: directions are 0.
-        affine: as `RawSlices.affine`, where it is known: it takes the place of `orientation`.
+        affine: affine as in `RawSlices.affine`, where it is known: it takes the place of `orientation`.
         series: name of the group of images.
         group: HDF5 group of the scan.
 

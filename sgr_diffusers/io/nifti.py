@@ -30,7 +30,7 @@ def write_nifti(
 
     Args:
         path: path that ends in `.nii` or `.nii.gz`. A file of that name is replaced.
-        volume: uint8, float32 or complex64, `(a, b, c)` in the order of `voxel_size_mm` and `orientation`.
+        volume: volume, uint8, float32 or complex64, `(a, b, c)` in the order of `voxel_size_mm` and `orientation`.
         voxel_size_mm: size of a voxel along the three axes; `None` where it is not known (1 without a unit).
         orientation: direction in which each axis runs: "SI" or "IS", "AP" or "PA", "LR" or "RL", each pair once;
             `None` where it is not known.

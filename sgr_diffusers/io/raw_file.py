@@ -42,7 +42,7 @@ def read_raw(
         mask: acceleration or name of a stored mask of a SKM-TEA file. In a fully sampled file without stored masks, an
             acceleration makes a Poisson-disc mask (`undersampling.undersample`). `None`: k-space as it is, and
             measured is what the file says or, where it does not, what is not zero.
-        n_coils: compress to this many virtual coils, see `compression.compress_coils`; `None` keeps the coils.
+        n_coils: number of virtual coils to compress to, see `compression.compress_coils`; `None` keeps the coils.
         repetition: number of the repetition from 0, for ISMRMRD.
         group: HDF5 group of the scan; `None` for the only one there is.
 

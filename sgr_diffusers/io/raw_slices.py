@@ -58,11 +58,11 @@ class RawSlices:
     """Slices of one scan, from whichever kind of file.
 
     Attributes:
-        kspace: complex64 `(slice, coil, y, x)`, in the scanner's unit. Zero where `mask` is false.
+        kspace: k-space, complex64 `(slice, coil, y, x)`, in the scanner's unit. Zero where `mask` is false.
         mask: bool, padded about the centre to the size of the k-space; true where measured: `(y, x)`, or
             `(slice, y, x)` where slices were measured at different positions. Read without a mask: true where any
             coil has a value other than zero.
-        coil_maps: complex64 `(slice, coil, y, x)`, or `None` if they were not asked for.
+        coil_maps: coil maps, complex64 `(slice, coil, y, x)`, or `None` if they were not asked for.
         target: complex64 `(slice, y, x)`, the fully sampled image in the unit of `kspace`, or `None` if not asked for.
         slice_indices: index in the scan of each slice. Slices are counted in the order of their positions, where the
             file states positions.

@@ -20,9 +20,9 @@ def readout_to_image(
     asymmetric echo the image that agrees with what was measured, with what k-space leaves open set to zero.
 
     Args:
-        lines: k-space, centre at `sample // 2`.
-        measured: which samples were measured; the others are not looked at.
-        n_kept: pixels to keep.
+        lines: k-space lines, centre at `sample // 2`.
+        measured: flags of the samples that were measured; the others are not looked at.
+        n_kept: number of pixels to keep.
 
     Raises:
         ValueError: an asymmetric echo is too long.

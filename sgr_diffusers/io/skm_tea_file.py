@@ -42,11 +42,11 @@ def read_skm_tea(
         path: file of `files_recon_calib-24`, or of the same structure: `kspace` (slice, y, x, echo, coil), `maps`
             (slice, y, x, coil, 1), `target` (slice, y, x, echo, 1) and `masks/poisson_4.0x` and so on.
         slices: slices to read, as a range, a slice or indices from 0; `None` for all. Only these are read.
-        echo: 1 or 2 for the two echoes of qDESS; the paper uses the first.
+        echo: number of the echo, 1 or 2 for the two echoes of qDESS; the paper uses the first.
         mask: acceleration of a stored mask (4 reads `masks/poisson_4.0x`; it counts the acquired grid, not the
             padded one), or its name. The k-space returned is multiplied by it. `None`: the k-space as it is stored.
-        with_maps: whether to read the coil maps, too.
-        with_target: whether to read the fully sampled image, too.
+        with_maps: flag to read the coil maps, too.
+        with_target: flag to read the fully sampled image, too.
         group: HDF5 group of the scan; `None` for the only one there is.
 
     Raises:

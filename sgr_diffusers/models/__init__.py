@@ -1,1 +1,1 @@
-"""Networks: the diffusion prior (a plain ``UNet2DModel``) and the segmentation model."""
+"""Provide the networks: the diffusion prior (a plain ``UNet2DModel``) and the segmentation model."""

@@ -1,4 +1,4 @@
-"""A segmentation network of any library enters, a `segmentation_model` of the pipeline leaves.
+"""Adapt a segmentation network of any library to what the pipeline expects of its `segmentation_model`.
 
 The pipeline gives magnitude `(batch, 1, y, x)`, each slice divided by its 0.99 quantile, and wants logits
 `(batch, n_classes + 1, y, x)` of the same size, background first. Networks of other libraries differ in the number of
@@ -32,16 +32,16 @@ class SegmentationAdapter(nn.Module):
     Args:
         model: any module; it may return a tensor, a list or tuple (its first entry counts), a mapping with "logits" or
             "out", or an object with `logits`. Put it in evaluation mode.
-        class_names: of the classes without the background, in the order of the labels.
-        channels: which output channels make up each class: `{name: channel or channels}`; all others are background.
+        class_names: names of the classes without the background, in the order of the labels.
+        channels: output channels that make up each class: `{name: channel or channels}`; all others are background.
             `None`: a single channel is the log-odds of a binary model; otherwise channel 0 is the background and the
             rest are the classes.
-        in_channels: how often the magnitude is repeated.
-        intensity: what the network was trained with: "quantile" as given, "minmax" each slice from 0 to 1, or "zscore"
-            each slice with mean 0 and standard deviation 1; `mean` and `std` come after it.
-        mean, std: subtracted and divided by, one number or one for each input channel.
-        input_size: (y, x) to which slices are resampled; `None` for their own.
-        size_multiple: of which the sides must be a multiple; the pipeline pads and crops.
+        in_channels: number of input channels; the magnitude is repeated in each.
+        intensity: intensity scale that the network was trained with: "quantile" as given, "minmax" each slice from 0
+            to 1, or "zscore" each slice with mean 0 and standard deviation 1; `mean` and `std` come after it.
+        mean, std: numbers subtracted and divided by, one number or one for each input channel.
+        input_size: size (y, x) to which slices are resampled; `None` for their own.
+        size_multiple: number of pixels of which the sides must be a multiple; the pipeline pads and crops.
 
     Raises:
         ValueError: an unknown intensity, or `channels` does not name the classes.

@@ -1,4 +1,4 @@
-"""The prior: a preset's name enters, a plain diffusers ``UNet2DModel`` and the ``DDIMScheduler`` it needs leave.
+"""Create the prior, a plain diffusers ``UNet2DModel``, from the name of a preset, and the ``DDIMScheduler`` it needs.
 
 The network sees a complex image as two real channels (real, imaginary) and predicts the noise (or velocity) in them.
 """
@@ -100,7 +100,7 @@ def create_scheduler(prediction_type: str = "epsilon", **overrides: Any) -> DDIM
     """Build the scheduler of the paper's experiments: 1000 linear betas, 1e-4 to 0.02; 100 steps are 990, 980, ..., 0.
 
     Args:
-        prediction_type: what the prior predicts: ``"epsilon"`` (the paper), ``"v_prediction"`` or ``"sample"``.
+        prediction_type: prediction of the prior: ``"epsilon"`` (the paper), ``"v_prediction"`` or ``"sample"``.
         **overrides: any argument of `DDIMScheduler`, replacing the paper's.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The segmentation model: magnitude images enter, per-pixel class logits leave (channel 0 is the background).
+"""Define the segmentation model, which computes per-pixel class logits of magnitude images (channel 0: background).
 
 This file is self-contained (no import from the package), so that a Hub repository can carry it along.
 """
@@ -25,13 +25,14 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
 
     Args:
         class_names: the names of the classes; class ``i`` of the segmentation (from 1) is ``class_names[i - 1]``.
-        in_channels: input channels; 1, the magnitude.
-        channels: feature channels, one entry a resolution level.
+        in_channels: number of input channels; 1, the magnitude.
+        channels: numbers of feature channels, one entry a resolution level.
         strides: downsampling factors between levels, one fewer than `channels`.
-        num_res_units: residual units a level.
+        num_res_units: number of residual units a level.
         dropout: dropout probability inside the residual units, in [0, 1).
-        flip_average: average the class probabilities over the four flips of the image (none, y, x, both), as the
-            paper's authors do. Costs four forward passes. Only in evaluation mode: when training, mirror the data.
+        flip_average: whether to average the class probabilities over the four flips of the image (none, y, x, both),
+            as the paper's authors do. Costs four forward passes. Only in evaluation mode: when training, mirror the
+            data.
 
     Raises:
         ValueError: if there is no class, a name appears twice, or `strides` does not fit `channels`.
@@ -90,8 +91,9 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
         """Segment a batch of slices.
 
         Args:
-            magnitude: ``(batch, 1, y, x)`` real, non-negative, scaled like the training images (each slice divided by
-                the 0.99 quantile of its magnitude). Any size: the edges are replicated up to what the strides need.
+            magnitude: magnitude images ``(batch, 1, y, x)``, real, non-negative, scaled like the training images (each
+                slice divided by the 0.99 quantile of its magnitude). Any size: the edges are replicated up to what the
+                strides need.
 
         Returns:
             Logits ``(batch, n_classes + 1, y, x)``, channel 0 the background. With `flip_average` they are the

@@ -34,8 +34,8 @@ def estimate_coil_maps(
     even a small region gives maps.
 
     Args:
-        kspace: complex `(coil, y, x)` or `(batch, coil, y, x)`, in any unit, centred as `fft2c` is.
-        mask: `(y, x)`, or `(batch, y, x)`; bool or 0/1, true where measured.
+        kspace: complex k-space `(coil, y, x)` or `(batch, coil, y, x)`, in any unit, centred as `fft2c` is.
+        mask: sampling mask `(y, x)`, or `(batch, y, x)`; bool or 0/1, true where measured.
         calibration_width: largest side of the calibration region; `None` for 24.
         kernel_width: side of the ESPIRiT kernel in k-space; `None` for 6, or for 4, 3 or 2 where the shorter side of
             the calibration region has less than 16, 12 or 10 samples.

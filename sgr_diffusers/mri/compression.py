@@ -1,4 +1,4 @@
-"""k-space of many coils enters; k-space, and maps, of the few virtual coils that hold most of the signal leave."""
+"""Compresses k-space and maps of many coils to the few virtual coils that hold most of the signal."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ class CoilCompression(NamedTuple):
     """What `compress_coils` returns.
 
     Attributes:
-        kspace: complex64 `(slice, virtual_coil, y, x)`.
-        coil_maps: complex64 `(slice, virtual_coil, y, x)`, or `None` if none were given.
-        matrix: `(virtual_coil, coil)`, orthonormal rows.
+        kspace: k-space, complex64 `(slice, virtual_coil, y, x)`.
+        coil_maps: coil maps, complex64 `(slice, virtual_coil, y, x)`, or `None` if none were given.
+        matrix: compression matrix `(virtual_coil, coil)` with orthonormal rows.
         energy: share of the signal's energy that is kept, 0 to 1.
     """
 
@@ -36,8 +36,8 @@ def compress_coils(
     same matrix and are no longer normalised where energy is lost; better estimate them from the compressed k-space.
 
     Args:
-        kspace: zero where not measured.
-        n_coils: virtual coils to keep.
+        kspace: k-space of the real coils, zero where not measured.
+        n_coils: number of virtual coils to keep.
         coil_maps: maps of the real coils.
 
     Raises:

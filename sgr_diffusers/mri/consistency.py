@@ -1,4 +1,4 @@
-"""Data consistency: an image and the measured k-space enter, an image that agrees with the measurement leaves.
+"""Data consistency: changes an image so that it agrees with the measured k-space, and measures how far it does.
 
 Images are complex `(*batch, y, x)`, k-space complex `(*batch, coil, y, x)`; they broadcast as in `SenseOperator`.
 """
@@ -38,8 +38,8 @@ def regularized_solution(
 
     Args:
         operator: Forward model A.
-        image: x0, also where the iterations start.
-        kspace: y.
+        image: image x0, also the start of the iterations.
+        kspace: measured k-space y.
         weight: Weight of staying near x0; dimensionless where the squared maps sum to 1. Larger fits less noise.
         max_iterations: Cap on the conjugate gradients.
         tolerance: Relative residual at which a sample stops.
@@ -70,8 +70,8 @@ def nearest_consistent(
 
     Args:
         operator: Forward model A.
-        image: x0.
-        kspace: y.
+        image: image x0.
+        kspace: measured k-space y.
         max_iterations: Cap on the conjugate gradients; `CGResult.status` says whether it was met.
         tolerance: Relative residual at which a sample stops.
     """
@@ -106,7 +106,7 @@ class StepConsistency:
 
         Args:
             operator: forward model A of the slices.
-            kspace: y.
+            kspace: measured k-space y.
             noise_std: sigma_y, standard deviation of the real part of the noise, in the unit of `kspace`; for
                 "noise_aware".
             method: one of `CONSISTENCY`.
@@ -125,7 +125,7 @@ class StepConsistency:
         Args:
             image: predicted clean images x0.
             slices: slice of each image; a single one may serve all.
-            open_variance: r_t^2, for "noise_aware".
+            open_variance: variance r_t^2 that the noise level leaves open, for "noise_aware".
             max_iterations: most conjugate gradient iterations; "noise_aware" stops before where it has converged.
         """
         normal, rhs = self._operator[slices].normal, self._rhs[slices]

@@ -1,4 +1,4 @@
-"""Sampling masks: a matrix size and an acceleration enter, a bool array `(y, x)`, true where measured, leaves.
+"""Draws sampling masks for a matrix size and an acceleration: bool arrays `(y, x)`, true where measured.
 
 Every mask has its k-space centre at `n // 2`, as `fft2c` has. Randomness comes from the `seed` alone: the same
 seed gives the same mask, and no global random state is read or moved.
@@ -17,7 +17,7 @@ class SamplingMask:
     """A sampling mask and what it amounts to.
 
     Attributes:
-        mask: `(y, x)` bool, true where k-space is measured.
+        mask: sampling mask `(y, x)`, bool, true where k-space is measured.
         acceleration: Number of k-space positions over number of measured ones, as reached (not as asked for).
     """
 
@@ -41,13 +41,13 @@ def poisson_disc_mask(
     at most `max_attempts` are drawn, and the nearest one is returned.
 
     Args:
-        shape: Matrix (y, x).
+        shape: Matrix size (y, x).
         acceleration: Wanted acceleration over the whole matrix, calibration box included.
         calibration_shape: Size (y, x) of the box about the centre that is fully sampled; (0, 0) for none.
-        seed: Non-negative integer.
-        crop_corners: Leave out what is beyond the ellipse that touches the edges of k-space.
+        seed: Seed of the mask, a non-negative integer.
+        crop_corners: Flag to leave out what is beyond the ellipse that touches the edges of k-space.
         tolerance: Largest deviation from `acceleration` that is accepted, relative.
-        max_attempts: Most masks to draw. Each costs some 10 ms for a 512 x 160 matrix.
+        max_attempts: Largest number of masks to draw. Each costs some 10 ms for a 512 x 160 matrix.
 
     Raises:
         ValueError: an argument is out of range, the calibration box alone holds more samples than allowed, or no
@@ -106,10 +106,10 @@ def random_mask(
     """Mask of independently drawn positions, exactly as many as the acceleration allows, with a calibration box.
 
     Args:
-        shape: Matrix (y, x).
+        shape: Matrix size (y, x).
         acceleration: Acceleration over the whole matrix, calibration box included.
         calibration_shape: Size (y, x) of the box about the centre that is fully sampled; (0, 0) for none.
-        seed: Integer or numpy generator.
+        seed: Seed of the mask, an integer, or a numpy generator.
         density_power: 0 for uniform density; p > 0 for a density falling as (1 - r)^p from the centre (r = 0) to
             the corners (r = 1).
 
@@ -138,7 +138,7 @@ def equispaced_mask(
     """Every `spacing`-th line of k-space, the central one among them, and a block of central calibration lines.
 
     Args:
-        shape: Matrix (y, x).
+        shape: Matrix size (y, x).
         spacing: Distance of the lines. The acceleration is lower, because of the calibration lines.
         n_calibration_lines: Number of central lines that are all measured; 0 for none.
         axis: Axis along which lines are left out: 0 for y, 1 for x. The other one is fully sampled.
@@ -166,8 +166,8 @@ def pad_mask(mask: Shaped[np.ndarray, "y x"], shape: tuple[int, int]) -> Bool[np
     before and after and 40 columns.
 
     Args:
-        mask: Bool or 0/1.
-        shape: Matrix (y, x) to reach.
+        mask: Sampling mask, bool or 0/1.
+        shape: Matrix size (y, x) to reach.
 
     Raises:
         ValueError: the mask is larger than `shape`, is not 2-D or holds other values than 0 and 1.

@@ -29,8 +29,8 @@ def estimate_noise_std(
     taken to be more than twice as noisy as the quietest one.
 
     Args:
-        kspace: complex `(batch, coil, y, x)`, any unit.
-        mask: `(batch, y, x)`, true where measured. Entries that are zero in all coils are left out.
+        kspace: complex k-space `(batch, coil, y, x)`, any unit.
+        mask: sampling mask `(batch, y, x)`, true where measured. Entries that are zero in all coils are left out.
 
     Returns:
         Standard deviation of the real part of the noise, `(batch, coil)`, float32, in the unit of `kspace`; positive

@@ -1,4 +1,4 @@
-"""The measurement model of Cartesian multi-coil MRI: complex images enter, coil k-space leaves, and back.
+"""The measurement model of Cartesian multi-coil MRI: maps complex images to the k-space of the coils, and back.
 
 A x = M F (S x): coil maps S, centred orthonormal 2-D Fourier transform F, sampling mask M. Images are complex
 `(*batch, y, x)`, k-space is complex `(*batch, coil, y, x)`. Everything runs in complex64, or in complex128 if the coil

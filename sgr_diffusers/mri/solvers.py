@@ -1,4 +1,4 @@
-"""Linear solvers: a Hermitian normal operator, right-hand sides and starts enter, one solution per sample leaves."""
+"""Solves linear systems with a Hermitian normal operator by conjugate gradients, each sample of a batch by itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class CGResult:
     """What `conjugate_gradient` returns; every field but the first carries no gradient.
 
     Attributes:
-        solution: Complex `(*batch, y, x)`.
-        residual_norm: `(*batch)`, norm of rhs - N x as the recursion carries it, in the unit of `rhs`.
-        iterations: `(*batch)` int, iterations spent on each sample.
-        status: `(*batch)` int, a `CGStatus` for each sample.
+        solution: Complex solution `(*batch, y, x)`.
+        residual_norm: norm `(*batch)` of rhs - N x as the recursion carries it, in the unit of `rhs`.
+        iterations: number `(*batch)`, int, of iterations spent on each sample.
+        status: status `(*batch)`, int, a `CGStatus` for each sample.
     """
 
     solution: Complex[Tensor, "*batch y x"]

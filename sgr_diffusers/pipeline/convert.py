@@ -1,4 +1,4 @@
-"""Checkpoint files of the paper's authors enter, a pipeline folder leaves; and back. The work of `sgr convert`."""
+"""Converts checkpoint files of the paper's authors to a pipeline folder, and back. The work of `sgr convert`."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def convert_from_authors(
         num_head_channels, new_attention_order, sample_size: of the prior, see `prior_from_authors`.
         class_names, strides, flip_average: of the segmentation network, see `segmentation_from_authors`.
         prior_entry, segmentation_entry: where the networks are in their files, see `read_state_dict`.
-        overwrite: replace the folder of an earlier conversion.
+        overwrite: flag to replace the folder of an earlier conversion.
 
     Returns:
         The record, also written to ``settings.json``: source files with their SHA-256, and the architectures read.
@@ -77,8 +77,8 @@ def convert_to_authors(
     Args:
         pipeline: folder or Hub repository of an `SGRMRIPipeline`.
         output: folder to make.
-        new_attention_order: whether the prior is to be loaded with `use_new_attention_order`.
-        overwrite: replace the folder of an earlier conversion.
+        new_attention_order: flag that says whether the prior is to be loaded with `use_new_attention_order`.
+        overwrite: flag to replace the folder of an earlier conversion.
 
     Returns:
         The record, also written to ``settings.json``: the arguments to make the two networks with.

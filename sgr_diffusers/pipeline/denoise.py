@@ -47,7 +47,7 @@ class Estimate:
         x0: clean image that the prior predicts (paper Eq. 4).
         eps: noise that the prior predicts.
         x0_consistent: clean image made consistent with the measurement (paper Eq. 5).
-        push: what guidance adds to the noise (paper Eqs. 12 to 14); zero without guidance.
+        push: push that guidance adds to the noise (paper Eqs. 12 to 14); zero without guidance.
     """
 
     model_output: Channels
@@ -83,7 +83,7 @@ class TwoStageGradient:
         """Run the network forward.
 
         Args:
-            network: from noisy images to the output of the prior.
+            network: function from noisy images to the output of the prior.
             noisy: noisy images.
         """
         self._start = noisy.detach().clone().requires_grad_()
@@ -94,8 +94,8 @@ class TwoStageGradient:
         """Gradient of each image's score.
 
         Args:
-            score: `(image,)`, computed from `noisy` and `output`; each image's from that image only.
-            keep_graph: whether the gradient of another score will be asked for.
+            score: score `(image,)`, computed from `noisy` and `output`; each image's from that image only.
+            keep_graph: flag that says whether the gradient of another score will be asked for.
         """
         direct, inner = torch.autograd.grad(
             score.sum(),
@@ -130,7 +130,7 @@ class Denoiser:
 
         Args:
             unet: the prior.
-            segment: from complex images to logits; `None` without a segmentation model.
+            segment: function from complex images to logits; `None` without a segmentation model.
             problem: measurement of all slices.
             branches: slice, class and target of each image.
             batch_size: most images in a network call; `None` for no bound.

@@ -1,4 +1,4 @@
-"""Raw arguments of a pipeline call enter, checked tensors leave; whatever does not fit is refused with the way out.
+"""Turns the raw arguments of a pipeline call into checked tensors, and refuses what does not fit with the way out.
 
 Nothing is repaired: every check names the argument, what was expected and what came.
 """
@@ -35,10 +35,10 @@ class Measurement:
     """A batch of undersampled slices, in the unit of the scanner.
 
     Attributes:
-        kspace: `(batch, coil, y, x)`, complex64; zero where `mask` is false.
-        mask: `(batch, y, x)`, bool; true where measured.
-        coil_maps: `(batch, coil, y, x)`, complex64, or `None` if they are to be estimated.
-        noise_std: `(batch, coil)`, float32, standard deviation of the real part of the noise, or
+        kspace: k-space `(batch, coil, y, x)`, complex64; zero where `mask` is false.
+        mask: sampling mask `(batch, y, x)`, bool; true where measured.
+        coil_maps: coil maps `(batch, coil, y, x)`, complex64, or `None` if they are to be estimated.
+        noise_std: standard deviation `(batch, coil)`, float32, of the real part of the noise, or
             `None` if it is to be estimated.
     """
 
@@ -70,10 +70,10 @@ def check_measurement(
     """Check k-space, mask and coil maps, and give all of them their batch and coil axes.
 
     Args:
-        kspace: complex `(batch, coil, y, x)`, `(coil, y, x)` or `(y, x)`.
-        mask: bool or 0/1, `(y, x)` or `(batch, y, x)`.
-        coil_maps: complex `(batch, coil, y, x)`, or `(coil, y, x)` for all slices, or `None`.
-        device: where the result is put.
+        kspace: complex k-space `(batch, coil, y, x)`, `(coil, y, x)` or `(y, x)`.
+        mask: sampling mask, bool or 0/1, `(y, x)` or `(batch, y, x)`.
+        coil_maps: complex coil maps `(batch, coil, y, x)`, or `(coil, y, x)` for all slices, or `None`.
+        device: device on which the result is put.
         noise_std: standard deviation of the real part of the noise in the unit of `kspace`: one number, `(coil,)` or
             `(batch, coil)`; `None` to estimate it.
 

@@ -1,4 +1,4 @@
-"""Noisy images enter, the prior's output leaves; complex images enter, logits leave; whatever the size or precision.
+"""Calls the prior on noisy images and the segmentation model on complex images, whatever the size or precision.
 
 The one place that calls the two networks. Sizes are padded to what a network needs and cropped after, data types are
 cast on the way in and out; everything else sees float32 images of the size that the user gave.
@@ -32,9 +32,9 @@ def segment(
     """Logits of the segmentation model, float32, for complex images scaled as its training images were.
 
     Args:
-        model: from magnitude `(batch, 1, y, x)` to logits.
-        images: `(batch, y, x)`; their edges are repeated up to the multiple that the model needs.
-        multiple: that multiple, unless the model has an attribute `size_multiple`.
+        model: segmentation model from magnitude `(batch, 1, y, x)` to logits.
+        images: complex images `(batch, y, x)`; their edges are repeated up to the multiple that the model needs.
+        multiple: multiple that the sides must have, unless the model has an attribute `size_multiple`.
 
     Raises:
         TypeError: the model does not return a tensor.
@@ -96,9 +96,9 @@ def check_networks(
 
     Args:
         unet: the prior.
-        segmentation_model: may be missing.
-        size: of the slices, (y, x).
-        device: where the networks run.
+        segmentation_model: the segmentation model; may be missing (`None`).
+        size: size (y, x) of the slices.
+        device: device on which the networks run.
 
     Returns:
         Names of the classes, label 1 first; "class_1", ... if the model does not name them; none without a model.

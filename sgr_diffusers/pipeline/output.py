@@ -1,4 +1,4 @@
-"""What a call of the pipeline has computed enters; one object that names the fields and their axes leaves."""
+"""Defines the output of a call of the pipeline: one object that names the computed fields and their axes."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,14 @@ class SGRMRIPipelineOutput(BaseOutput):
     """Reconstructions of a batch of slices, one for each class and target. Torch tensors, or numpy arrays on request.
 
     Attributes:
-        images: `(batch, class, target, y, x)`, complex64, in the unit of the k-space given.
-        segmentations: `(batch, class, target, y, x)`, uint8, labels of all classes in each image, 0 the background;
+        images: images `(batch, class, target, y, x)`, complex64, in the unit of the k-space given.
+        segmentations: labels `(batch, class, target, y, x)`, uint8, of all classes in each image, 0 the background;
             `None` without a segmentation model.
-        volumes_mm3: `(batch, class, target)`, float32, mm^3 of that class in its own reconstruction (for target
-            "none": of all classes asked for, together); `None` without a segmentation model.
-        data_residual: `(batch, class, target)`, float32, ||A x - y|| / ||y|| of the image returned; 0 fits exactly.
-        noise_residual: `(batch,)`, float32, the `data_residual` that noise alone would leave.
+        volumes_mm3: volume `(batch, class, target)`, float32, in mm^3, of that class in its own reconstruction (for
+            target "none": of all classes asked for, together); `None` without a segmentation model.
+        data_residual: residual ||A x - y|| / ||y|| `(batch, class, target)`, float32, of the image returned; 0 fits
+            exactly.
+        noise_residual: residual `(batch,)`, float32: the `data_residual` that noise alone would leave.
         classes: names along the class axis; for target "none" a single one, "all" or the names asked for.
         targets: names along the target axis: "lower" before "upper", or "none", or "sample_0", "sample_1", ...
     """

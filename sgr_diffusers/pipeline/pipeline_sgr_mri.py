@@ -1,4 +1,4 @@
-"""Undersampled k-space enters, upper and lower bound reconstructions with their segmentations leave."""
+"""Reconstructs undersampled k-space into upper and lower bound images, with their segmentations."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -50,20 +50,21 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
 
     Args:
         unet: the prior; 2 channels in (real, imaginary), 2 out, or 4 with learned sigma.
-        scheduler: of diffusers, see `schedulers.support`; one that does not clip. DDIM is the reference.
+        scheduler: scheduler of diffusers that does not clip, see `schedulers.support`. DDIM is the reference.
         segmentation_model: any module from magnitude `(batch, 1, y, x)` to logits `(batch, n_classes + 1, y, x)`,
             channel 0 the background. It may name its classes by `config.class_names` or an attribute `class_names`,
             and the multiple that its input's sides must have by an attribute `size_multiple` (default: that of the
             prior). `None` serves target "none" only.
-        scale_quantile: each slice is divided by this quantile of abs(A^H y) (paper Sec. 3.3), ...
-        scale_correction: ... times this factor.
-        cg_iterations: default of the call's. Few iterations fit less noise: to be chosen on validation scans.
+        scale_quantile: quantile of abs(A^H y) that each slice is divided by (paper Sec. 3.3).
+        scale_correction: factor that this divisor is multiplied by.
+        cg_iterations: default of the call's `cg_iterations`. Few iterations fit less noise: to be chosen on validation
+            scans.
         guidance_strength: b of paper Eq. 14, for 100 steps of DDIM with eta=1, of which a call's default is made.
             The paper's is for its image size; smaller images need more (`guidance.strength.strength_for_size`).
         guidance_from: timestep below which images are pushed, as share of the training time; 1 for all steps, as in
             the paper. Pushes at high noise are forgotten with the fresh noise of later steps, those in the middle cost
             image quality and precision (pipelines/SCHEDULERS.md, "When to push"): to be chosen on validation scans.
-        consistency: default of the call's.
+        consistency: default of the call's `consistency`.
         denoising_variance: mean squared "error" of the prior at values of "noise_to_signal", as
             `NoiseLevel.open_variance` takes them, for consistency "noise_aware". To be measured on validation images.
         trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
@@ -179,7 +180,7 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         Args:
             measurement: measured k-space, sampling mask and noise of all slices.
             coil_maps: given or estimated coil maps.
-            consistency: how each step meets the data, as in `__call__`.
+            consistency: method by which each step meets the data, as in `__call__`.
         """
         scale = self.config.scale_quantile, self.config.scale_correction
         return Problem.from_measurement(measurement, coil_maps, consistency, *scale, self.config.denoising_variance)
@@ -272,8 +273,8 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         """Reconstruct slices, each once for every class and target.
 
         Args:
-            kspace: complex `(batch, coil, y, x)`, `(coil, y, x)` or `(y, x)`, any unit; zero where not measured.
-            mask: `(y, x)` or `(batch, y, x)`, bool or 0/1, true where measured.
+            kspace: k-space, complex `(batch, coil, y, x)`, `(coil, y, x)` or `(y, x)`, any unit; zero if not measured.
+            mask: sampling mask `(y, x)` or `(batch, y, x)`, bool or 0/1, true where measured.
             target: "upper", "lower", "both" (in the order lower, upper), or "none" for plain reconstruction.
             classes: names or label numbers (from 1) of the classes to bound; `None` for all. For target "none": those
                 whose volume is reported.
@@ -287,9 +288,9 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
             guidance_scale: factor on every strength, so also on the default one, whatever the scheduler.
             cg_iterations: most conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
                 checkpoint's `pipe.config.cg_iterations`, or for 30 with "noise_aware".
-            consistency: how each step meets the data: "cg" by that number of iterations, as in the paper, or
-                "noise_aware", weighing the measurement by its noise and the prior by the noise level of the step;
-                `None` for the checkpoint's `pipe.config.consistency`.
+            consistency: method by which each step meets the data: "cg" by that number of iterations, as in the
+                paper, or "noise_aware", weighing the measurement by its noise and the prior by the noise level of the
+                step; `None` for the checkpoint's `pipe.config.consistency`.
             noise_std: standard deviation of the real part of the noise in the unit of `kspace`: a number (1 for
                 prewhitened k-space), `(coil,)` or `(batch, coil)`; `None` to estimate it from the outermost k-space.
             calibration_width: largest side of the region that coil maps are estimated from; `None` for 24. It
@@ -298,23 +299,23 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
                 region, see `mri.coils.estimate_coil_maps`.
             crop: eigenvalue, 0 to 1, below which estimated coil maps are set to zero; `None` for 0.8, or for 0 where
                 pixels with signal would be lost.
-            final_consistency: last step: "replace" measured entries of coil k-space (as in the paper's experiments),
-                "regularized", or "least_squares".
-            num_samples: for target "none": independent reconstructions of each slice, along the target axis.
+            final_consistency: method of the last step: "replace" measured entries of coil k-space (as in the paper's
+                experiments), "regularized", or "least_squares".
+            num_samples: number of independent reconstructions of each slice, along the target axis, for target "none".
             voxel_size_mm: edge lengths (x, y, z) of a voxel in mm; `None` counts voxels.
-            generator: of all noise; one, or a list of one for each slice. One draw is taken from it for each slice,
-                the seed of that slice. `None`: a fresh seed.
+            generator: generator of all noise; one, or a list of one for each slice. One draw is taken from it for each
+                slice, the seed of that slice. `None`: a fresh seed.
             latents: x_T `(batch, 2, y, x)`, shared by the branches of a slice. With `eta=0` nothing else is random.
             batch_size: most images in one network call, to bound memory; does not change the result. `None`: no bound.
-            guidance: what pushes the images, one or several; `None` for `SegmentationGuidance()`, which pushes each
-                branch's class in its target's direction, and for nothing with target "none".
-            timesteps: falling, in place of `num_inference_steps` of the scheduler's choice; for schedulers whose
-                `set_timesteps` takes them.
+            guidance: guidance that pushes the images, one or several; `None` for `SegmentationGuidance()`, which
+                pushes each branch's class in its target's direction, and for nothing with target "none".
+            timesteps: falling timesteps, in place of `num_inference_steps` of the scheduler's choice; for schedulers
+                whose `set_timesteps` takes them.
             callback_on_step_end: `callback(pipe, step, timestep, tensors)` after each step; may return new `latents`.
             callback_on_step_end_tensor_inputs: names of the tensors `(batch * class * target, 2, y, x)` it is given,
                 out of `pipe._callback_tensor_inputs`.
             output_type: "pt" for torch tensors or "np" for numpy arrays.
-            return_dict: return an `SGRMRIPipelineOutput` rather than a tuple of its fields.
+            return_dict: flag to return an `SGRMRIPipelineOutput` rather than a tuple of its fields.
 
         Returns:
             Images, segmentations, volumes, residuals, names of classes and of targets, as `SGRMRIPipelineOutput` says.

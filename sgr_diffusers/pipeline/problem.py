@@ -20,9 +20,9 @@ class Problem:
 
     Attributes:
         operator: forward model A of the slices.
-        kspace: `(slice, coil, y, x)`, complex64, divided by `scale`; zero where not measured.
-        noise_std: `(slice, coil)`, float32, standard deviation of the real part of the noise in `kspace`.
-        scale: `(slice,)`, float32, unit of the k-space given over that of the prior.
+        kspace: k-space `(slice, coil, y, x)`, complex64, divided by `scale`; zero where not measured.
+        noise_std: standard deviation `(slice, coil)`, float32, of the real part of the noise in `kspace`.
+        scale: scale `(slice,)`, float32: unit of the k-space given over that of the prior.
         step_consistency: data consistency within a step.
         denoising_variance: error of the prior at each noise level, as `NoiseLevel.open_variance` takes it.
     """

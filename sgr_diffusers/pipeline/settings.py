@@ -61,7 +61,7 @@ class CallSettings:
         """Fill in what a checkpoint decides: `consistency` and `cg_iterations`.
 
         Args:
-            config: `pipe.config` of the checkpoint.
+            config: configuration `pipe.config` of the checkpoint.
         """
         consistency = config.consistency if self.consistency is None else self.consistency
         default = NOISE_AWARE_ITERATIONS if consistency == "noise_aware" else config.cg_iterations

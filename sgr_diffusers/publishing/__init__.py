@@ -1,1 +1,1 @@
-"""From folders of results to repositories on the Hub: cards filled from records, checked, compared and pushed."""
+"""Publishes folders of results as repositories on the Hub: fills cards from records, checks, compares and pushes."""

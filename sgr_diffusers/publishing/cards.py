@@ -1,7 +1,7 @@
-"""A template of `hub_cards/` and recorded values enter; a card, and what is wrong with one, leave.
+"""Renders cards from the templates of `hub_cards/` and recorded values, and finds what is wrong with a card.
 
-The one place where cards are rendered. A value that is missing is an error: nothing that was not recorded gets into a
-card.
+This is the one place where cards are rendered. A value that is missing is an error: nothing that was not recorded gets
+into a card.
 """
 
 import importlib.metadata
@@ -76,8 +76,8 @@ def render_card(template: str, values: dict[str, Any]) -> str:
     """Fill a template.
 
     Args:
-        template: its name in `hub_cards/`.
-        values: all that it asks for.
+        template: name of the template in `hub_cards/`.
+        values: all values that it asks for, by name.
 
     Raises:
         ValueError: the template asks for what is not among the values.
@@ -94,14 +94,15 @@ def render_card(template: str, values: dict[str, Any]) -> str:
 
 
 def card_faults(text: str, kind: str, folder: Path) -> list[str]:
-    """What is wrong with a card; nothing for one that can be published.
+    """List what is wrong with a card; the list is empty for one that can be published.
 
-    Looked at: metadata, sections that must be there, what was left open, links, Python that does not compile, tokens.
+    The checks cover metadata, sections that must be there, what was left open, links, Python that does not compile,
+    and tokens.
 
     Args:
-        text: of the card.
-        kind: "model", "network", "dataset" or "space".
-        folder: of the repository, which relative links are looked up in.
+        text: text of the card.
+        kind: kind of the card, "model", "network", "dataset" or "space".
+        folder: folder of the repository, in which relative links are looked up.
     """
     from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 

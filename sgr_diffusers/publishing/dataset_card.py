@@ -1,4 +1,4 @@
-"""A folder in the SKM-TEA layout enters; what of it may be published, with its card, leaves.
+"""Prepares what may be published of a folder in the SKM-TEA layout, with its card.
 
 Synthetic data goes whole. Of people's data only an index goes, made from the annotations: which scans and slices there
 are. k-space, images and segmentations of people are refused, whatever the caller says.
@@ -43,9 +43,9 @@ def stage_synthetic(folder: str | Path, stage: Path, repo_id: str) -> None:
     """Put a synthetic data set and its card together, as links to its files.
 
     Args:
-        folder: written by `sgr synthesize`.
+        folder: folder of the data set, written by `sgr synthesize`.
         stage: empty folder to fill.
-        repo_id: for the card.
+        repo_id: name of the repository, for the card.
 
     Raises:
         ValueError: something in the folder was not written by `sgr synthesize`.
@@ -108,9 +108,9 @@ def stage_index(folder: str | Path, stage: Path, repo_id: str) -> None:
     """Make an index of a folder in the SKM-TEA layout from its annotations alone, with its card.
 
     Args:
-        folder: with `annotations/v1.0.0/*.json`; nothing else of it is opened.
+        folder: folder with `annotations/v1.0.0/*.json`; nothing else of it is opened.
         stage: empty folder to fill.
-        repo_id: for the card.
+        repo_id: name of the repository, for the card.
 
     Raises:
         ValueError: there are no annotations, they miss an entry, or are of other scans than SKM-TEA's.

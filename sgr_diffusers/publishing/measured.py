@@ -1,4 +1,4 @@
-"""The folder of a pipeline enters; an error leaves if it does not load, or numbers in it are of other weights."""
+"""Checks that a pipeline loads, and that the numbers recorded in its folder were measured with its weights."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ def check_measured(folder: Path) -> None:
     """Load a pipeline and hold the records of its evaluation against its weights.
 
     Args:
-        folder: of the pipeline; numbers are those of `evaluation/settings.json` and `evaluation/quality.json`.
+        folder: folder of the pipeline; its numbers are those of `evaluation/settings.json` and
+            `evaluation/quality.json`.
 
     Raises:
         ValueError: the pipeline does not load; a table or figure has no record of what it is of, or is of other

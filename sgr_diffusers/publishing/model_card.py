@@ -1,4 +1,4 @@
-"""The folder of a pipeline and the records in it enter; its card and its evaluation results leave.
+"""Renders the card of a pipeline and writes its evaluation results from the records in its folder.
 
 Records, by name in the folder: `training/*_prior.json` and `training/*_segmentation.json` of the training scripts,
 `training/assembly.json` of `assemble_pipeline.py`, `evaluation/table1.csv` and `evaluation/settings.json` of `sgr
@@ -39,11 +39,12 @@ def model_card(folder: str | Path, source: str | Path, dataset: str | None = Non
     """Render the card of a pipeline.
 
     Args:
-        folder: of the pipeline, with its records.
-        source: what `from_pretrained` is to be given in it: a repository, or a folder (if it is still to be made: a
+        folder: folder of the pipeline, with its records.
+        source: argument of `from_pretrained` in the card: a repository, or a folder (if it is still to be made: a
             `Path`).
-        dataset: repository of the data set on the Hub, if it is there.
-        licence: of the weights, by its name on the Hub; `None` for what follows from synthetic data or SKM-TEA.
+        dataset: name of the repository of the data set on the Hub, if it is there.
+        licence: licence of the weights, by its name on the Hub; `None` for what follows from synthetic data or
+            SKM-TEA.
 
     Raises:
         ValueError: a record is missing or damaged, the template asks for what was not recorded, or `licence` is
@@ -79,7 +80,7 @@ def _quoted(text: str | Path) -> str:
 
 
 def model_facts(folder: str | Path) -> dict[str, Any]:
-    """What was recorded about a pipeline, by the names that the template has for it.
+    """Collect what was recorded about a pipeline, by the names that the template has for it.
 
     Raises:
         ValueError: a record is missing or damaged.
@@ -264,8 +265,8 @@ def write_eval_results(folder: str | Path, dataset: str) -> list[str]:
     """Write the scores of a pipeline as `.eval_results/*.yaml`, the form that the Hub shows beside the data set.
 
     Args:
-        folder: of the pipeline, with its records.
-        dataset: repository of the data set on the Hub.
+        folder: folder of the pipeline, with its records.
+        dataset: name of the repository of the data set on the Hub.
 
     Returns:
         The files written, none if nothing was measured.

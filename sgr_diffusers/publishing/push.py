@@ -1,4 +1,4 @@
-"""A folder ready to be published enters; what would change on the Hub, and after a yes the commit, leave."""
+"""Shows what publishing a folder would change on the Hub, and pushes it in one commit after a yes."""
 
 import difflib
 import hashlib
@@ -26,9 +26,9 @@ class Changes:
     Attributes:
         new: files that are not on the Hub yet.
         changed: files with another content there.
-        only_there: files on the Hub alone; they stay.
-        card: unified diff of the card, empty if it is the same.
-        head: commit that was compared with; `None` for a repository that is not there yet.
+        only_there: files that are on the Hub alone; they stay.
+        card: unified diff of the card, empty if the card is the same.
+        head: commit on the Hub that was compared with; `None` for a repository that is not there yet.
         is_gated: whether readers must have agreed to conditions there.
     """
 
@@ -40,7 +40,7 @@ class Changes:
     is_gated: bool = False
 
     def lines(self) -> list[str]:
-        """For a terminal."""
+        """Lines of text that show the changes on a terminal."""
         listed = [f"  {sign} {name}" for sign, names in (("+", self.new), ("~", self.changed)) for name in names]
         listed += [f"  = {name} (only on the Hub, stays)" for name in self.only_there]
         diff = self.card.splitlines()
@@ -66,16 +66,17 @@ def publish(
     The token is that of `HF_TOKEN` or of `hf auth login`; it is never an argument.
 
     Args:
-        stage: all that the repository shall hold; with `README.md`.
-        repo_id: "name/of-repository".
-        kind: "model", "dataset" or "space".
-        message: of the commit.
-        private: for a new repository; `None` for the owner's default.
-        is_sure: asked with a question before anything is changed.
-        report: is called with lines of text.
-        space_sdk: of a new Space.
-        gated: let in only readers who have agreed to the conditions of the card; before anything is uploaded.
-        look_only: push nothing, whatever `is_sure` says; a Hub that cannot be reached is no error then.
+        stage: folder of all that the repository shall hold, with `README.md`.
+        repo_id: name of the repository, "name/of-repository".
+        kind: kind of the repository, "model", "dataset" or "space".
+        message: message of the commit.
+        private: whether a new repository is private; `None` for the owner's default.
+        is_sure: function asked with a question before anything is changed.
+        report: function called with lines of text.
+        space_sdk: SDK of a new Space.
+        gated: whether to let in only readers who have agreed to the conditions of the card; set before anything is
+            uploaded.
+        look_only: whether to push nothing, whatever `is_sure` says; a Hub that cannot be reached is no error then.
 
     Returns:
         Address of the commit; `None` if there was nothing to change, or the answer was no.

@@ -1,4 +1,4 @@
-"""A pipeline's folder, or that of the Space, enters; a folder as it shall be on the Hub leaves."""
+"""Prepares the folder of a pipeline, or of the Space, as it shall be on the Hub."""
 
 import contextlib
 import io
@@ -33,12 +33,14 @@ def stage_model(
     """Copy a pipeline, add the code it needs elsewhere, its card and its evaluation results.
 
     Args:
-        folder: written by `save_pretrained` or `training/assemble_pipeline.py`, with the records of its training.
+        folder: folder of a pipeline, written by `save_pretrained` or `training/assemble_pipeline.py`, with the records
+            of its training.
         stage: empty folder to fill.
-        repo_id: for the card.
-        dataset: repository of the data set on the Hub, if it is there.
-        report: folder of `sgr report` on this pipeline; what it holds takes the place of the folder `evaluation`.
-        licence: of the weights, where it does not follow from the data.
+        repo_id: name of the repository, for the card.
+        dataset: name of the repository of the data set on the Hub, if it is there.
+        report: folder that `sgr report` wrote on this pipeline; what it holds takes the place of the folder
+            `evaluation`.
+        licence: licence of the weights, where it does not follow from the data.
 
     Raises:
         ValueError: it is not the folder of a pipeline, or of one that does not load; a record is missing; a file
@@ -103,8 +105,9 @@ def stage_space(stage: Path, model: str | None = None, package: str | None = Non
 
     Args:
         stage: empty folder to fill.
-        model: repository whose pipeline the Space is to show, named in its card; `None` for what stands there.
-        package: where the Space gets this package, a requirement as pip takes it; `None` for its name and version.
+        model: name of the repository whose pipeline the Space is to show, named in its card; `None` for what stands
+            there.
+        package: requirement, as pip takes it, by which the Space gets this package; `None` for its name and version.
 
     Raises:
         ValueError: the Space is not complete, or `package` is no requirement of this package with its app.
@@ -154,10 +157,10 @@ def run_snippet(folder: Path) -> str:
     It is rendered by itself: no other text of a record is run.
 
     Args:
-        folder: of the pipeline, with its records and `case.h5`.
+        folder: folder of the pipeline, with its records and `case.h5`.
 
     Raises:
-        ValueError: it ends in an error, or prints nothing.
+        ValueError: the example ends in an error, or prints nothing.
     """
     code = card_snippet(folder, str(folder))
     guided_from = float(json.loads((folder / "model_index.json").read_text()).get("guidance_from", 1.0))

@@ -1,4 +1,4 @@
-"""The record of a training enters; the card of the network that it made leaves."""
+"""Renders the card of a network from the record of its training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,9 +43,9 @@ def training_card(
     """Render the card of one network.
 
     Args:
-        record: of `training.record.training_record`.
-        kind: of the network, "unet" or "segmentation_model"; also the folder of its weights.
-        repository: name, for the example.
+        record: record of the training, from `training.record.training_record`.
+        kind: kind of the network, "unet" or "segmentation_model"; also the folder of its weights.
+        repository: name of the repository, for the example.
         pictures: names of files in `pictures/`.
         comparison: content of the json file of `tests/benchmarks/benchmark_robust.py`.
 

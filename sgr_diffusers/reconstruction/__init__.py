@@ -1,1 +1,1 @@
-"""From a file of raw k-space to bounds of a volume, their table and their figure."""
+"""Reconstruct bounds of a volume from a file of raw k-space; write their table and their figure."""

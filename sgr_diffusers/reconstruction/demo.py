@@ -1,4 +1,4 @@
-"""The bundled case enters; the table of its bounds at several accelerations, and the figure, leave."""
+"""Reconstruct the bundled case at several accelerations; print the table of its bounds and write the figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +27,9 @@ def run_demo(
 
     Args:
         output: folder to make; that of an earlier demo is replaced.
-        accelerations: of the masks stored with the case.
-        n_steps: reverse steps, of the fast setting.
-        seed: of the noise.
+        accelerations: accelerations of the masks stored with the case.
+        n_steps: number of reverse steps of the fast setting.
+        seed: seed of the noise.
         model: folder or Hub repository; `None` for the bundled pipeline.
         case: file in the layout of SKM-TEA's k-space, all slices of which are used.
 

@@ -1,4 +1,4 @@
-"""Reconstructed volumes enter; a table of bounds, a figure like the paper's Fig. 3, and files leave."""
+"""Write a table of bounds, a figure like the paper's Fig. 3 and image files from reconstructed volumes."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -82,8 +82,8 @@ def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "
     """Figure of one scan: a row for each class and sampling, of the slice in which the class covers most.
 
     Args:
-        volumes: of the same slices, with the same classes and targets, for example at several accelerations.
-        title: over the figure.
+        volumes: volumes of the same slices, with the same classes and targets, for example at several accelerations.
+        title: text over the figure.
     """
     if volumes[0].targets == ("none",):
         return _plain_figure(volumes, title)

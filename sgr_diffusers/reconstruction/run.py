@@ -1,4 +1,4 @@
-"""A file of raw k-space enters; a folder of NIfTI files, a table and a figure leaves."""
+"""Reconstruct a file of raw k-space and write a folder of NIfTI files, a table and a figure."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def reconstruct_file(
     Args:
         file: raw k-space of any kind that `io.read_raw` reads.
         output: folder to make. It is there as a whole or, after an error or an interrupt, not at all.
-        settings: how to sample; `None` for the defaults.
+        settings: settings of the sampling; `None` for the defaults.
         slices: range of slices.
         echo: number of the echo from 1.
         repetition: number of the repetition from 0.
@@ -58,11 +58,11 @@ def reconstruct_file(
             acceleration of a mask made for it; `None` for k-space as it is.
         voxel_size_mm: edge lengths (slice, y, x); `None` for those of the file or of the annotations beside it.
         model: folder or Hub repository; `None` for the bundled pipeline.
-        device: of the networks.
-        dtype: of the prior.
+        device: device of the networks.
+        dtype: data type of the prior.
         overwrite: whether the folder of an earlier run may be replaced.
-        n_coils: virtual coils to compress to; `None` keeps the coils.
-        ismrmrd: also write images and segmentations in the ISMRMRD format, to images.h5.
+        n_coils: number of virtual coils to compress to; `None` keeps the coils.
+        ismrmrd: whether to write images and segmentations in the ISMRMRD format, too, to images.h5.
 
     Returns:
         The rows of volumes.csv, see `results.volume_table`.

@@ -12,23 +12,24 @@ class SamplingSettings:
     """How to sample; names and defaults as in `SGRMRIPipeline.__call__`, unless said otherwise.
 
     Attributes:
-        target: "both", "upper", "lower" or "none".
-        classes: names or label numbers; `None` for all.
-        num_inference_steps: reverse steps.
-        fast: make them at `fast_timesteps`, by `DDPMScheduler`, in place of the model's scheduler.
+        target: targets to reconstruct: "both", "upper", "lower" or "none".
+        classes: names or label numbers of the classes; `None` for all.
+        num_inference_steps: number of reverse steps.
+        fast: whether to make the steps at `fast_timesteps`, by `DDPMScheduler`, in place of the model's scheduler.
         eta: share of fresh noise; not for `fast`.
-        guidance_strength: per step; `None` for `default_strength`.
-        guidance_scale: factor on it.
-        consistency: "cg" or "noise_aware"; `None` for the model's.
-        cg_iterations: most conjugate gradient iterations in a step; `None` for the model's.
-        noise_std: of the real part of the noise; `None` for 1 where the file was prewhitened, else to estimate it.
+        guidance_strength: guidance strength per step; `None` for `default_strength`.
+        guidance_scale: factor on the guidance strength.
+        consistency: kind of data consistency, "cg" or "noise_aware"; `None` for the model's.
+        cg_iterations: largest number of conjugate gradient iterations in a step; `None` for the model's.
+        noise_std: standard deviation of the real part of the noise; `None` for 1 where the file was prewhitened, else
+            to estimate it.
         calibration_width: largest side of the region that coil maps are estimated from.
         kernel_width: side of the kernel that coil maps are estimated with.
         crop: eigenvalue below which estimated coil maps are zero.
-        final_consistency: "replace", "regularized" or "least_squares".
-        batch_size: most images in a network call.
-        seed: of the noise. Each slice has a stream of its own, of (seed, place in the scan), whichever others are
-            reconstructed.
+        final_consistency: kind of the last step, "replace", "regularized" or "least_squares".
+        batch_size: largest number of images in a network call.
+        seed: seed of the noise. Each slice has a stream of its own, of (seed, place in the scan), whichever others
+            are reconstructed.
     """
 
     target: str = "both"

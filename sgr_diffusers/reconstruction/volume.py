@@ -1,4 +1,4 @@
-"""Undersampled slices of a scan and a pipeline enter; reconstructions of all of them and their segmentations leave."""
+"""Reconstruct and segment the undersampled slices of a scan with a pipeline."""
 
 import copy
 import warnings
@@ -49,9 +49,9 @@ class ScanSlices:
         target: `(slice, y, x)`, complex64, fully sampled images in the unit of `kspace`, if known.
         numbers: place of each slice in its scan.
         voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm; `None` where they are not known.
-        label: what distinguishes this sampling in tables and figures, for example "8x".
+        label: text that distinguishes this sampling in tables and figures, for example "8x".
         orientation: directions in which (slice, y, x) run, for example ("SI", "AP", "LR"), if known.
-        affine: from places in these arrays to mm in the patient, see `RawSlices`, if known.
+        affine: affine map from places in these arrays to mm in the patient, see `RawSlices`, if known.
         noise_std: standard deviation of the real part of the noise of `kspace`, if known.
     """
 
@@ -94,7 +94,7 @@ class VolumeReconstruction:
         targets: names of the target axis: "lower", "upper", or "none".
         numbers: place of each slice in its scan.
         voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm; `None` where they are not known.
-        label: of the sampling, for example "8x".
+        label: label of the sampling, for example "8x".
     """
 
     magnitudes: Float[np.ndarray, "slice class target y x"]
@@ -134,8 +134,8 @@ def load_pipeline(
     Args:
         model: folder, Hub repository, or name of a bundled checkpoint (a key of `BUNDLED`); `None` for that of the
             synthetic knees.
-        device: of the networks; `None` for a GPU if there is one.
-        dtype: of the prior, a key of `DTYPES`; all else stays in single precision.
+        device: device of the networks; `None` for a GPU if there is one.
+        dtype: data type of the prior, a key of `DTYPES`; all else stays in single precision.
 
     Raises:
         ValueError: there is no such model, device or data type, or the model cannot be loaded.
@@ -181,9 +181,9 @@ def reconstruct_volume(
     Args:
         pipe: pipeline, without a segmentation model for target "none" only; it stays as it is, also for
             `settings.fast`.
-        scan: the measurement.
-        settings: how to sample.
-        on_step: called after each reverse step of each call of the pipeline, `n_progress_steps` times in all.
+        scan: measured slices of the scan.
+        settings: settings of the sampling.
+        on_step: function called after each reverse step of each call of the pipeline, `n_progress_steps` times in all.
 
     Raises:
         TypeError, ValueError: as the pipeline says; or a slice is zero everywhere, or a reconstruction not finite.

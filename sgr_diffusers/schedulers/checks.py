@@ -1,4 +1,4 @@
-"""A diffusers scheduler and what it is to do enter; nothing leaves, or an error if the image would be wrong.
+"""Checks a diffusers scheduler against what it is to do, and refuses it if the image would be wrong.
 
 Whether a class can be used at all is in `schedulers.support`; here are its settings, the noise levels that the prior
 was trained with, and what the call asks of it.
@@ -70,11 +70,11 @@ def check_scheduler(
     """Refuse a scheduler that would give a wrong image.
 
     Args:
-        scheduler: of diffusers.
+        scheduler: scheduler of diffusers.
         trained_with: `noise_fingerprint` of the scheduler that the prior was trained with; `None` checks nothing.
-        is_guided: the noise that the prior predicts will be pushed.
-        timesteps: that the scheduler is to visit; `None` for its own choice.
-        num_inference_steps: of its own choice; `None` checks nothing.
+        is_guided: flag, true if the noise that the prior predicts will be pushed.
+        timesteps: timesteps that the scheduler is to visit; `None` for its own choice.
+        num_inference_steps: number of steps of its own choice; `None` checks nothing.
 
     Raises:
         TypeError: the class is not supported; the message says why.

@@ -1,4 +1,4 @@
-"""A diffusers scheduler enters; alpha and sigma, conversions x0 <-> eps <-> model output, and its steps leave.
+"""Drives a diffusers scheduler: gives alpha and sigma, converts x0 <-> eps <-> model output, and takes its steps.
 
 In the space of the model's input the noisy image is x_in = alpha x0 + sigma eps, for every scheduler. Symbols, code to
 paper (Eqs. 4, 6 and 13), for `DDIMScheduler`:
@@ -117,11 +117,11 @@ class ScheduledSampler:
         Args:
             scheduler: one that `check_scheduler` accepts. It is stepped itself, unless its class does not know the
                 prior's prediction type: then a copy that is told eps instead.
-            num_inference_steps: as in `scheduler.set_timesteps`.
+            num_inference_steps: number of steps, as in `scheduler.set_timesteps`.
             eta: share of fresh noise, for DDIM; others have their own or none.
-            generators: of fresh noise, one for each image; equal ones give equal noise.
-            device: of the latents.
-            timesteps: to visit, in place of `num_inference_steps` of the scheduler's own choice.
+            generators: generators of fresh noise, one for each image; equal ones give equal noise.
+            device: device of the latents.
+            timesteps: timesteps to visit, in place of `num_inference_steps` of the scheduler's own choice.
 
         Raises:
             ValueError: by the scheduler, if it cannot make that many steps; or it would start without noise, as
@@ -173,7 +173,7 @@ class ScheduledSampler:
         Timesteps of the caller's that start within the time that is guided share all of it: nothing is pushed above.
 
         Args:
-            guidance_from: as in `SGRMRIPipeline`.
+            guidance_from: share of the training time below which images are pushed, as in `SGRMRIPipeline`.
         """
         scheduler, times = self._scheduler, self.times
         starts = times[:: scheduler.order]  # a second evaluation goes with the first

@@ -1,4 +1,4 @@
-"""A scheduler enters; whether the guided loop can drive it, and if not why, leaves. One line for each class.
+"""Says whether the guided loop can drive a scheduler, and if not, why. One line for each class.
 
 A class is supported if it can sample an unconditional model that predicts eps, v, the image or the flow, with
 `set_timesteps(n)` and `step(output, timestep, sample)` alone. A new class of diffusers belongs into one of the tables;

@@ -13,7 +13,7 @@ def fast_timesteps(n_steps: int = 25, start: int | None = None, power: float | N
     as `DDPMScheduler`.
 
     Args:
-        n_steps: evaluations of the prior, at least 2.
+        n_steps: number of evaluations of the prior, at least 2.
         start: the first timestep; by default 20 times `n_steps`, at least 500, at most 990.
         power: 1 for equal spacing; larger, the more of them are at low noise. By default 1.5 up to 25 steps, from
             where it falls to 1 at 50.

@@ -1,1 +1,1 @@
-"""Data and options enter, trained networks leave: the library behind ``training/*.py``."""
+"""Train networks from data and options: the library behind ``training/*.py``."""

@@ -1,4 +1,4 @@
-"""Magnitude images and their labels enter; images that are wrongly segmented though they changed little leave.
+"""Search for adversarial images: magnitude images that a model segments wrongly though they changed little.
 
 Projected gradient descent (PGD; Madry et al., ICLR 2018) with the losses that Croce, Singh and Hein ("Towards reliable
 evaluation and fast training of robust semantic segmentation models", ECCV 2024; reference 7 of the paper) use for
@@ -43,19 +43,21 @@ def adversarial_images(
     `SegmentationUNet` with `flip_average` is attacked as it is used, over four flips at four times the cost.)
 
     Args:
-        model: from magnitude ``(batch, 1, y, x)`` to logits ``(batch, n_classes + 1, y, x)``, each sample by itself.
-        images: ``(batch, 1, y, x)``, 0 or larger, scaled like the training images (the 0.99 quantile is 1).
-        labels: ``(batch, y, x)``, 0 to n_classes, of the images as they are.
-        generator: of the random start; not read without it. On the CPU or on the device of the images.
+        model: network from magnitude ``(batch, 1, y, x)`` to logits ``(batch, n_classes + 1, y, x)``, each sample by
+            itself.
+        images: magnitude images ``(batch, 1, y, x)``, 0 or larger, scaled like the training images (the 0.99 quantile
+            is 1).
+        labels: labels ``(batch, y, x)``, 0 to n_classes, of the images as they are.
+        generator: generator of the random start; not read without it. On the CPU or on the device of the images.
         radius: largest change, one for all or one for each sample, 0 or larger. With ``"linf"`` of a pixel, in the
             unit of the images; with ``"l2"`` of the root of the summed squares over the pixels of a slice.
-        norm: one of `ATTACK_NORMS`.
-        steps: 1 or more.
+        norm: norm of the change, one of `ATTACK_NORMS`.
+        steps: number of steps, 1 or more.
         step_size: length of a step in that norm, one for all or one for each sample. By default ``2.5 * radius /
             steps``, with which a step can reach the far side of the ball and still be refined.
-        loss: what is ascended, one of `ATTACK_LOSSES`; see `attack_loss`.
-        random_start: start from a random point of the ball (its direction uniform; with ``"l2"`` its distance, too)
-            instead of from the image itself.
+        loss: loss that is ascended, one of `ATTACK_LOSSES`; see `attack_loss`.
+        random_start: whether to start from a random point of the ball (its direction uniform; with ``"l2"`` its
+            distance, too) instead of from the image itself.
 
     Returns:
         Of each sample the image of the search with the fewest pixels segmented as labelled (the last one need not be:
@@ -97,10 +99,10 @@ def attack_loss(
     """What an attack ascends, per sample; a sum over pixels.
 
     Args:
-        logits: of the model.
-        labels: 0 to n_classes.
-        kind: ``"masked"``: the cross-entropy of the pixels that are still segmented as their label says. The plain
-            one grows without end where a pixel is wrong already, and the attack spends its radius there.
+        logits: logits of the model.
+        labels: labels of the images, 0 to n_classes.
+        kind: kind of loss. ``"masked"``: the cross-entropy of the pixels that are still segmented as their label says.
+            The plain one grows without end where a pixel is wrong already, and the attack spends its radius there.
             ``"balanced"``: the same, each pixel divided by the number of pixels of its label in the slice, so that a
             meniscus counts as much as the background. ``"cross_entropy"``: the plain one.
 

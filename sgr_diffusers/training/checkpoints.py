@@ -1,4 +1,4 @@
-"""A run in progress enters; checkpoints leave that are whole or not there, and of which the newest whole one is found.
+"""Save and load checkpoints of a training run, which are whole or not there, and find the newest whole one.
 
 A folder named ``checkpoint-<step>`` holds the weights ``<name>/``, their average ``<name>_ema/`` (both as
 `from_pretrained` reads them), optimizer and random states as accelerate writes them, ``training_state.json``, and a
@@ -88,9 +88,9 @@ def prepare_output_dir(accelerator: Accelerator, options: TrainingOptions, name:
     """Make the folder of a run ready: nothing of an earlier run may be taken for this one's.
 
     Args:
-        accelerator: of the run.
-        options: of the run.
-        name: folder of the weights.
+        accelerator: accelerator of the run.
+        options: options of the run.
+        name: name of the folder of the weights.
 
     Raises:
         FileExistsError: the folder holds checkpoints of a run that is not to be resumed.
@@ -134,13 +134,13 @@ class Checkpoints:
     """Writes and reads the checkpoints of one run.
 
     Args:
-        accelerator: has prepared model and optimizer.
-        options: of the run.
-        state: of the run; `load` fills it.
-        model: as it was before it was prepared.
-        wrapped: the prepared one.
-        ema: its average, if any.
-        name: folder of the weights.
+        accelerator: accelerator that has prepared model and optimizer.
+        options: options of the run.
+        state: state of the run; `load` fills it.
+        model: model as it was before it was prepared.
+        wrapped: prepared model.
+        ema: average of the model's weights, if any.
+        name: name of the folder of the weights.
     """
 
     def __init__(

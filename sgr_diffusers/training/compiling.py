@@ -1,4 +1,4 @@
-"""A network enters; compiled, it leaves, or the reason why its compiled gradient is not to be trusted."""
+"""Compile a network, and check that its compiled gradient is to be trusted."""
 
 import logging
 from collections.abc import Callable
@@ -44,11 +44,11 @@ def check_compiled(
     where a process holds a part of the gradients only (FSDP, DeepSpeed), which is logged.
 
     Args:
-        network: from `compile_network`, prepared by the accelerator, in training mode.
-        compute_loss: ``(network, batch, generator) -> loss``, which calls the network once.
-        batch: what the loss needs, on the device.
-        accelerator: which prepared the network.
-        seed: of dropout and of all that the loss draws.
+        network: network from `compile_network`, prepared by the accelerator, in training mode.
+        compute_loss: function ``(network, batch, generator) -> loss``, which calls the network once.
+        batch: batch that the loss needs, on the device.
+        accelerator: accelerator that prepared the network.
+        seed: seed of dropout and of all that the loss draws.
 
     Raises:
         RuntimeError: a gradient differs by more than rounding explains; names the worst parameters.

@@ -1,4 +1,4 @@
-"""What a command line says of the data enters; checked training and validation slices leave, before the first step."""
+"""Read and check the training and validation slices that a command line asks for, before the first step."""
 
 import argparse
 import math
@@ -77,7 +77,8 @@ def read_selection(slices: str, min_foreground: int = 0, has_class: tuple[str, .
     """A selection of slices as a command line gives it.
 
     Args:
-        slices: "all", "paper", a number n for every n-th slice of a scan, or "start:stop" or "start:stop:step".
+        slices: slices to take: "all", "paper", a number n for every n-th slice of a scan, or "start:stop" or
+            "start:stop:step".
         min_foreground: least number of pixels of any tissue.
         has_class: names of classes of which at least one must be there.
 
@@ -127,10 +128,10 @@ def slices_of(
 
     Args:
         data_dir: folder in the SKM-TEA layout, or repository.
-        split: "train" or "val".
-        selection: of slices; all of them if not given.
-        skip_memory_check: hold preloaded slices even if they seem not to fit.
-        **settings: of `SkmTeaSlices`.
+        split: name of the split, "train" or "val".
+        selection: selection of slices; all of them if not given.
+        skip_memory_check: whether to hold preloaded slices even if they seem not to fit.
+        **settings: settings of `SkmTeaSlices`.
 
     Raises:
         FileNotFoundError: a split or the file of a scan is missing.

@@ -1,4 +1,4 @@
-"""Errors of a full disk, a lock for one run, and sealed folders, of which damage can be told."""
+"""Report errors of a full disk, lock a folder for one run, and seal folders so that damage can be told."""
 
 import errno
 import hashlib
@@ -37,8 +37,8 @@ def disk_errors(what: str, way_out: str) -> Iterator[None]:
     """Turn the many ways in which libraries report a failed write into one.
 
     Args:
-        what: what was being written, for the message.
-        way_out: what remains, and what to do.
+        what: name of what was being written, for the message.
+        way_out: sentence that says what remains, and what to do.
 
     Raises:
         DiskError: for any failed write inside the block.
@@ -127,9 +127,9 @@ def check_own_output(final: Path, record: str, names: Iterable[str], inputs: Ite
 
     Args:
         final: folder to be written by `replaced_folder`.
-        record: file that such an output has.
-        names: patterns of what else lies in one.
-        inputs: of the script; none of them may be in the folder.
+        record: name of a file that such an output has.
+        names: patterns of the names of what else lies in one.
+        inputs: inputs of the script; none of them may be in the folder.
 
     Raises:
         FileExistsError: naming what would be lost.

@@ -1,4 +1,4 @@
-"""How far a run has come enters, the share of the learning rate to use leaves."""
+"""Compute the share of the learning rate that a step uses, from how far the run has come."""
 
 import math
 
@@ -31,13 +31,13 @@ def learning_rate_factor(
     there is no warm-up, the values are those of diffusers' scheduler of the same name. A warm-up multiplies them.
 
     Args:
-        schedule: one of `LR_SCHEDULERS`.
-        step: optimizer steps done before this one.
+        schedule: name of the schedule, one of `LR_SCHEDULERS`.
+        step: number of optimizer steps done before this one.
         progress: part of the run that is over, in [0, 1], in steps or in minutes, whichever ends it sooner.
-        warmup_steps: the factor rises linearly over so many steps.
+        warmup_steps: number of steps over which the factor rises linearly.
         cooldown_fraction: last part of the run, in which `trapezoidal` falls to 0.
-        n_cycles: how often `cosine_with_restarts` falls from 1 to 0.
-        power: of the remaining part of the run, for `polynomial`.
+        n_cycles: number of times that `cosine_with_restarts` falls from 1 to 0.
+        power: power of the remaining part of the run, for `polynomial`.
     """
     remaining = max(0.0, 1.0 - progress)
     factor = {

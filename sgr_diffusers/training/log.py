@@ -1,4 +1,4 @@
-"""Losses, results and pictures of a run enter; ``log.jsonl``, PNG files, the console and the trackers have them after.
+"""Write losses, results and pictures of a run to ``log.jsonl``, PNG files, the console and the trackers.
 
 A resumed run rewrites the log from its checkpoint, so that no line appears twice, and removes later pictures.
 """
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Validation:
-    """What a validation leaves.
+    """Results and pictures of a validation.
 
     Attributes:
-        results: for the log, and as far as they are numbers for the trackers; dictionaries may be nested.
-        pictures: for each name, grey images uint8 ``(n, y, x)``.
+        results: results for the log, and as far as they are numbers for the trackers; dictionaries may be nested.
+        pictures: grey images uint8 ``(n, y, x)`` for each name.
     """
 
     results: dict[str, Any] = field(default_factory=dict)
@@ -53,12 +53,12 @@ class Log:
     """Everything a run tells while it goes on.
 
     Args:
-        accelerator: its main process writes; its trackers, if any, are started here.
-        options: of the run.
-        state: the history that is there already stays.
-        images_per_step: of all processes.
-        last_step: for the progress bar, if known.
-        config: of the run, for the trackers.
+        accelerator: accelerator whose main process writes; its trackers, if any, are started here.
+        options: options of the run.
+        state: state of the run; the history that is there already stays.
+        images_per_step: number of images per step, of all processes.
+        last_step: number of the last step, for the progress bar, if known.
+        config: configuration of the run, for the trackers.
     """
 
     def __init__(

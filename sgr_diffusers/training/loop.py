@@ -1,7 +1,7 @@
-"""A network, its loss and a data set enter; resumable checkpoints, averaged weights and a log leave.
+"""Train a network on a data set with a given loss; write resumable checkpoints, averaged weights and a log.
 
-The loop that ``training/train_prior.py`` and ``training/train_segmentation.py`` share. What is random in step n
-depends on (seed, n, micro-step, process) alone: a run that was interrupted ends with the same bits as one that was
+The scripts ``training/train_prior.py`` and ``training/train_segmentation.py`` share this loop. What is random in step
+n depends on (seed, n, micro-step, process) alone: a run that was interrupted ends with the same bits as one that was
 not, as long as its end is given in steps.
 """
 
@@ -67,21 +67,22 @@ def fit(
     `options.output_dir`.
 
     Args:
-        model: a diffusers model. Ends with its averaged weights.
-        dataset: map-style; dictionaries that the default collation understands. Items are made in a thread or in
-            processes of their own: they must not draw from the global generators.
-        compute_loss: ``(model, batch, generator) -> loss``, a scalar; tensors of the batch are on the device already.
-            All its randomness must come from the (CPU) generator.
-        options: see `TrainingOptions`.
-        accelerator: from `create_accelerator`, or one with the mixed precision wanted.
-        name: of the folder the weights go to.
-        foreground: for each item, whether it counts as foreground; for `options.foreground_fraction` other than 0.
-        validate: is given the model with averaged weights, returns results for the log and pictures. Must not use
-            global randomness. Only the main process calls it, unless the weights are sharded.
+        model: diffusers model. Ends with its averaged weights.
+        dataset: map-style data set of dictionaries that the default collation understands. Items are made in a thread
+            or in processes of their own: they must not draw from the global generators.
+        compute_loss: function ``(model, batch, generator) -> loss``, a scalar; tensors of the batch are on the device
+            already. All its randomness must come from the (CPU) generator.
+        options: options of the run; see `TrainingOptions`.
+        accelerator: accelerator from `create_accelerator`, or one with the mixed precision wanted.
+        name: name of the folder the weights go to.
+        foreground: flag for each item, whether it counts as foreground; for `options.foreground_fraction` other than
+            0.
+        validate: function that is given the model with averaged weights and returns results for the log and pictures.
+            Must not use global randomness. Only the main process calls it, unless the weights are sharded.
         keep_best: name of a result of `validate`; the weights where it is largest go to ``<name>_best/``.
-        identity: what else a resumed run must have in common with the interrupted one: data, augmentation.
-        companions: what belongs beside the weights, such as a scheduler, by the name of its folder. Written when all
-            checks are passed: a run that is refused changes nothing of an earlier one.
+        identity: values that a resumed run must also have in common with the interrupted one: data, augmentation.
+        companions: objects that belong beside the weights, such as a scheduler, by the name of their folder. Written
+            when all checks are passed: a run that is refused changes nothing of an earlier one.
 
     Returns:
         The final state, with the history of losses and validations.

@@ -1,4 +1,4 @@
-"""Options enter; an accelerator and an optimizer leave, or the reason why this machine cannot do what they ask."""
+"""Create the accelerator and the optimizer that options ask for, or say why this machine cannot do it."""
 
 import datetime
 import importlib.util

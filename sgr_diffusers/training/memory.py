@@ -1,4 +1,4 @@
-"""Tells how much memory a process may still take."""
+"""Tell how much memory a process may still take."""
 
 from pathlib import Path
 

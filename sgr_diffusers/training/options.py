@@ -1,4 +1,4 @@
-"""Command line options enter, the settings of a training run leave, checked."""
+"""Read the settings of a training run from command line options, and check them."""
 
 import argparse
 import dataclasses
@@ -152,9 +152,9 @@ def parse_with_settings(
     """Parse a command line whose ``--settings NAME`` changes the defaults; what is given beside it still counts.
 
     Args:
-        parser: of a script; ``--settings`` is added to it.
-        named: for each name, the defaults that it stands for.
-        arguments: instead of those of the command line.
+        parser: parser of a script; ``--settings`` is added to it.
+        named: defaults that each name stands for.
+        arguments: arguments to parse instead of those of the command line.
     """
     parser.add_argument(
         "--settings",
@@ -181,8 +181,8 @@ def given_architecture(args: argparse.Namespace, names: Sequence[str]) -> dict[s
     """What a command line says of a new network.
 
     Args:
-        args: with `init_from`, and `None` for each of the others that was not given.
-        names: of options that a new network is made with.
+        args: parsed arguments with `init_from`, and `None` for each of the others that was not given.
+        names: names of options that a new network is made with.
 
     Raises:
         ValueError: some were given beside `init_from`, whose network is as it is.

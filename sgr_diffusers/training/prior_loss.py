@@ -1,4 +1,4 @@
-"""A prior, its scheduler and clean images enter; the training loss and a table of its errors by noise level leave."""
+"""Compute the training loss of a prior on clean images, and a table of its errors by noise level."""
 
 from collections.abc import Sequence
 
@@ -30,11 +30,11 @@ def draw_timesteps(
 
     Args:
         n: batch size.
-        n_train_timesteps: of the scheduler.
-        generator: to draw from.
-        method: ``"uniform"``: independent draws; ``"stratified"``: one draw from each of `n` equal parts of the range,
-            in random order (each is uniform by itself, but the loss of a batch varies less); ``"importance"``:
-            stratified draws from `density` instead of the uniform one.
+        n_train_timesteps: number of training timesteps of the scheduler.
+        generator: generator to draw from.
+        method: way of drawing. ``"uniform"``: independent draws; ``"stratified"``: one draw from each of `n` equal
+            parts of the range, in random order (each is uniform by itself, but the loss of a batch varies less);
+            ``"importance"``: stratified draws from `density` instead of the uniform one.
         density: probability of each timestep for ``"importance"``, such as `timestep_density`.
 
     Raises:
@@ -63,9 +63,9 @@ def timestep_density(
     a factor.
 
     Args:
-        scheduler: gives the noise levels and the prediction type.
-        gamma: of the min-SNR weights.
-        uniform_share: this share is drawn uniformly, so that no timestep is forgotten.
+        scheduler: scheduler that gives the noise levels and the prediction type.
+        gamma: gamma of the min-SNR weights.
+        uniform_share: share that is drawn uniformly, so that no timestep is forgotten.
     """
     timesteps = torch.arange(scheduler.config.num_train_timesteps)
     weights = min_snr_weights(scheduler, timesteps, gamma)
@@ -78,9 +78,9 @@ def min_snr_weights(
     """Loss weights of min-SNR-gamma (Hang et al., ICCV 2023), for what the scheduler says that the network predicts.
 
     Args:
-        scheduler: gives the noise levels and the prediction type.
-        timesteps: of the batch.
-        gamma: 5 in their paper; ``None`` weights every timestep with 1.
+        scheduler: scheduler that gives the noise levels and the prediction type.
+        timesteps: timesteps of the batch.
+        gamma: gamma of the weights, 5 in their paper; ``None`` weights every timestep with 1.
     """
     if gamma is None:
         return torch.ones(timesteps.shape, device=timesteps.device)
@@ -111,12 +111,12 @@ def denoising_loss(
     """Weighted mean squared error of the network's prediction ("epsilon matching", paper section 3.1).
 
     Args:
-        model: a `UNet2DModel`, perhaps wrapped. Of four output channels (learned sigma) the first two count.
-        scheduler: adds the noise and says what is predicted.
-        images: real and imaginary part of clean images.
-        noise: standard normal.
-        timesteps: one an image.
-        snr_gamma: see `min_snr_weights`.
+        model: prior, a `UNet2DModel`, perhaps wrapped. Of four output channels (learned sigma) the first two count.
+        scheduler: scheduler that adds the noise and says what is predicted.
+        images: real and imaginary parts of clean images.
+        noise: standard normal noise.
+        timesteps: timesteps, one an image.
+        snr_gamma: gamma of the weights; see `min_snr_weights`.
     """
     noisy = scheduler.add_noise(images, noise, timesteps)
     prediction = model(noisy, timesteps).sample[:, :2].float()
@@ -137,12 +137,12 @@ def denoising_errors(
     """Errors on fixed images at fixed noise levels: the same for every prediction type, so that runs can be compared.
 
     Args:
-        model: a `UNet2DModel`, perhaps wrapped.
-        scheduler: adds the noise and says what is predicted.
-        images: real and imaginary part of clean images.
+        model: prior, a `UNet2DModel`, perhaps wrapped.
+        scheduler: scheduler that adds the noise and says what is predicted.
+        images: real and imaginary parts of clean images.
         timesteps: noise levels to test.
-        generator: of the noise; one seed, one noise, whatever the batch size.
-        batch_size: of the network calls.
+        generator: generator of the noise; one seed, one noise, whatever the batch size.
+        batch_size: batch size of the network calls.
 
     Returns:
         For each timestep ``"eps_mse"``, the mean squared error of the noise, and ``"x0_mse"``, that of the clean image

@@ -1,4 +1,4 @@
-"""Complex slices enter; the loss of the prior, its errors on held-out slices and pictures of what it can do leave."""
+"""Compute the loss of the prior on complex slices, its errors on held-out slices, and pictures of what it can do."""
 
 import logging
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ def check_prior(unet: UNet2DModel, size: tuple[int, int]) -> None:
     """Refuse a network that does not fit the data.
 
     Args:
-        unet: the prior.
-        size: (y, x) of the slices.
+        unet: prior to check.
+        size: size (y, x) of the slices.
 
     Raises:
         ValueError: wrong channels, or a size that the network cannot halve often enough.
@@ -55,9 +55,10 @@ class PriorLoss:
     """Loss of a batch of slices, augmented: the `compute_loss` of `fit`.
 
     Attributes:
-        scheduler: adds the noise, and says what is predicted.
-        snr_gamma: of the min-SNR weights; `None` for none.
-        timestep_sampling: one of `TIMESTEP_SAMPLING`; "importance" draws by the weights instead of multiplying.
+        scheduler: scheduler that adds the noise, and says what is predicted.
+        snr_gamma: gamma of the min-SNR weights; `None` for none.
+        timestep_sampling: way of drawing timesteps, one of `TIMESTEP_SAMPLING`; "importance" draws by the weights
+            instead of multiplying.
         mirrored: whether left and right are exchanged in half of the slices.
         rotated: whether the global phase is random.
         max_shift: largest displacement (y, x) in pixels.
@@ -105,13 +106,13 @@ class PriorPictures:
 
     Attributes:
         scans: held-out scans, of which slices are undersampled and reconstructed.
-        n_samples: unconditional samples.
-        n_slices: reconstructed slices, in the middle of so many scans.
-        acceleration: the stored mask nearest to it is taken.
-        n_steps: of sampling.
-        size: (y, x) of the samples.
-        echo: of the scans.
-        seed: of all noise; the same in every validation, so that pictures can be compared.
+        n_samples: number of unconditional samples.
+        n_slices: number of reconstructed slices, in the middle of so many scans.
+        acceleration: acceleration of the undersampling; the stored mask nearest to it is taken.
+        n_steps: number of steps of sampling.
+        size: size (y, x) of the samples.
+        echo: echo of the scans.
+        seed: seed of all noise; the same in every validation, so that pictures can be compared.
     """
 
     scans: Sequence[SkmTeaScan]
@@ -182,11 +183,11 @@ class PriorValidation:
     """Errors by noise level on fixed slices, and pictures: the `validate` of `fit`.
 
     Attributes:
-        scheduler: of the loss.
+        scheduler: scheduler of the loss.
         images: clean slices ``(batch, 2, y, x)``, on the device.
         timesteps: noise levels to test.
-        seed: of the noise.
-        pictures: `None` for none.
+        seed: seed of the noise.
+        pictures: pictures to make; `None` for none.
     """
 
     scheduler: DDIMScheduler
@@ -239,12 +240,12 @@ def sample_images(
     """Draw unconditional samples of the prior by DDIM, without fresh noise.
 
     Args:
-        unet: the prior, in evaluation mode.
-        scheduler: of its training.
+        unet: prior, in evaluation mode.
+        scheduler: scheduler of its training.
         n: number of samples.
-        size: (y, x).
-        generator: of the first noise, on the CPU.
-        n_steps: of sampling.
+        size: size (y, x) of the samples.
+        generator: generator of the first noise, on the CPU.
+        n_steps: number of steps of sampling.
     """
     sampler = DDIMScheduler.from_config(scheduler.config)
     sampler.set_timesteps(n_steps)

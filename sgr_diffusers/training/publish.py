@@ -1,4 +1,4 @@
-"""A finished training enters; a folder with weights, record and card leaves, and goes to the Hub."""
+"""Write a folder with weights, record and card of a finished training, and upload it to the Hub."""
 
 import json
 import logging
@@ -45,9 +45,9 @@ def write_hub_folder(output_dir: Path, record: dict[str, Any], repository: str) 
     Pictures of scans come along only if these are synthetic; samples of the prior always do.
 
     Args:
-        output_dir: of a finished run.
-        record: of it.
-        repository: name, for the example in the card.
+        output_dir: output folder of a finished run.
+        record: record of that run.
+        repository: name of the repository, for the example in the card.
 
     Returns:
         The folder.

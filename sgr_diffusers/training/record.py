@@ -1,4 +1,4 @@
-"""A run's options and its way so far enter, the record that checkpoints, cards and readers need leaves."""
+"""Record a run's options and its way so far, as checkpoints, cards and readers need them."""
 
 import dataclasses
 import os
@@ -22,14 +22,14 @@ class TrainingState:
     """How far a run has come; part of every checkpoint.
 
     Attributes:
-        step: optimizer steps done.
-        minutes: time spent, over all sittings.
-        checkpoint_seconds: part of it that writing checkpoints took.
-        loss_sum: of the steps since the last line of the log.
-        loss_steps: their number.
-        history: one entry per line of the log: ``step``, ``minutes`` and ``loss``, or results of a validation.
-        identity: what a resumed run must have in common with the interrupted one.
-        schedule: what it may change, with a warning: a run that was to be longer, say.
+        step: number of optimizer steps done.
+        minutes: time spent in minutes, over all sittings.
+        checkpoint_seconds: part of that time, in seconds, that writing checkpoints took.
+        loss_sum: sum of the losses of the steps since the last line of the log.
+        loss_steps: number of these steps.
+        history: entries, one per line of the log: ``step``, ``minutes`` and ``loss``, or results of a validation.
+        identity: values that a resumed run must have in common with the interrupted one.
+        schedule: values that a resumed run may change, with a warning: a run that was to be longer, say.
     """
 
     step: int = 0
@@ -54,10 +54,10 @@ def training_record(
     """What somebody needs to judge or repeat a run: command, options, length, machine, versions, results.
 
     Args:
-        options: of the run. The token is left out, here and in the command.
-        state: at its end.
-        accelerator: of the run.
-        **details: what else to note.
+        options: options of the run. The token is left out, here and in the command.
+        state: state of the run at its end.
+        accelerator: accelerator of the run.
+        **details: other values to note.
     """
     import accelerate
     import diffusers

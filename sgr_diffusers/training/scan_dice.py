@@ -1,4 +1,4 @@
-"""A segmentation model and labelled slices enter; its Dice coefficients per scan and class leave."""
+"""Compute the Dice coefficients of a segmentation model per scan and class, on labelled slices."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,10 +24,10 @@ def dice_per_scan(
     """Dice coefficient 2 |A ∩ B| / (|A| + |B|) of each class, over all slices of a scan together.
 
     Args:
-        model: magnitude ``(batch, 1, y, x)`` to logits ``(batch, n_classes + 1, y, x)``.
-        items: of a `SkmTeaSlices`, with labels.
-        n_classes: without the background.
-        batch_size: slices per network call.
+        model: network from magnitude ``(batch, 1, y, x)`` to logits ``(batch, n_classes + 1, y, x)``.
+        items: items of a `SkmTeaSlices`, with labels.
+        n_classes: number of classes without the background.
+        batch_size: number of slices per network call.
 
     Returns:
         For each scan id its Dice in [0, 1] per class; NaN where a class is in neither segmentation.

@@ -1,4 +1,4 @@
-"""Where a run stands enters, a seed or a generator leaves that depends on that alone."""
+"""Create seeds and generators that depend on nothing but where a run stands."""
 
 import numpy as np
 import torch

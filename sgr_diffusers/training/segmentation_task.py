@@ -1,4 +1,4 @@
-"""Labelled slices enter; the loss of the segmentation model, attacked or not, and its Dice on held-out scans leave."""
+"""Compute the loss of the segmentation model on labelled slices, attacked or not, and its Dice on held-out scans."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -46,10 +46,10 @@ class Attack:
 
     Attributes:
         fraction: share of each batch that is attacked, in (0, 1].
-        norm: one of `ATTACK_NORMS`.
+        norm: norm of the change, one of `ATTACK_NORMS`.
         radius: largest change, in units of the 0.99 quantile of a slice.
-        steps: of the search, each a forward and a backward pass.
-        loss: one of `ATTACK_LOSSES`.
+        steps: number of steps of the search, each a forward and a backward pass.
+        loss: loss that is ascended, one of `ATTACK_LOSSES`.
     """
 
     fraction: float | int = 1.0
@@ -82,13 +82,13 @@ class SegmentationLoss:
     """Dice and cross-entropy of a batch of slices, augmented: the `compute_loss` of `fit`.
 
     Args:
-        model: the bare network; for an attack only.
-        mirror_axes: "none", "x" (left-right) or "both".
+        model: bare network; for an attack only.
+        mirror_axes: axes that are mirrored: "none", "x" (left-right) or "both".
         max_shift: largest displacement (y, x) in pixels.
         max_noise: largest standard deviation of Gaussian noise.
-        gain_range: images are scaled by 1 ± this at most,
-        contrast_range: and raised to 1 ± this at most.
-        attack: on a part of each batch, or none.
+        gain_range: largest deviation from 1 of the factor that images are scaled by.
+        contrast_range: largest deviation from 1 of the power that images are raised to.
+        attack: attack on a part of each batch, or none.
 
     Raises:
         ValueError: a number is out of range.
@@ -149,10 +149,10 @@ class SegmentationValidation:
 
     Attributes:
         held_out: labelled slices of whole scans.
-        class_names: of their labels, from 1.
-        attack: the results of attacked images count for ``<name>_best`` then.
-        n_attacked: of the slices that show tissue, evenly chosen; fewer where there are fewer.
-        seed: of the attack.
+        class_names: class names of their labels, from 1.
+        attack: attack to test, if any; the results of attacked images count for ``<name>_best`` then.
+        n_attacked: number of attacked slices, evenly chosen of those that show tissue; fewer where there are fewer.
+        seed: seed of the attack.
     """
 
     held_out: SkmTeaSlices

@@ -1,4 +1,4 @@
-"""Checked networks, data and losses enter; a training from the first look at the machine to the record leaves."""
+"""Run a training with checked networks, data and losses, from the first look at the machine to the record."""
 
 import logging
 from contextlib import nullcontext
@@ -41,14 +41,14 @@ def run_training(
     """Check the repository, train, write ``training_record.json``, and publish if that is asked for.
 
     Args:
-        model: to be trained.
-        dataset: to train it on.
-        options: of the run.
-        accelerator: from `create_accelerator`.
-        arguments: of the command line, for the record.
-        recipe: what of the script's own arguments changes what is learned: a resumed run must have the same.
-        data_dir: as it was given.
-        **settings: of `fit`.
+        model: model to be trained.
+        dataset: data set to train it on.
+        options: options of the run.
+        accelerator: accelerator from `create_accelerator`.
+        arguments: arguments of the command line, for the record.
+        recipe: those of the script's own arguments that change what is learned: a resumed run must have the same.
+        data_dir: data folder or repository as it was given.
+        **settings: settings of `fit`.
 
     Returns:
         The record.

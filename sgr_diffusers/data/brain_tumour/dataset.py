@@ -70,7 +70,7 @@ def import_brain_tumour(
         source: folder of the published files, or a packed file (see `read_patients`).
         output: folder to write to.
         config: settings of the simulation; `None` for the defaults.
-        progress: whether to show a progress bar.
+        progress: flag that shows a progress bar.
 
     Returns:
         Number of patients in each split.

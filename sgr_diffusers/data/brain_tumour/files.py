@@ -23,7 +23,7 @@ class TumourSlice:
 
     Attributes:
         name: name of the slice in its source.
-        read: reads the magnitude image `(y, x)` and the outline `(y, x)`.
+        read: function that reads the magnitude image `(y, x)` and the outline `(y, x)`.
     """
 
     name: str
@@ -36,7 +36,7 @@ class TumourPatient:
 
     Attributes:
         patient_id: identifier of the patient in the source.
-        kind: "meningioma", "glioma" or "pituitary".
+        kind: kind of the tumour, "meningioma", "glioma" or "pituitary".
         fold: fold of the published cross-validation, 1 to 5; `None` where it is not known.
         slices: slices in the order of the source. Their planes (axial, coronal, sagittal) are mixed.
     """

@@ -100,8 +100,8 @@ class SimulatedScanner:
         """Simulate one slice.
 
         Args:
-            image: magnitude, at any square matrix.
-            tumour: outline.
+            image: magnitude image, at any square matrix.
+            tumour: outline of the tumour.
             index: number of the slice among all slices of the patient.
 
         Returns:

@@ -14,11 +14,11 @@ def loop_sensitivities(
 
     Args:
         u_mm: position along the body (and B0).
-        a_mm: positions, shape (y,).
-        m_mm: positions, shape (x,).
-        n_coils: loops; up to 8 in one ring, more in two rings 70 mm apart.
+        a_mm: positions along y, shape (y,).
+        m_mm: positions along x, shape (x,).
+        n_coils: number of loops; up to 8 in one ring, more in two rings 70 mm apart.
         radius_mm: distance of the loops from the axis of the body.
-        n_segments: straight pieces a loop is cut into.
+        n_segments: number of straight pieces that a loop is cut into.
 
     Returns:
         Transverse field B_a - i B_l of each loop, complex64, shape (coil, y, x), in arbitrary units.
@@ -53,8 +53,8 @@ def coil_maps(
 
     Args:
         u_mm: position along the body (and B0).
-        a_mm: positions, shape (y,).
-        m_mm: positions, shape (x,).
+        a_mm: positions along y, shape (y,).
+        m_mm: positions along x, shape (x,).
         n_coils: number of loops.
         radius_mm: distance of the loops from the axis of the body.
 

@@ -1,5 +1,5 @@
-"""Geometry of a synthetic knee: a seed and points in mm go in, implicit surfaces (mm, negative inside) of bones and
-soft tissues come out.
+"""Geometry of a synthetic knee: draws an anatomy from a seed and evaluates the implicit surfaces of its bones and soft
+tissues (distances in mm, negative inside) at given points (mm).
 
 Coordinates of the canonical knee, in mm, origin in the middle of the joint line:
 

@@ -31,7 +31,7 @@ def texture_fields(
         generator: random generator.
         n: number of images.
         size: number of pixels (y, x).
-        fibrous: whether the spectrum is stretched along a random direction, like that of muscle fibres and septa.
+        fibrous: flag to stretch the spectrum along a random direction, like that of muscle fibres and septa.
     """
     device = generator.device
     k_y = torch.fft.fftfreq(size[0], device=device)[:, None]

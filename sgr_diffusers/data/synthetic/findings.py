@@ -1,4 +1,4 @@
-"""The file of a synthetic scan enters; the labels that the same knee would have without its rare findings leave.
+"""Computes the labels that the knee of a synthetic scan file would have without its rare findings.
 
 A finding takes tissue away (a defect, thinning, a tear). What it took is known only by comparison with the knee that
 the same seed draws without it.

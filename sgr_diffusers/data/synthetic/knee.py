@@ -1,4 +1,4 @@
-"""A seed and a size go in; a data set of synthetic multi-coil knee scans in the SKM-TEA layout comes out on disk.
+"""Writes a data set of synthetic multi-coil knee scans in the SKM-TEA layout, drawn from a seed at a given size.
 
 Everything written for these files runs on the real ones: HDF5 hybrid k-space, coil maps, target, stored Poisson masks,
 NIfTI labels 1-6, annotation json with splits, voxel spacing and (here only) the rare findings of each scan. Anatomy
@@ -35,8 +35,8 @@ class SyntheticKneeConfig:
         matrix_shape: number of voxels along (x, ky, kz) = (SI, AP, LR).
         voxel_size_mm: spacing along (x, ky, kz). Slices are sampled as thin planes: with 2.5 mm the stack has the
             spacing of the paper's evaluation, every 8th SKM-TEA slice.
-        n_coils: receive coils; above 8 they are arranged in two rings.
-        n_echoes: 1 or 2 (qDESS).
+        n_coils: number of receive coils; above 8 they are arranged in two rings.
+        n_echoes: number of echoes, 1 or 2 (qDESS).
         snr: signal of intensity 1 (about the 0.99 quantile of a slice) over the standard deviation of the real part of
             the noise in the coil-combined, fully sampled image. The default is high because voxels are large: one of
             1.6 x 1.6 mm has ten times the area of SKM-TEA's.
@@ -91,8 +91,8 @@ class SyntheticScan:
     """One scan, computed slice by slice.
 
     Args:
-        config: see :class:`SyntheticKneeConfig`.
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        config: settings of the data set, see :class:`SyntheticKneeConfig`.
+        split: name of the split, ``"train"``, ``"val"`` or ``"test"``.
         number: number of the scan within its split. Adding scans does not change the others.
     """
 
@@ -197,8 +197,8 @@ def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str,
 
     Args:
         root: folder of the data set.
-        config: see :class:`SyntheticKneeConfig`.
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        config: settings of the data set, see :class:`SyntheticKneeConfig`.
+        split: name of the split, ``"train"``, ``"val"`` or ``"test"``.
         number: number within the split.
 
     Returns:
@@ -256,9 +256,9 @@ def write_synthetic_dataset(
     Args:
         root: folder to write to; scans already there (same configuration) are kept, so an interrupted run goes on.
         n_scans: number of (train, val, test) scans.
-        config: see :class:`SyntheticKneeConfig`; ``None`` is the size of the bundled checkpoint.
-        n_workers: processes; memory is one slice and one label volume each.
-        progress: show a progress bar.
+        config: settings, see :class:`SyntheticKneeConfig`; ``None`` is the size of the bundled checkpoint.
+        n_workers: number of processes; memory is one slice and one label volume each.
+        progress: flag to show a progress bar.
 
     Returns:
         ``root`` as a path.

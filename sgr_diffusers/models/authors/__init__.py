@@ -1,1 +1,1 @@
-"""Checkpoints of the paper's authors: read safely, converted to our networks and back."""
+"""Read checkpoints of the paper's authors safely, and convert them to our networks and back."""

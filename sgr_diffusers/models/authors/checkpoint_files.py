@@ -1,6 +1,6 @@
-"""A checkpoint file of somebody else enters; the tensors of one network in it leave, and no code of theirs has run.
+"""Read the tensors of one network from a checkpoint file of somebody else, without running any code in it.
 
-And the checks of such tensors: that they are exactly those that a network has.
+The module also checks that such tensors are exactly those that a network has.
 """
 
 import re
@@ -27,9 +27,9 @@ def read_state_dict(path: str | Path, anchors: tuple[str, ...], entry: str | Non
     ``model.`` before every key. What lies around it must leave no doubt which one is meant.
 
     Args:
-        path: written by `torch.save`, or ``.safetensors``.
+        path: file written by `torch.save`, or ``.safetensors`` file.
         anchors: names of tensors of which the network has at least one; they are what it is recognised by.
-        entry: where the network is, if there are several: the names of the dictionaries around it and the prefix of
+        entry: place of the network, if there are several: the names of the dictionaries around it and the prefix of
             its keys, joined by points, as the error lists them. Tensors beside it are then left out without a word.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The state dict of the prior of the paper's authors enters, a `UNet2DModel` with the same weights leaves; and back.
+"""Convert the prior of the paper's authors to a `UNet2DModel` with the same weights, and back.
 
 Their prior is the UNet of guided diffusion (Dhariwal and Nichol, "Diffusion models beat GANs on image synthesis",
 NeurIPS 2021). Every tensor is used exactly once or named in an error. The architecture is read from names and shapes;
@@ -52,12 +52,12 @@ def prior_from_authors(
     """Convert the state dict of a guided diffusion UNet.
 
     Args:
-        state: of `guided_diffusion.unet.UNetModel`, float32 or half precision.
-        num_head_channels: channels of an attention head, as in training. May be left out for the architecture of the
-            paper (64).
+        state: state dict of `guided_diffusion.unet.UNetModel`, float32 or half precision.
+        num_head_channels: number of channels of an attention head, as in training. May be left out for the
+            architecture of the paper (64).
         new_attention_order: whether it was trained with `use_new_attention_order`.
-        sample_size: (y, x) of the training images; for the record only, the network takes any size that its levels
-            divide.
+        sample_size: size (y, x) of the training images; for the record only, the network takes any size that its
+            levels divide.
 
     Returns:
         The prior, float32, in evaluation mode; its output agrees with that of the authors' network up to rounding.
@@ -92,7 +92,7 @@ def prior_to_authors(unet: UNet2DModel, new_attention_order: bool = False) -> di
     """The state dict, in the authors' order and form, of a prior that their network can express.
 
     Args:
-        unet: such as `prior_from_authors` makes, or trained from the preset "paper".
+        unet: prior such as `prior_from_authors` makes, or one trained from the preset "paper".
         new_attention_order: whether it is to be loaded with `use_new_attention_order`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The state dict of a MONAI UNet enters, a `SegmentationUNet` with the same weights leaves; and back.
+"""Convert the state dict of a MONAI UNet to a `SegmentationUNet` with the same weights, and back.
 
 The paper's authors segment with ``monai.networks.nets.UNet``, which `SegmentationUNet` has inside. Levels, channels
 and residual units are read from names and shapes; strides other than 2 and the names of the classes are asked for.
@@ -30,12 +30,13 @@ def segmentation_from_authors(
     """Convert the state dict of a two-dimensional ``monai.networks.nets.UNet`` with its default norm and activation.
 
     Args:
-        state: float32 or half precision.
-        class_names: of the output channels but the first, which is the background. May be left out for five output
-            channels, which are taken for those of the paper on SKM-TEA.
+        state: state dict of the network, float32 or half precision.
+        class_names: names of the output channels but the first, which is the background. May be left out for five
+            output channels, which are taken for those of the paper on SKM-TEA.
         strides: downsampling factors between levels, as in training; by default 2 wherever the checkpoint does not
             show that it is 1.
-        flip_average: average over the four flips of the image, as the authors do (the paper does not say so).
+        flip_average: whether to average over the four flips of the image, as the authors do (the paper does not say
+            so).
 
     Returns:
         The network, float32, in evaluation mode.

@@ -64,11 +64,10 @@ class NoiseLevel:
                 first value. `None` for s^2 / (1 + s^2), the variance for images of unit variance: larger than that of
                 a prior that knows more.
         """
-        noise_to_signal = (self.sigma / self.alpha) ** 2
         if measured is None:
-            return noise_to_signal / (1 + noise_to_signal)
+            return self.sigma**2 / (self.alpha**2 + self.sigma**2)
         levels, errors = (np.log(measured[key]) for key in ("noise_to_signal", "error"))
-        level = math.log(noise_to_signal)
+        level = 2 * math.log(self.sigma / self.alpha) if self.alpha else math.inf  # noise alone
         return float(np.exp(np.interp(level, levels, errors) + min(level - levels[0], 0)))
 
     def denoise(self, model_output: Channels, noisy: Channels) -> tuple[Channels, Channels]:

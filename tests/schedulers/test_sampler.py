@@ -258,5 +258,5 @@ def test_the_variance_that_a_noise_level_leaves_open():
     assert level.open_variance(measured) == pytest.approx(0.01 * 0.25**0.5)  # a line in the logarithms
     nearly_clean = NoiseLevel(alpha=1.0, sigma=0.01, prediction_type="epsilon")  # s^2 = 0.0001
     assert nearly_clean.open_variance(measured) == pytest.approx(1e-5)
-    noise_alone = NoiseLevel(alpha=0.01, sigma=1.0, prediction_type="epsilon")
-    assert noise_alone.open_variance(measured) == pytest.approx(0.01)
+    noise_alone = NoiseLevel(alpha=0.0, sigma=1.0, prediction_type="flow_prediction")
+    assert noise_alone.open_variance(measured) == pytest.approx(0.01) and noise_alone.open_variance() == 1

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Complex, Float, Int, UInt8
 from torch import Generator, Tensor
 
+from ...mri.operators import fft2c, ifft2c
+from ..transforms import center_fit
 from .anatomy_bank import BANK_PIXEL_MM, LABEL_OF_REGION, draw_pose, sample, sample_smooth
 from .fields import dead_leaves, smooth_fields, texture_fields, uniform, view_per_image
 from .rendering import REGIONS
@@ -286,11 +288,11 @@ def varied_acquisition(
     phase = phase + view_per_image(uniform(generator, (n,), 0, 2 * math.pi))
     modulation = torch.polar(shading, phase)
     fat_phase = uniform(generator, (n,), 0, math.pi) * (uniform(generator, (n,)) < 0.4)
-    spectra = [_spectrum(_wrap(generator, part * modulation, margin)) for part in (water, fat)]
+    spectra = [fft2c(_wrap(generator, part * modulation, margin)) for part in (water, fat)]
     k_y, k_x = ((torch.arange(k, device=device) - k // 2) / k for k in spectra[0].shape[-2:])
     shift = 3.0 * uniform(generator, (n,)) * (uniform(generator, (n,)) < 0.4)
     ramp = torch.exp(1j * (view_per_image(fat_phase) - 2 * math.pi * view_per_image(shift) * k_x))
-    kspace = _crop(spectra[0] + spectra[1] * ramp, size)
+    kspace = center_fit(spectra[0] + spectra[1] * ramp, size)
 
     # acquired share of each axis, and how the end of k-space falls off
     share = torch.where(uniform(generator, (n, 2)) < 0.5, 1.0, uniform(generator, (n, 2), 0.6, 1.0))
@@ -300,13 +302,13 @@ def varied_acquisition(
     taper = view_per_image(0.7 * uniform(generator, (n,)) * (uniform(generator, (n,)) < 0.4))
     radius = torch.maximum(distance[0][:, :, None], distance[1][:, None, :])
     kspace = torch.where(acquired, kspace * (1 - taper * radius**2).clamp_min(0.05), 0)
-    image = _image(kspace)
+    image = ifft2c(kspace)
 
     unit = _bright(image)
     is_noisy = uniform(generator, (n,)) < noisy_share
     deviation = unit / torch.exp(uniform(generator, (n,), *(math.log(snr) for snr in _SNR))) * is_noisy
     noise = torch.view_as_complex(torch.randn((n, *size, 2), generator=generator, device=device))
-    image = image + view_per_image(deviation) * _image(torch.where(acquired, noise, 0))
+    image = image + view_per_image(deviation) * ifft2c(torch.where(acquired, noise, 0))
     return image / view_per_image(_bright(image))
 
 
@@ -319,19 +321,6 @@ def _wrap(generator: Generator, image: Complex[Tensor, "n y x"], margin: int) ->
     inner[..., -margin:] += folds * image[..., :margin]
     inner[..., :margin] += folds * image[..., -margin:]
     return inner
-
-
-def _spectrum(image: Tensor) -> Tensor:
-    return torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(image, dim=(-2, -1)), norm="ortho"), dim=(-2, -1))
-
-
-def _image(kspace: Tensor) -> Tensor:
-    return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(kspace, dim=(-2, -1)), norm="ortho"), dim=(-2, -1))
-
-
-def _crop(kspace: Tensor, size: tuple[int, int]) -> Tensor:
-    starts = [have // 2 - want // 2 for have, want in zip(kspace.shape[-2:], size, strict=True)]
-    return kspace[..., starts[0] : starts[0] + size[0], starts[1] : starts[1] + size[1]]
 
 
 def _bright(image: Complex[Tensor, "n y x"]) -> Float[Tensor, " n"]:

@@ -31,7 +31,7 @@ from sgr_diffusers.training.prior_task import PriorValidation
 from sgr_diffusers.training.record import training_record
 from sgr_diffusers.training.session import start_logging
 from sgr_diffusers.training.varied_task import Draws, VariedDice, VariedPriorLoss, VariedSegmentationLoss
-from sgr_diffusers.utils.files import write_json
+from sgr_diffusers.utils.files import whole_file, write_json
 
 _IMAGES_PER_EPOCH = 100_000
 _HELD_OUT_SEED = 10_000_000  # no knee of a training bank has the seed of a held-out one
@@ -48,6 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folds", type=int, nargs="+", help="take pictures whose `fold` is one of these")
     parser.add_argument("--noisy_share", type=float, default=0.25, help="share of images with noise (%(default)s)")
     parser.add_argument("--bank_slices", type=int, default=1000, help="slices of synthetic knees (%(default)s)")
+    parser.add_argument("--bank", help="file that keeps these slices for the next run (default: OUTPUT_DIR/bank.npz)")
     parser.add_argument("--bank_processes", type=int, default=1, help="processes that render them (%(default)s)")
     parser.add_argument("--validation_images", type=int, default=32, help="images of each validation (%(default)s)")
     TrainingOptions.add_arguments(parser, output_dir="runs/varied", learning_rate=8e-4, lr_warmup_steps=300)
@@ -62,6 +63,25 @@ def read_pictures(path: str | None, folds: list[int] | None) -> torch.Tensor | N
         images = file["image"][:]
         chosen = np.isin(file["fold"][:], folds) if folds else np.ones(len(images), bool)
     return torch.from_numpy(images[chosen])
+
+
+def kept_bank(path: Path, n_slices: int, seed: int, n_processes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read a bank of synthetic knees from a file, or render it and write the file where there is none.
+
+    Raises:
+        ValueError: if the file holds another bank.
+    """
+    if not path.exists():
+        regions, pictures = render_bank(n_slices, seed, n_processes)
+        with whole_file(path) as partial:
+            np.savez_compressed(partial, regions=regions, pictures=pictures, seed=seed)
+    with np.load(path) as bank:
+        if (len(bank["regions"]), int(bank["seed"])) != (n_slices, seed):
+            raise ValueError(
+                f"{path} holds {len(bank['regions'])} slices of seed {int(bank['seed'])}, and --bank_slices and --seed "
+                f"ask for {n_slices} of seed {seed}. Pass the same values, or another --bank."
+            )
+        return torch.from_numpy(bank["regions"]), torch.from_numpy(bank["pictures"])
 
 
 def create_network(args: argparse.Namespace) -> ModelMixin:
@@ -90,7 +110,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         torch.manual_seed(options.seed)
         network = create_network(args)
     pictures = read_pictures(args.pictures, args.folds)
-    bank = render_bank(args.bank_slices, 10_000 * options.seed, args.bank_processes)
+    bank_path = Path(args.bank or Path(options.output_dir, "bank.npz"))
+    bank = kept_bank(bank_path, args.bank_slices, 10_000 * options.seed, args.bank_processes)
     held_out = render_bank(16, _HELD_OUT_SEED)
     shares = VariedImages.shares if args.network == "prior" else (0.75, 0.25, 0, 0)
     source = VariedImages(

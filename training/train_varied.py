@@ -78,8 +78,8 @@ def kept_bank(path: Path, n_slices: int, seed: int, n_processes: int) -> tuple[t
     with np.load(path) as bank:
         if (len(bank["regions"]), int(bank["seed"])) != (n_slices, seed):
             raise ValueError(
-                f"{path} holds {len(bank['regions'])} slices of seed {int(bank['seed'])}, and --bank_slices and --seed "
-                f"ask for {n_slices} of seed {seed}. Pass the same values, or another --bank."
+                f"{path} holds {len(bank['regions'])} slices of seed {int(bank['seed'])}, and --bank_slices "
+                f"and --seed ask for {n_slices} of seed {seed}. Pass the same values, or another --bank."
             )
         return torch.from_numpy(bank["regions"]), torch.from_numpy(bank["pictures"])
 

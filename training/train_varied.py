@@ -18,7 +18,7 @@ import torch
 from diffusers import ModelMixin
 
 from sgr_diffusers.data.skm_tea import CLASS_NAMES
-from sgr_diffusers.data.synthetic.anatomy_bank import render_bank
+from sgr_diffusers.data.synthetic.anatomy_bank import balanced_order, render_bank
 from sgr_diffusers.data.synthetic.appearance import VariedImages
 from sgr_diffusers.models.prior import create_prior, create_scheduler
 from sgr_diffusers.models.segmentation import SegmentationUNet
@@ -112,6 +112,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     pictures = read_pictures(args.pictures, args.folds)
     bank_path = Path(args.bank or Path(options.output_dir, "bank.npz"))
     bank = kept_bank(bank_path, args.bank_slices, 10_000 * options.seed, args.bank_processes)
+    if args.network == "segmentation":
+        order = balanced_order(bank[0], torch.Generator().manual_seed(options.seed))
+        bank = tuple(part[order] for part in bank)
     held_out = render_bank(16, _HELD_OUT_SEED)
     shares = VariedImages.shares if args.network == "prior" else (0.75, 0.25, 0, 0)
     source = VariedImages(

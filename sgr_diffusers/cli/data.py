@@ -38,7 +38,13 @@ def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands
     )
     command.add_argument("--coils", type=int, default=8, help="receive coils (default: %(default)s)")
     command.add_argument(
-        "--echoes", type=int, choices=(1, 2), default=2, help="echoes of the qDESS sequence (default: %(default)s)"
+        "--appearance",
+        choices=("standard", "varied"),
+        default="standard",
+        help="contrast, texture and pose: of qDESS scans, or drawn anew for every scan (default: %(default)s)",
+    )
+    command.add_argument(
+        "--echoes", type=int, choices=(1, 2), help="number of echoes (default: 2; 1 with --appearance varied)"
     )
     command.add_argument("--snr", type=float, default=100.0, help="of the fully sampled image (default: %(default)s)")
     command.add_argument(
@@ -114,7 +120,8 @@ def _run_synthesize(args: argparse.Namespace) -> None:
         matrix_shape=tuple(args.matrix),
         voxel_size_mm=tuple(args.voxel_size),
         n_coils=args.coils,
-        n_echoes=args.echoes,
+        n_echoes=args.echoes or (1 if args.appearance == "varied" else 2),
+        appearance=args.appearance,
         snr=args.snr,
         finding_probability=args.finding_probability,
         seed=args.seed,

@@ -25,6 +25,8 @@ __all__ = [
     "BANK_SHAPE",
     "LABEL_OF_REGION",
     "Pose",
+    "balanced_order",
+    "bank_slice",
     "draw_pose",
     "knee_slices",
     "render_bank",
@@ -56,13 +58,25 @@ def knee_slices(
     anatomy, texture, level = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
     knee = Knee(anatomy, finding_probability)
     renderer = KneeRenderer(knee, texture)
-    a, m = ((np.arange(k, dtype=np.float32) - k / 2) * np.float32(BANK_PIXEL_MM) for k in BANK_SHAPE)
-    grid = np.meshgrid(a, m, indexing="ij")
     for _ in range(slices_per_knee):
         # most slices show the joint, the rest any level of the leg
         u = level.uniform(-10, 58) if level.random() < 0.75 else level.uniform(-70, 85)
-        image, _, _ = renderer.render(float(u), *grid)
-        yield renderer.regions, np.clip(image * PICTURE_UNIT, 0, 255).astype(np.uint8)
+        yield bank_slice(renderer, float(u))
+
+
+def bank_slice(renderer: KneeRenderer, u_mm: float) -> tuple[UInt8[np.ndarray, "y x"], UInt8[np.ndarray, "y x"]]:
+    """Render one axial slice on the grid of a bank.
+
+    Args:
+        renderer: renderer of the knee.
+        u_mm: position of the slice along the leg.
+
+    Returns:
+        Numbers of `REGIONS`, and the image of a standard qDESS scan in units of 1 / `PICTURE_UNIT`.
+    """
+    a, m = ((np.arange(k, dtype=np.float32) - k / 2) * np.float32(BANK_PIXEL_MM) for k in BANK_SHAPE)
+    image, _, _ = renderer.render(u_mm, *np.meshgrid(a, m, indexing="ij"))
+    return renderer.regions, np.clip(image * PICTURE_UNIT, 0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -165,3 +179,19 @@ def _slices_of_knee(seed: int, slices_per_knee: int) -> tuple[np.ndarray, np.nda
     torch.set_num_threads(1)
     slices = [(regions.copy(), picture) for regions, picture in knee_slices(seed, slices_per_knee)]
     return tuple(np.stack(parts) for parts in zip(*slices, strict=True))
+
+
+def balanced_order(regions: UInt8[Tensor, "slices y x"], generator: Generator) -> Int[Tensor, " slices"]:
+    """Draw slices of a bank so that every class is in about as many of them, and a fifth need not have any.
+
+    Args:
+        regions: numbers of `REGIONS`.
+        generator: random generator.
+
+    Returns:
+        As many indices of slices as there are slices, with replacement.
+    """
+    labels = torch.tensor(LABEL_OF_REGION)[regions.long()]
+    has_class = torch.stack([(labels == k + 1).flatten(1).any(dim=1) for k in range(len(_CLASSES))], dim=1).float()
+    weights = (0.8 * has_class / has_class.sum(dim=0).clamp_min(1)).sum(dim=1) / len(_CLASSES) + 0.2 / len(regions)
+    return torch.multinomial(weights, len(regions), replacement=True, generator=generator)

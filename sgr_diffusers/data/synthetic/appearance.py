@@ -75,6 +75,8 @@ class VariedImages:
         pictures: magnitude images of real anatomy `(pictures, y, x)`; `None` for none.
         shares: relative frequency of knees with a varied appearance, standard knees, pictures, and dead leaves.
         noisy_share: share of the images that have noise.
+        pixel_mm: size of the pixels (y, x) of images of knees with a varied appearance; `None` to draw it for every
+            image.
     """
 
     regions: UInt8[Tensor, "slices bank_y bank_x"]
@@ -82,6 +84,7 @@ class VariedImages:
     pictures: UInt8[Tensor, "pictures picture_y picture_x"] | None = None
     shares: Sequence[float | int] = (0.40, 0.12, 0.30, 0.18)
     noisy_share: float | int = 0.25
+    pixel_mm: tuple[float, float] | None = None
 
     def __call__(
         self, generator: Generator, n: int, size: tuple[int, int]
@@ -124,8 +127,11 @@ class VariedImages:
 
     def _knee_regions(self, generator, n, fine):
         chosen = torch.randint(len(self.regions), (n,), generator=generator, device=generator.device)
-        pitch = self._pitch(generator, n, *_knee_pixel_mm(fine)) / BANK_PIXEL_MM
-        pose = draw_pose(generator, n, fine, pitch, self.regions.shape[-2:], elastic=6.0)
+        if self.pixel_mm is None:
+            pitch = self._pitch(generator, n, *_knee_pixel_mm(fine))
+        else:
+            pitch = torch.tensor(self.pixel_mm, device=generator.device).expand(n, 2) / _OVERSAMPLING
+        pose = draw_pose(generator, n, fine, pitch / BANK_PIXEL_MM, self.regions.shape[-2:], elastic=6.0)
         regions = sample(self.regions, chosen, pose, generator)
         # the other leg, where it comes into the field of view
         side = torch.where(uniform(generator, (n,)) < 0.5, -1.0, 1.0) * uniform(generator, (n,), 0.75, 1.2)

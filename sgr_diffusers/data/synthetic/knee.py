@@ -23,7 +23,9 @@ from .anatomy import Knee, SmoothField
 from .rendering import KneeRenderer
 
 SPLITS = ("train", "val", "test")
+APPEARANCES = ("standard", "varied")
 _OVERSAMPLING = 2
+_FILE_LABELS = np.array([0, 1, 2, 3, 5], np.uint8)  # of class 0 to 4; varied knees do not tell medial from lateral
 _CENTRE_U_MM = 14.0  # the joint line lies this far below the middle of the field of view, as in SKM-TEA
 
 
@@ -48,6 +50,9 @@ class SyntheticKneeConfig:
             checkpoint's evaluation were written before, with a box of 12 x 12, one column off the centre.
         finding_probability: probability of each rare finding per scan.
         rl_fraction: share of scans stored right-to-left rather than left-to-right.
+        appearance: ``"standard"`` for the contrast of a qDESS scan with water excitation and the usual pose;
+            ``"varied"`` for a contrast, texture, shading, phase, resolution and pose drawn anew for every scan, as
+            `VariedImages` draws training images, with one echo.
         seed: seed of the whole data set.
     """
 
@@ -61,6 +66,7 @@ class SyntheticKneeConfig:
     calibration_shape: tuple[int, int] = (8, 8)
     finding_probability: float = 0.12
     rl_fraction: float = 0.12
+    appearance: str = "standard"
     seed: int = 0
 
     def __post_init__(self):
@@ -73,6 +79,10 @@ class SyntheticKneeConfig:
             raise ValueError(f"voxel_size_mm: expected three positive numbers (x, ky, kz), got {self.voxel_size_mm}.")
         if self.n_echoes not in (1, 2):
             raise ValueError(f"n_echoes: expected 1 or 2 (qDESS has two echoes), got {self.n_echoes}.")
+        if self.appearance not in APPEARANCES:
+            raise ValueError(f"appearance: expected one of {APPEARANCES}, got {self.appearance!r}.")
+        if self.appearance == "varied" and self.n_echoes != 1:
+            raise ValueError(f"n_echoes: scans of varied appearance have 1 echo, got {self.n_echoes}.")
         if self.n_coils < 1 or not self.snr > 0:
             raise ValueError(f"n_coils and snr: expected positive numbers, got {self.n_coils} and {self.snr}.")
         if not 0 < self.acquired_fraction <= 1:
@@ -131,6 +141,11 @@ class SyntheticScan:
             ``kspace`` (ky, kz, echo, coil) complex64, ``maps`` (ky, kz, coil) complex64, ``target`` and
             ``noise_free``, the same image without noise, (ky, kz, echo) complex64, ``labels`` (ky, kz) uint8.
         """
+        if self.config.appearance == "varied":
+            image, labels = self._varied(index)
+            u, a, m = self.positions()
+            maps, _ = coil_maps(float(u[index]), a, m, self.config.n_coils)
+            return self._measured(index, [fft2c(maps * (self.unit * image))], maps, labels)
         config = self.config
         (ny, nx), n_coils = config.matrix_shape[1:], config.n_coils
         u, a, m = self.positions(_OVERSAMPLING)
@@ -147,19 +162,27 @@ class SyntheticScan:
         modulation = (
             self.unit * shading**self.shading_power * np.exp(1j * (phase + self.phase_offset)).astype(np.complex64)
         )
+        crop = (slice(None), centred(ny * _OVERSAMPLING, ny), centred(nx * _OVERSAMPLING, nx))
+        spectra = [fft2c(maps_fine * (modulation * echo))[crop] / _OVERSAMPLING for echo in echoes[: config.n_echoes]]
         maps = maps_fine[:, ::_OVERSAMPLING, ::_OVERSAMPLING]
+        return self._measured(index, spectra, maps, _hard_labels(fractions, (ny, nx)))
+
+    def _measured(
+        self, index: int, spectra: list[np.ndarray], maps: np.ndarray, labels: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Add noise to the coils' k-space of every echo, keep what is acquired, and combine the coils."""
+        config = self.config
+        ny, nx = config.matrix_shape[1:]
         rng = np.random.default_rng(
             np.random.SeedSequence(self._noise_seed.entropy, spawn_key=(*self._noise_seed.spawn_key, index))
         )
-        kspace = np.zeros((ny, nx, config.n_echoes, n_coils), np.complex64)
+        kspace = np.zeros((ny, nx, config.n_echoes, config.n_coils), np.complex64)
         target, noise_free = np.empty((2, ny, nx, config.n_echoes), np.complex64)
         acquired = tuple(centred(n, m) for n, m in zip((ny, nx), config.acquired_shape, strict=True))
-        for echo in range(config.n_echoes):
-            fine = fft2c(maps_fine * (modulation * echoes[echo])) / _OVERSAMPLING
-            y = fine[:, centred(ny * _OVERSAMPLING, ny), centred(nx * _OVERSAMPLING, nx)]
+        is_acquired = np.zeros((ny, nx), np.float32)
+        is_acquired[acquired] = 1
+        for echo, y in enumerate(spectra):
             noise = rng.standard_normal((2, *y.shape), np.float32) * (self.unit / config.snr)
-            is_acquired = np.zeros((ny, nx), np.float32)
-            is_acquired[acquired] = 1
             k = is_acquired * (y + noise[0] + 1j * noise[1])
             kspace[:, :, echo] = k.transpose(1, 2, 0)
             target[:, :, echo] = (maps.conj() * ifft2c(k)).sum(0)
@@ -169,11 +192,26 @@ class SyntheticScan:
             "maps": maps.transpose(1, 2, 0),
             "target": target,
             "noise_free": noise_free,
-            "labels": _hard_labels(fractions, (ny, nx)),
+            "labels": labels,
         }
+
+    def _varied(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw image and file labels of a slice; the generator of the scan gives all its slices one appearance."""
+        import torch
+
+        from .anatomy_bank import bank_slice
+        from .appearance import VariedImages
+
+        u, _, _ = self.positions()
+        bank = (torch.from_numpy(part.copy())[None] for part in bank_slice(self.renderer, float(u[index])))
+        draw = VariedImages(*bank, None, (1, 0, 0, 0), 0, self.config.voxel_size_mm[1:])
+        image, labels = draw(torch.Generator().manual_seed(self.mask_seed), 1, self.config.matrix_shape[1:])
+        return image[0].numpy(), _FILE_LABELS[labels[0].numpy()]
 
     def labels(self, index: int) -> np.ndarray:
         """File labels (ky, kz) of one slice, uint8, without computing its measurement."""
+        if self.config.appearance == "varied":
+            return self._varied(index)[1]
         u, a, m = self.positions(_OVERSAMPLING)
         *_, fractions = self.renderer.render(float(u[index]), *np.meshgrid(a, m, indexing="ij"))
         return _hard_labels(fractions, self.config.matrix_shape[1:])

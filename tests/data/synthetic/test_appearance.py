@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sgr_diffusers.data.synthetic.anatomy_bank import BANK_SHAPE, LABEL_OF_REGION, knee_slices
+from sgr_diffusers.data.synthetic.anatomy_bank import BANK_SHAPE, LABEL_OF_REGION, balanced_order, knee_slices
 from sgr_diffusers.data.synthetic.appearance import VariedImages, varied_acquisition
 from sgr_diffusers.data.synthetic.fields import dead_leaves, smooth_fields, texture_fields
 from sgr_diffusers.data.synthetic.rendering import REGIONS
@@ -84,3 +84,13 @@ def test_fields_have_unit_deviation_and_leaves_overlap():
     assert smooth_fields(seeded(), 4, (64, 48)).diff(dim=1).abs().max() < 0.5
     leaves = dead_leaves(seeded(), 6, (64, 48))
     assert leaves.min() == 0 and all(len(image.unique()) > 5 for image in leaves)
+
+
+def test_balanced_order_brings_rare_classes_and_keeps_empty_slices():
+    regions = torch.zeros((100, 4, 4), dtype=torch.uint8)
+    regions[:40, 0, 0] = REGIONS.index("femoral_cartilage")
+    regions[:3, 1, 1] = REGIONS.index("meniscus")
+    order = balanced_order(regions, seeded())
+    assert len(order) == 100
+    assert 20 <= (order < 3).sum() <= 60
+    assert 5 <= (order >= 40).sum() <= 25

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sgr_diffusers.data.synthetic.acquisition import loop_sensitivities
+from sgr_diffusers.data.synthetic.acquisition import ifft2c, loop_sensitivities
 from sgr_diffusers.data.synthetic.anatomy import FINDINGS, Knee
 from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, SyntheticScan, write_synthetic_dataset
 from sgr_diffusers.data.synthetic.rendering import KneeRenderer
@@ -102,6 +102,25 @@ def test_loops_see_what_is_near_them():
     assert anterior[0, 10] > 3 * anterior[-1, 10]
     far = np.abs(loop_sensitivities(300.0, a, m, 8))
     assert far.max() < 0.05 * fields.max()
+
+
+def test_varied_scans_have_one_appearance_each():
+    config = SyntheticKneeConfig(matrix_shape=(32, 64, 64), n_coils=4, n_echoes=1, snr=1e6, appearance="varied")
+    scans = [SyntheticScan(config, "test", number) for number in range(6)]
+    middle = [scan.slice(12) for scan in scans]
+    correlations = [
+        np.corrcoef(np.abs(this["target"]).ravel(), np.abs(other).ravel())[0, 1]
+        for this, scan in zip(middle, scans, strict=True)
+        for other in (scan.slice(13)["target"], middle[scans.index(scan) - 1]["target"])
+    ]
+    assert min(correlations[::2]) > 0.7 > np.median(correlations[1::2])  # next slice, other scan
+    for content, scan in zip(middle, scans, strict=True):
+        np.testing.assert_array_equal(content["labels"], scan.labels(12))
+        combined = content["maps"].transpose(2, 0, 1).conj() * ifft2c(content["kspace"][:, :, 0].transpose(2, 0, 1))
+        np.testing.assert_allclose(combined.sum(0), content["target"][..., 0], atol=1e-4 * scan.unit)
+    assert set(np.unique([scan.labels(index) for scan in scans for index in (12, 20)])) == {0, 1, 2, 3, 5}
+    with pytest.raises(ValueError, match="n_echoes"):
+        SyntheticKneeConfig(appearance="varied")
 
 
 def test_written_files_are_the_skm_tea_layout(tmp_path):

@@ -1,7 +1,8 @@
 """Segmentation-guided reconstruction (SGR): reconstructs bounds of tissues from undersampled k-space of MRI.
 
 Importing the package registers `SGRMRIPipeline` and `SegmentationUNet` with diffusers by name, so that diffusers finds
-them as pipeline and component. No class of diffusers is changed.
+them as pipeline and component, and the feature of its data sets with `datasets`, so that `load_from_disk` knows it. No
+class of either is changed.
 """
 
 import sys
@@ -53,13 +54,14 @@ _HOMES = {
 
 
 def load() -> None:
-    """Import what the package offers, and register its classes with diffusers.
+    """Import what the package offers, and register its classes with diffusers and `datasets`.
 
     Importing the package does so at once, except in the `sgr` command, which checks its arguments first.
     """
     for name, home in _HOMES.items():
         globals()[name] = getattr(import_module(f".{home}", __name__), name)
     import_module(".hub.registration", __name__).register(globals()["SGRMRIPipeline"], globals()["SegmentationUNet"])
+    import_module(".data.lazy_features", __name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,11 +2,12 @@
 
 A reference holds scan, slice, echo and acceleration.
 
-Importing this module registers the feature, which `datasets.load_from_disk` needs for data sets saved with it, and
-lets the torch format share its arrays.
+Importing this module registers the feature, which `datasets.load_from_disk` needs for data sets saved with it, lets
+`map` and `filter` write references rather than arrays, and lets the torch format share its arrays.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,12 +16,13 @@ import pyarrow as pa
 import torch
 from datasets import formatting
 from datasets.features.features import _FEATURE_TYPES, register_feature
+from datasets.formatting.formatting import LazyBatch, LazyDict, LazyRow
 
 from . import scan_files
 from .scan_labels import file_labels
 from .skm_tea import CLASS_NAMES, merge_labels
 
-__all__ = ["CONTENTS", "LazySlice", "SharingTorchFormatter"]
+__all__ = ["CONTENTS", "LazySlice", "ReferenceFormatter", "SharingTorchFormatter"]
 
 CONTENTS = ("kspace", "coil_maps", "target", "mask", "labels", "file_labels")
 
@@ -57,6 +59,10 @@ class LazySlice:
         """Arrow type of the references."""
         return self.pa_type
 
+    def flatten(self) -> "LazySlice":
+        """References stay one column when `datasets` flattens nested ones."""
+        return self
+
     def encode_example(self, value: dict[str, Any]) -> dict[str, Any]:
         """References go into Arrow as they are."""
         return value
@@ -92,6 +98,76 @@ class LazySlice:
         return mask.copy()
 
 
+class _References(LazyDict):
+    """What `map` and `filter` give to a function: a lazy column that was read is still written as its reference.
+
+    Its arrays are read-only, since a change of them could not be written.
+    """
+
+    def __getitem__(self, key: str) -> Any:
+        is_reference = key in self.keys_to_format and isinstance(self.formatter.features[key], LazySlice)
+        if is_reference and self.data[key] is not None:
+            return self.data[key]
+        value = super().__getitem__(key)
+        if is_reference:
+            self.keys_to_format.add(key)
+        return value
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+class _ReferenceRow(_References, LazyRow):
+    def format(self, key: str) -> Any:
+        value = super().format(key)
+        return _read_only(value) if isinstance(self.formatter.features[key], LazySlice) else value
+
+
+class _ReferenceBatch(_References, LazyBatch):
+    def format(self, key: str) -> Any:
+        feature = self.formatter.features[key]
+        return _Arrays(feature, self.pa_table[key]) if isinstance(feature, LazySlice) else super().format(key)
+
+
+class _Arrays(Sequence):
+    """Arrays of a lazy column of a batch, each read when it is asked for: a batch may have a thousand slices."""
+
+    def __init__(self, feature: LazySlice, references: pa.ChunkedArray) -> None:
+        self._feature, self._references = feature, references
+
+    def __len__(self) -> int:
+        return len(self._references)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        return _read_only(self._feature.decode_example(self._references[index].as_py()))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+class ReferenceFormatter(formatting.PythonFormatter):
+    """Rows without a format, but what `map` writes of lazy columns are their references.
+
+    Arrow has no complex numbers, so the arrays themselves cannot be written.
+    """
+
+    def format_row(self, pa_table: pa.Table) -> Any:
+        """The row as `datasets` gives it, or, inside of `map` and `filter`, one that keeps its references."""
+        return _ReferenceRow(pa_table, self) if self._keeps_references else super().format_row(pa_table)
+
+    def format_batch(self, pa_table: pa.Table) -> Any:
+        """Several rows likewise."""
+        return _ReferenceBatch(pa_table, self) if self._keeps_references else super().format_batch(pa_table)
+
+    @property
+    def _keeps_references(self) -> bool:
+        return self.lazy and _has_lazy_columns(self.features)
+
+
 class SharingTorchFormatter(formatting.TorchFormatter):
     """The torch format of `datasets`, but tensors of lazy columns take over the memory of their arrays.
 
@@ -103,8 +179,7 @@ class SharingTorchFormatter(formatting.TorchFormatter):
     def __init__(self, features: Any = None, **arguments: Any) -> None:
         """`features` decide whether memory is shared."""
         super().__init__(features=features, **arguments)
-        lazy = any(isinstance(feature, LazySlice) for feature in (features or {}).values())
-        self.shares = lazy and not self.torch_tensor_kwargs
+        self.shares = _has_lazy_columns(features) and not self.torch_tensor_kwargs
 
     def _tensorize(self, value: Any) -> Any:
         # Views, such as those of values in Arrow, are left alone; integers and real numbers still become int64 and
@@ -115,8 +190,13 @@ class SharingTorchFormatter(formatting.TorchFormatter):
         return super()._tensorize(value)
 
 
+def _has_lazy_columns(features: Any) -> bool:
+    return any(isinstance(feature, LazySlice) for feature in (features or {}).values())
+
+
 if "LazySlice" not in _FEATURE_TYPES:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="'register_feature' is experimental")
         register_feature(LazySlice, "LazySlice")
+    formatting._FORMAT_TYPES[None] = ReferenceFormatter
     formatting._FORMAT_TYPES["torch"] = SharingTorchFormatter

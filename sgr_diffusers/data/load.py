@@ -57,8 +57,11 @@ def load_skmtea(
 
     Without a format the arrays come in numpy; with `with_format("torch")` and `with_format("numpy")` all integers
     become int64, as `datasets` has it. Complex and boolean tensors take over the memory of what was read. A
-    `DataLoader` makes tensors by itself, and of rows without a format it stacks a batch once rather than twice. `map`
-    and `filter` need `input_columns`, so that no array is written to Arrow, which has no complex numbers.
+    `DataLoader` makes tensors by itself, and of rows without a format it stacks a batch once rather than twice.
+
+    `map` reads the columns that its function uses, `filter` reads all unless `input_columns` names those it needs; both
+    write references of the columns above, not their arrays. The function returns new columns, or the row with new
+    entries (without a format only): Arrow has no complex numbers, so new complex columns cannot be written.
 
     Args:
         data_dir_or_repo: a folder in the SKM-TEA layout; a URL of one, such as `hf://datasets/org/name`; or a dataset

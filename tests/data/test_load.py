@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import fsspec
@@ -123,8 +125,6 @@ def test_columns_slices_and_batches(load):
     assert dataset[2:5]["kspace"].shape == (3, 2, *TINY_SHAPE[1:])
     assert torch.equal(dataset.select_columns(["target"])[4]["target"], dataset[4]["target"])
     assert next(dataset.iter(batch_size=2))["labels"].shape == (2, *TINY_SHAPE[1:])
-    shown = load().filter(lambda labels: bool(labels.any()), input_columns="labels")
-    assert shown["slice"][:] == [2, 3, 2, 3]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -348,13 +348,79 @@ def test_arguments_that_cannot_be(load, arguments, error, message):
         load(**arguments)
 
 
-def test_map_adds_a_column_and_keeps_the_others_lazy(load):
-    def largest(target):
-        return {"largest": float(np.abs(target).max())}
+def largest(row):
+    return {"largest": float(np.abs(row["target"]).max())}
 
-    mapped = load().map(largest, input_columns="target")
+
+def largest_of_batch(batch):
+    return {"largest": np.abs(np.stack(batch["target"])).max(axis=(1, 2))}
+
+
+def largest_in_row(row):
+    assert "complex64" in repr(row)
+    row["largest"] = float(np.abs(row["target"]).max())
+    return row
+
+
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [
+        (largest, {}),
+        (largest_in_row, {}),
+        (lambda row: row | largest(row), {}),
+        (largest_of_batch, {"batched": True, "batch_size": 5}),
+        (lambda target: largest({"target": target}), {"input_columns": "target"}),
+        (largest, {"num_proc": 2}),
+    ],
+)
+def test_map_adds_a_column_and_keeps_the_others_lazy(load, function, settings):
+    mapped = load(acceleration=4).map(function, **settings)
+    assert {**mapped.features, "largest": None} == {**load().features, "largest": None}
+    rows = list(load(acceleration=4))
+    np.testing.assert_allclose(mapped["largest"][:], [np.abs(row["target"]).max() for row in rows], rtol=1e-6)
+    np.testing.assert_array_equal(mapped[3]["kspace"], rows[3]["kspace"])
+
+
+@pytest.mark.parametrize("name", ["torch", "numpy"])
+def test_map_of_a_format(load, name):
+    mapped = load().with_format(name).map(lambda row: {"largest": float(abs(row["target"]).max())})
     assert mapped.features["target"] == load().features["target"]
-    assert mapped[3]["largest"] == pytest.approx(float(np.abs(mapped[3]["target"]).max()))
+    assert float(mapped[3]["largest"]) == pytest.approx(float(np.abs(load()[3]["target"]).max()))
+
+
+def test_map_and_filter_of_a_stream(load):
+    stream = load(streaming=True).map(largest).filter(lambda row: bool(row["labels"].any()))
+    rows = [row for row in load() if row["labels"].any()]
+    assert [row["largest"] for row in stream] == pytest.approx([np.abs(row["target"]).max() for row in rows])
+
+
+def test_a_change_of_an_array_in_map_is_refused(load):
+    def erase(row):
+        row["target"][:] = 0
+        return row
+
+    with pytest.raises(ValueError, match="read-only"):
+        load().map(erase)
+
+
+@pytest.mark.parametrize("settings", [{}, {"input_columns": "labels"}, {"batch_size": 5}, {"num_proc": 2}])
+def test_filter(load, settings):
+    def has_tissue(row):
+        return bool((row if "input_columns" in settings else row["labels"]).any())
+
+    shown = load(acceleration=4).filter(has_tissue, **settings)
+    assert shown["slice"][:] == [2, 3, 2, 3]
+    np.testing.assert_array_equal(shown[2]["kspace"], load(acceleration=4)[N_SLICES + 2]["kspace"])
+    batched = load().filter(lambda batch: [bool(labels.any()) for labels in batch["labels"]], batched=True)
+    assert batched["slice"][:] == [2, 3, 2, 3]
+
+
+def test_saved_data_is_loaded_after_the_package_is_imported(load, tmp_path):
+    load(acceleration=4).flatten().save_to_disk(tmp_path / "saved", num_proc=2)
+    code = "import sgr_diffusers, datasets, sys; print(datasets.load_from_disk(sys.argv[1])[3]['kspace'].sum())"
+    arguments = [sys.executable, "-c", code, str(tmp_path / "saved")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert complex(done.stdout) == pytest.approx(complex(load(acceleration=4)[3]["kspace"].sum()), rel=1e-5)
 
 
 def test_index_of_the_full_set_is_small_and_quick(tmp_path):

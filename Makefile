@@ -1,6 +1,6 @@
 # The two commands of the README. Each makes the environment it needs in .venv, once.
 #   make demo    reconstruct the bundled case: a table on the screen, sgr_demo/figure.png
-#   make test    run the tests
+#   make test    run the tests, a process for each core
 #   make lint    check the code's style
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 	$(BIN)/sgr demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

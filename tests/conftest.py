@@ -5,7 +5,7 @@ import torch
 from jaxtyping import install_import_hook
 
 install_import_hook("sgr_diffusers", "beartype.beartype")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tests' tensors are tiny, and `make test` runs a process for each core
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,11 @@ def test_commands_of_the_readme_are_understood(line):
 
 @pytest.mark.parametrize(
     ("target", "last"),
-    [("demo", ".venv/bin/sgr demo"), ("test", ".venv/bin/python -m pytest"), ("lint", "ruff check .")],
+    [
+        ("demo", ".venv/bin/sgr demo"),
+        ("test", ".venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile"),
+        ("lint", "ruff check ."),
+    ],
 )
 def test_make_targets_set_themselves_up(target, last, tmp_path):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):

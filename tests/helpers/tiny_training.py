@@ -116,14 +116,19 @@ def _run_forked(rank, n_processes, port, function, arguments, options):
             torch.distributed.destroy_process_group()
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start_processes(n_processes, function, *arguments, **options):
     """Run a function of this module, or of a test, in forks of a server that has everything imported already."""
     context = multiprocessing.get_context("forkserver")
     # The server does not know the test's own path, so it imports what this module imports.
     context.set_forkserver_preload(["sgr_diffusers.training.loop", "sgr_diffusers.models.prior"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [
         context.Process(target=_run_forked, args=(rank, n_processes, port, function, arguments, options))
         for rank in range(n_processes)

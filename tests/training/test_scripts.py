@@ -17,7 +17,7 @@ from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.training.options import TrainingOptions
 from tests.helpers.layout_fixture import write_tiny_skm_tea
 from tests.helpers.pipeline_parts import build_unet
-from tests.helpers.tiny_training import forget_accelerator
+from tests.helpers.tiny_training import forget_accelerator, free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -278,7 +278,7 @@ def test_the_settings_of_the_paper(name):
 
 @pytest.mark.slow
 def test_two_launched_processes_resume(data, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
     options = ["--data_dir", data, "--train_batch_size", 2, "--channels", 4, 8, "--strides", 2, "--logging_steps", 1]
     options += ["--lr_scheduler", "constant", "--cpu", "--num_threads", 1]
 

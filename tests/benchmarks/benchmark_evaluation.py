@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 from sgr_diffusers.evaluation import runner
 from sgr_diffusers.evaluation.compute import EvaluationSettings
@@ -22,11 +21,12 @@ from sgr_diffusers.evaluation.costs import cost_table
 from sgr_diffusers.evaluation.plan import EvaluationPlan
 
 
-def seconds_of(data_dir, steps, n_slices, folder):
+def seconds_of(data_dir, model, steps, n_slices, folder):
     """Seconds of an evaluation of `n_slices` slices of one scan in this process."""
     request = runner.EvaluationRequest(
         data_dir=data_dir,
         output=folder,
+        model=model,
         plan=EvaluationPlan(accelerations=(8.0,)),
         settings=EvaluationSettings(num_inference_steps=steps),
         max_scans=1,
@@ -39,7 +39,7 @@ def seconds_of(data_dir, steps, n_slices, folder):
     return time.perf_counter() - start
 
 
-def seconds_of_processes(data_dir, steps, n_slices, n_processes, folder):
+def seconds_of_processes(data_dir, model, steps, n_slices, n_processes, folder):
     """Seconds of `sgr evaluate`, without those that it takes when nothing is left to do."""
     command = [
         sys.executable,
@@ -53,7 +53,7 @@ def seconds_of_processes(data_dir, steps, n_slices, n_processes, folder):
         str(steps),
     ]
     command += ["--accelerations", "8", "--max-scans", "2", "--n-slices-per-scan", str(n_slices)]
-    command += ["--num-processes", str(n_processes)]
+    command += ["--num-processes", str(n_processes), *(["--model", model] if model else [])]
     times = []
     for _ in range(2):
         start = time.perf_counter()
@@ -67,6 +67,7 @@ def main():
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--model", help="folder or Hub repository of a pipeline; default: the bundled one")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--n_slices", type=int, default=4)
     parser.add_argument(
@@ -74,15 +75,15 @@ def main():
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        seconds_of(args.data_dir, args.steps, 1, f"{place}/warm")
-        one = seconds_of(args.data_dir, args.steps, 1, f"{place}/one")
-        several = seconds_of(args.data_dir, args.steps, args.n_slices, f"{place}/several")
+        seconds_of(args.data_dir, args.model, args.steps, 1, f"{place}/warm")
+        one = seconds_of(args.data_dir, args.model, args.steps, 1, f"{place}/one")
+        several = seconds_of(args.data_dir, args.model, args.steps, args.n_slices, f"{place}/several")
         print(cost_table(f"{place}/several"))
         ratio = several / one / args.n_slices
         print(f"\n{args.n_slices} slices: {several:.1f} s, one: {one:.1f} s; {ratio:.3f} of {args.n_slices} times one")
         if not args.no_processes:
             times = [
-                seconds_of_processes(args.data_dir, args.steps, args.n_slices, n, str(Path(place, f"processes{n}")))
+                seconds_of_processes(args.data_dir, args.model, args.steps, args.n_slices, n, f"{place}/processes{n}")
                 for n in (1, 2)
             ]
             print(f"One process {times[0]:.1f} s, two {times[1]:.1f} s: {times[1] / times[0]:.2f} of the time")

@@ -21,7 +21,7 @@ from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.guidance.losses import guidance_loss
 
 BUNDLED = Path(__file__).parents[2] / "sgr_diffusers" / "pretrained" / "synthetic_knee"
-SIZE, N_COILS = (96, 80), 8
+N_COILS = 8
 
 
 def load(model):
@@ -32,19 +32,19 @@ def load(model):
     return pipe
 
 
-def problem(n_slices):
-    """Random k-space of the bundled size: timings do not depend on what is in the picture."""
+def problem(n_slices, size):
+    """Random k-space of slices of this size: timings do not depend on what is in the picture."""
     generator = torch.Generator().manual_seed(0)
-    maps = torch.view_as_complex(torch.randn(N_COILS, *SIZE, 2, generator=generator))
+    maps = torch.view_as_complex(torch.randn(N_COILS, *size, 2, generator=generator))
     maps = maps / maps.abs().square().sum(0).sqrt()
-    mask = torch.rand(SIZE, generator=generator) < 0.25
-    kspace = torch.view_as_complex(torch.randn(n_slices, N_COILS, *SIZE, 2, generator=generator)) * mask
+    mask = torch.rand(size, generator=generator) < 0.25
+    kspace = torch.view_as_complex(torch.randn(n_slices, N_COILS, *size, 2, generator=generator)) * mask
     return kspace, mask, maps
 
 
 def call(pipe, n_slices, target, steps, **settings):
     """Seconds of one call of the pipeline."""
-    kspace, mask, maps = problem(n_slices)
+    kspace, mask, maps = problem(n_slices, pipe.unet.config.sample_size)
     start = time.perf_counter()
     pipe(
         kspace,
@@ -65,7 +65,7 @@ def seconds_per_step(pipe, n_slices, target, **settings):
 
 def bare_unguided(pipe, n):
     """Seconds of one UNet forward pass on n images."""
-    x = torch.randn(n, 2, *SIZE)
+    x = torch.randn(n, 2, *pipe.unet.config.sample_size)
     with torch.no_grad():
         start = time.perf_counter()
         pipe.unet(x, 500)
@@ -74,7 +74,7 @@ def bare_unguided(pipe, n):
 
 def bare_guided(pipe, n):
     """Seconds of UNet and segmentation, forward and backward with respect to the image, on n images."""
-    x = torch.randn(n, 2, *SIZE, requires_grad=True)
+    x = torch.randn(n, 2, *pipe.unet.config.sample_size, requires_grad=True)
     classes, up = torch.arange(n) % 4 + 1, torch.arange(n) % 2 == 0
     start = time.perf_counter()
     output = pipe.unet(x, 500).sample
@@ -115,17 +115,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(BUNDLED))
     parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--branches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="of one call")
     parser.add_argument("--num_threads", type=int, default=2)
-    parser.add_argument("--only_memory", action="store_true")
+    parser.add_argument("--only", choices=("times", "memory"), help="one of the two parts")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
-    pipe = load(args.model)
-    if not args.only_memory:
-        times(pipe, args.repetitions)
-    memory(args.model)
+    if args.only != "memory":
+        times(load(args.model), args.repetitions, args.branches)
+    if args.only != "times":
+        memory(args.model)
 
 
-def times(pipe, repetitions):
+def times(pipe, repetitions, counts):
     """Print what steps cost."""
     n = 8
     guided = ratio(lambda: seconds_per_step(pipe, 1, "both"), lambda: bare_guided(pipe, n), repetitions)
@@ -133,13 +134,12 @@ def times(pipe, repetitions):
     unguided = ratio(lambda: seconds_per_step(pipe, n, "none"), lambda: bare_unguided(pipe, n), repetitions)
     print(f"unguided step / bare UNet forward, {n} slices (goal 1.10):     {unguided}", flush=True)
 
-    print("time per slice and branch, relative to one branch (goal: flat):")
-    counts = (1, 2, 4, 8, 16, 32)
+    print("time per slice and branch, relative to the first number of branches (goal: flat):")
     seconds = {k: [] for k in counts}
     for _ in range(3):
         for k in counts:
             seconds[k].append(call(pipe, k, "upper", 3, classes=[2]) / k)
-    one = statistics.median(seconds[1])
+    one = statistics.median(seconds[counts[0]])
     print("  " + "  ".join(f"{k}: {statistics.median(seconds[k]) / one:.2f}" for k in counts), flush=True)
 
 

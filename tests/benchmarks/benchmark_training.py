@@ -1,7 +1,6 @@
 """Measures what training costs beyond forward, backward and optimizer, and prints ratios taken in one run.
 
     python tests/benchmarks/benchmark_training.py
-    python tests/benchmarks/benchmark_training.py --size 32 32 --n_blocks 2 --block 3 --repetitions 1   # smallest
 
 Goals: training with the slices read from disk at least 0.95 times as fast as the bare loop (forward, backward,
 optimizer on ready tensors, same network, batch and threads), writing checkpoints every 1000 steps below 1 % of the
@@ -13,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -131,6 +131,17 @@ def throughput(kind, data, folder, args, **how):
     return seconds, state.checkpoint_seconds
 
 
+def loops(data, folder, args):
+    """Prints the speed of the loop that trains, with the slices read in every way, and what a checkpoint costs."""
+    print(f"training, slices of {args.size}, {args.num_threads} threads:")
+    for kind in ("prior", "segmentation"):
+        for n_workers in args.num_workers:
+            costs = throughput(kind, data, folder, args, dataloader_num_workers=n_workers)
+        throughput(kind, data, folder, args)
+        print("  a checkpoint:", end="")
+        checkpoints(*costs, folder)
+
+
 def checkpoints(seconds_per_step, seconds, folder):
     """Prints what one checkpoint costs."""
     size = sum(path.stat().st_size for path in folder.glob("checkpoint-*/**/*") if path.is_file()) / 2**20
@@ -140,8 +151,16 @@ def checkpoints(seconds_per_step, seconds, folder):
     )
 
 
+def free_port():
+    """Option of torchrun that names a port which nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return ["--master_port", str(free.getsockname()[1])]
+
+
 def processes(data, folder, args):
     """Prints images per second of two processes over one, as the training script logs them."""
+    print("processes:")
     speeds = {}
     for _ in range(args.repetitions):
         for name, n_processes, n_threads in (("1 x 1", 1, 1), ("2 x 1", 2, 1), ("1 x 2", 1, 2)):
@@ -149,7 +168,7 @@ def processes(data, folder, args):
             options = f"--train_batch_size {batch} --max_train_steps {2 * args.block} --logging_steps {args.block} "
             options += f"--num_threads {n_threads} --preset {args.preset} --validation_steps 0 --validation_samples 0 "
             options += "--validation_pictures 0 --validation_slices 1 --overwrite_output_dir --cpu"
-            launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(n_processes), "--master_port", "29618"]
+            launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(n_processes), *free_port()]
             command = [*(launch if n_processes > 1 else []), str(ROOT / "training/train_prior.py"), *options.split()]
             command += ["--data_dir", str(data), "--output_dir", str(folder)]
             environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
@@ -190,6 +209,7 @@ def peak_memory(kind, args, checkpointing, n):
 
 def memory(args):
     """Prints what a training step holds, with and without gradient checkpointing."""
+    print("memory of a training step:")
     for kind in ("prior", "segmentation"):
         base = peak_memory(kind, args, False, 0)
         plain, less = (peak_memory(kind, args, how, args.memory_batch) - base for how in (False, True))
@@ -212,23 +232,19 @@ def main():
     parser.add_argument("--n_blocks", type=int, default=12)
     parser.add_argument("--repetitions", type=int, default=3, help="of the runs with several processes")
     parser.add_argument("--memory_batch", type=int, default=16)
+    parser.add_argument("--only", choices=("loops", "memory", "processes"), help="one of the three parts")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     with tempfile.TemporaryDirectory() as temporary:
         data, folder = Path(temporary, "data"), Path(temporary, "run")
         write_data(data, 8, (64, *args.size), 2, chunked=True)
         shutil.copy(data / "annotations/v1.0.0/train.json", data / "annotations/v1.0.0/val.json")
-        print(f"training, slices of {args.size}, {args.num_threads} threads:")
-        for kind in ("prior", "segmentation"):
-            for n_workers in args.num_workers:
-                costs = throughput(kind, data, folder, args, dataloader_num_workers=n_workers)
-            throughput(kind, data, folder, args)
-            print("  a checkpoint:", end="")
-            checkpoints(*costs, folder)
-        print("memory of a training step:")
-        memory(args)
-        print("processes:")
-        processes(data, folder, args)
+        if args.only in (None, "loops"):
+            loops(data, folder, args)
+        if args.only in (None, "memory"):
+            memory(args)
+        if args.only in (None, "processes"):
+            processes(data, folder, args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""Every script of this folder runs to its end at tiny size, within a time limit of its own."""
+
+import re
+import runpy
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from sgr_diffusers import cli
+from tests.helpers.layout_fixture import write_tiny_skm_tea
+from tests.helpers.tiny_pipeline import save_tiny_pipeline
+from tests.helpers.tiny_training import finish, start_processes
+
+FOLDER = Path(__file__).parent
+# script -> (seconds that it may take, arguments, a line that it prints at the end)
+SCRIPTS = {
+    "data": (
+        300,
+        "--n_slices 2 --n_coils 1 --size 64 16 --n_scans 2 --repetitions 1",
+        r"MB from random row 20 to row 100",
+    ),
+    "evaluation": (300, "--data_dir DATA --model MODEL --steps 2 --n_slices 1 --no_processes", r"of 1 times one"),
+    "quality": (
+        300,
+        "--data_dir DATA --model MODEL --n_scans 1 --slices_per_scan 1 --bound_slices_per_scan 1 --accelerations 8 "
+        "--steps 2 --num_threads 1",
+        r"8x +\d+\.\d%",
+    ),
+    "robust": (
+        300,
+        "--data_dir DATA --models MODEL/segmentation_model MODEL/segmentation_model --evaluations RESULTS RESULTS "
+        "--num_threads 1",
+        r"\| 8x \| fully sampled \| difference \| \+0\.000 ",
+    ),
+    "schedulers": (
+        300,
+        "--data_dir DATA --model MODEL --n_scans 1 --steps 2 --schedulers UniPC --num_threads 1 "
+        "--output OUTPUT/slices.json",
+        r"\| UniPC \| 2 \| 2 \| ",
+    ),
+    "speed": (300, "--model MODEL --repetitions 2 --branches 1 2 --num_threads 1 --only times", r"1: 1\.00  2: \d"),
+    "training": (
+        300,
+        "--size 32 32 --n_blocks 2 --block 2 --repetitions 1 --memory_batch 1 --only loops",
+        r"% of the time with one every 1000 steps",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """Folders that stand for the words in capitals: scans, a pipeline and an evaluation of it."""
+    root = tmp_path_factory.mktemp("benchmarks")
+    write_tiny_skm_tea(root / "DATA", n_scans=(("test", 1),))
+    save_tiny_pipeline(root / "MODEL")
+    evaluation = f"evaluate {root}/DATA --model {root}/MODEL --output {root}/RESULTS --methods SGR --accelerations 8"
+    assert cli.main([*evaluation.split(), "--steps", "2", "--n-slices-per-scan", "1"]) == 0
+    return root
+
+
+def run_script(path, arguments, screen):
+    sys.path.insert(0, str(path.parent))
+    sys.argv = [str(path), *arguments]
+    with screen.open("w") as file, redirect_stdout(file):
+        runpy.run_path(str(path), run_name="__main__")
+
+
+def test_every_script_is_run_here_or_has_tests_of_its_own():
+    names = {path.stem.removeprefix("benchmark_") for path in FOLDER.glob("benchmark_*.py")}
+    assert names == {*SCRIPTS, "real"}  # test_benchmark_real.py
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_script_runs_to_its_end(name, paths, tmp_path):
+    seconds, arguments, last = SCRIPTS[name]
+    arguments = re.sub(r"DATA|MODEL|RESULTS", lambda word: str(paths / word[0]), arguments)
+    arguments = arguments.replace("OUTPUT", str(tmp_path)).split()
+    screen = tmp_path / "screen"
+    finish(start_processes(1, run_script, FOLDER / f"benchmark_{name}.py", arguments, screen), timeout=seconds)
+    assert re.search(last, screen.read_text())

@@ -1,15 +1,78 @@
-"""Computes bounds of tissues, their volumes and the uncertainty boundary from segmentations of reconstructions."""
+"""Turns segmentations into masks of tissues, their volumes, and lower and upper bounds.
+
+The pipeline, the results of a scan, the evaluation and the app all count by these functions, which take torch tensors
+and numpy arrays alike.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor
 
-from .guidance.losses import volume_mm3
+__all__ = [
+    "SegmentationBounds",
+    "bounds_from_samples",
+    "bounds_from_segmentations",
+    "extreme_samples",
+    "tissue_masks",
+    "uncertain_share",
+    "volume_mm3",
+]
 
-__all__ = ["SegmentationBounds", "bounds_from_samples", "bounds_from_segmentations"]
+Array = Tensor | np.ndarray
+Numbers = Real[Tensor, "..."] | Real[np.ndarray, "..."] | np.number  # volumes, counts, or a single one of them
+
+
+def tissue_masks(
+    segmentations: UInt8[Array, "batch own target *size"], class_indices: Sequence[int]
+) -> Bool[Array, "batch class target *size"]:
+    """Pixels of each class in its own reconstructions.
+
+    Args:
+        segmentations: label maps `(batch, class, target, y, x)`, or without the target axis. Where the class axis has
+            length 1, as for target="none", all classes are taken from the same reconstruction.
+        class_indices: label number of each class, from 1.
+    """
+    if isinstance(segmentations, Tensor):
+        labels = torch.tensor(class_indices, dtype=segmentations.dtype, device=segmentations.device)
+    else:
+        labels = np.array(class_indices, dtype=segmentations.dtype)
+    return segmentations == labels.reshape(-1, *[1] * (segmentations.ndim - 2))
+
+
+def volume_mm3(
+    masks: Bool[Array, "*batch y x"],
+    voxel_size_mm: Sequence[float] | None = None,
+    axes: tuple[int, ...] = (-2, -1),
+) -> Numbers:
+    """Volume in mm^3 of the true pixels (paper Eq. 7).
+
+    Args:
+        masks: pixels of tissues, for example `(batch, class, y, x)`.
+        voxel_size_mm: three edge lengths of a voxel in mm; `None` counts voxels.
+        axes: axes to add up: those of a slice, or also that of the slices for the volume in a whole scan.
+    """
+    width, height, depth = (1.0, 1.0, 1.0) if voxel_size_mm is None else voxel_size_mm
+    return masks.sum(axis=axes) * float(width * height * depth)
+
+
+def uncertain_share(lower: Numbers, upper: Numbers) -> Numbers:
+    """Share V_unc / V_up = (V_up - V_low) / V_up of volumes or voxel counts; NaN where the upper one is zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (upper - lower) / upper
+    where = torch.where if isinstance(share, Tensor) else np.where
+    return where(upper > 0, share, float("nan"))
+
+
+def extreme_samples(volumes: Real[Array, "..."], axis: int = -1) -> tuple[Numbers, Numbers]:
+    """Numbers of the samples with the smallest and with the largest volume; of several equal ones the first.
+
+    They are the bounds of repeated reconstruction, the paper's baseline RR.
+    """
+    return volumes.argmin(axis=axis), volumes.argmax(axis=axis)
 
 
 @dataclass(frozen=True)
@@ -19,14 +82,22 @@ class SegmentationBounds:
     Attributes:
         lower: S_low `(batch, class, y, x)`, bool: pixels of the class in the lower reconstruction.
         upper: S_up `(batch, class, y, x)`, bool: pixels of the class in the upper reconstruction.
-        lower_volume_mm3: V_low `(batch, class)`, float32, mm^3.
-        upper_volume_mm3: V_up `(batch, class)`, float32, mm^3.
+        voxel_size_mm: edge lengths of a voxel in mm; `None` counts voxels.
     """
 
     lower: Bool[Tensor, "batch class y x"]
     upper: Bool[Tensor, "batch class y x"]
-    lower_volume_mm3: Float[Tensor, "batch class"]
-    upper_volume_mm3: Float[Tensor, "batch class"]
+    voxel_size_mm: Sequence[float] | None = None
+
+    @property
+    def lower_volume_mm3(self) -> Float[Tensor, "batch class"]:
+        """V_low in mm^3."""
+        return volume_mm3(self.lower, self.voxel_size_mm)
+
+    @property
+    def upper_volume_mm3(self) -> Float[Tensor, "batch class"]:
+        """V_up in mm^3."""
+        return volume_mm3(self.upper, self.voxel_size_mm)
 
     @property
     def boundary(self) -> Bool[Tensor, "batch class y x"]:
@@ -41,14 +112,14 @@ class SegmentationBounds:
     @property
     def uncertain_share(self) -> Float[Tensor, "batch class"]:
         """V_unc / V_up; NaN where the upper volume is zero."""
-        return self.uncertain_volume_mm3 / self.upper_volume_mm3
+        return uncertain_share(self.lower_volume_mm3, self.upper_volume_mm3)
 
 
 def bounds_from_segmentations(
     segmentations: UInt8[Tensor, "batch class target y x"],
     class_indices: Sequence[int],
     targets: Sequence[str] = ("lower", "upper"),
-    voxel_size_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    voxel_size_mm: Sequence[float] | None = None,
 ) -> SegmentationBounds:
     """Bounds from guided reconstructions.
 
@@ -56,7 +127,7 @@ def bounds_from_segmentations(
         segmentations: label maps `(batch, class, target, y, x)`, as the pipeline returns them for `target="both"`.
         class_indices: label numbers of the entries of the class axis, from 1.
         targets: names of the entries of the target axis; must hold "lower" and "upper".
-        voxel_size_mm: edge lengths of a voxel in mm.
+        voxel_size_mm: edge lengths of a voxel in mm; `None` counts voxels.
 
     Raises:
         ValueError: an axis and its names differ in length, or "lower" or "upper" is missing.
@@ -67,48 +138,32 @@ def bounds_from_segmentations(
             f"`targets` must name the {segmentations.shape[2]} entries of the target axis, 'lower' and 'upper' among "
             f"them, got {targets}. Reconstruct with target='both'."
         )
-    masks = _masks(segmentations, class_indices)
-    lower, upper = masks[:, :, targets.index("lower")], masks[:, :, targets.index("upper")]
-    return SegmentationBounds(lower, upper, volume_mm3(lower, voxel_size_mm), volume_mm3(upper, voxel_size_mm))
-
-
-def bounds_from_samples(
-    segmentations: UInt8[Tensor, "batch sample y x"],
-    class_indices: Sequence[int],
-    voxel_size_mm: Sequence[float] = (1.0, 1.0, 1.0),
-) -> SegmentationBounds:
-    """Bounds by repeated reconstruction, the paper's baseline RR.
-
-    For each slice and class the sample with the smallest volume is the lower bound, the one with the largest the upper
-    bound; of several equal ones the first.
-
-    Args:
-        segmentations: label maps `(batch, sample, y, x)` of independent unguided reconstructions, 16 in the paper:
-            entry 0 of the class axis of what the pipeline returns for `target="none"`.
-        class_indices: label numbers to bound, from 1.
-        voxel_size_mm: edge lengths of a voxel in mm.
-    """
-    masks = torch.stack([segmentations == index for index in class_indices], dim=1)
-    volumes = volume_mm3(masks, voxel_size_mm)
-    smallest, largest = volumes.argmin(dim=2), volumes.argmax(dim=2)
-    return SegmentationBounds(
-        _take(masks, smallest),
-        _take(masks, largest),
-        volumes.gather(2, smallest[..., None]).squeeze(2),
-        volumes.gather(2, largest[..., None]).squeeze(2),
-    )
-
-
-def _masks(
-    segmentations: UInt8[Tensor, "batch class target y x"], class_indices: Sequence[int]
-) -> Bool[Tensor, "batch class target y x"]:
     if len(class_indices) != segmentations.shape[1]:
         raise ValueError(
             f"`class_indices` must name the {segmentations.shape[1]} entries of the class axis of `segmentations`, "
             f"got {tuple(class_indices)}."
         )
-    indices = torch.as_tensor(class_indices, dtype=segmentations.dtype, device=segmentations.device)
-    return segmentations == indices[None, :, None, None, None]
+    masks = tissue_masks(segmentations, class_indices)
+    lower, upper = (masks[:, :, targets.index(target)] for target in ("lower", "upper"))
+    return SegmentationBounds(lower, upper, voxel_size_mm)
+
+
+def bounds_from_samples(
+    segmentations: UInt8[Tensor, "batch sample y x"],
+    class_indices: Sequence[int],
+    voxel_size_mm: Sequence[float] | None = None,
+) -> SegmentationBounds:
+    """Bounds by repeated reconstruction, the paper's baseline RR: for each slice and class the `extreme_samples`.
+
+    Args:
+        segmentations: label maps `(batch, sample, y, x)` of independent unguided reconstructions, 16 in the paper:
+            entry 0 of the class axis of what the pipeline returns for `target="none"`.
+        class_indices: label numbers to bound, from 1.
+        voxel_size_mm: edge lengths of a voxel in mm; `None` counts voxels.
+    """
+    masks = tissue_masks(segmentations[:, None], class_indices)
+    lowest, highest = extreme_samples(volume_mm3(masks))
+    return SegmentationBounds(_take(masks, lowest), _take(masks, highest), voxel_size_mm)
 
 
 def _take(

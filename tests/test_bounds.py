@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from sgr_diffusers.bounds import bounds_from_samples, bounds_from_segmentations
+from sgr_diffusers.bounds import (
+    bounds_from_samples,
+    bounds_from_segmentations,
+    extreme_samples,
+    tissue_masks,
+    uncertain_share,
+    volume_mm3,
+)
 
 
 def labels_of(*rows):
@@ -57,3 +64,18 @@ def test_wrong_axes_are_named(segmentations):
         bounds_from_segmentations(segmentations, (1,))
     with pytest.raises(ValueError, match=r"`targets` must name the 2 entries.*target='both'"):
         bounds_from_segmentations(segmentations, (1, 3), targets=("upper",))
+
+
+def test_volumes_and_shares_are_the_same_for_tensors_and_arrays(segmentations):
+    for convert in (lambda array: array, lambda array: array.numpy()):
+        masks = tissue_masks(convert(segmentations), (1, 3))
+        volumes = volume_mm3(masks, (1.0, 2.0, 0.5))
+        assert volumes.tolist() == [[[1.0, 3.0], [1.0, 2.0]]]
+        assert volume_mm3(masks, (0.5, 2.0, 3.0), axes=(0, -2, -1)).tolist() == [[3.0, 9.0], [3.0, 6.0]]
+        assert uncertain_share(*volumes[0].T).tolist() == pytest.approx([2 / 3, 1 / 2])
+        assert [number.tolist() for number in extreme_samples(volumes)] == [[[0, 0]], [[1, 1]]]
+
+
+def test_one_reconstruction_serves_all_classes(segmentations):
+    plain = segmentations[:, :1, :1]  # target="none": the class axis has length 1
+    assert tissue_masks(plain, (1, 2, 3))[0, :, 0, 0].int().tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]

@@ -44,7 +44,7 @@ def write_downloads(result: CaseResult, folder: Path) -> tuple[Path, Path]:
             content,
             result.request.settings(),
             file=measurement.case.name,
-            slices=list(scan.numbers),
+            slices=list(scan.slice_indices),
             echo=measurement.echo,
             mask=measurement.mask_name,
             voxel_size_mm=scan.voxel_size_mm,

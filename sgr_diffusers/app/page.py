@@ -6,9 +6,9 @@ Gradio is imported when the page is built. What the page shows is made in `views
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..io.raw_file import mask_label
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruction.demo import CASE
-from ..reconstruction.run import mask_label
 from ..reconstruction.volume import can_be_fast
 from .downloads import write_downloads
 from .limits import AppLimits, RunStopped

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ..io.raw_slices import RawSlices
 from ..mri.operators import SenseOperator, ifft2c
 from ..pipeline.inputs import check_measurement
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruction.results import volume_table
 from ..reconstruction.run import read_scan
 from ..reconstruction.settings import SamplingSettings
-from ..reconstruction.volume import ScanSlices, VolumeReconstruction, n_progress_steps, reconstruct_volume
+from ..reconstruction.volume import VolumeReconstruction, n_progress_steps, reconstruct_volume
 from .limits import AppLimits, RunRefused, RunStopped
 from .uploads import USABLE, CaseInfo, readable
 
@@ -41,7 +42,7 @@ class SliceRequest:
     echo: int = 1
     voxel_size_mm: tuple[float, float, float] | None = None
 
-    def read(self) -> ScanSlices:
+    def read(self) -> RawSlices:
         """Read the measurement.
 
         Raises:
@@ -107,7 +108,7 @@ class CaseResult:
     """
 
     request: RunRequest
-    scan: ScanSlices
+    scan: RawSlices
     bounds: VolumeReconstruction
     plain: VolumeReconstruction | None
     seconds: float
@@ -198,7 +199,7 @@ def run_case(
 
 def preview_slice(
     request: SliceRequest,
-) -> tuple[ScanSlices, Float[np.ndarray, "y x"], Float[np.ndarray, "y x"] | None]:
+) -> tuple[RawSlices, Float[np.ndarray, "y x"], Float[np.ndarray, "y x"] | None]:
     """The measurement, its zero-filled image, and the fully sampled one if it is known, both magnitudes.
 
     Without stored coil maps the coils are combined by the root of the sum of squares: a preview must not make others

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from ..bounds import uncertain_share, volume_mm3
 from ..figures.bounds import (
     AGREES,
     COLOURS,
@@ -130,14 +131,14 @@ def result_views(result: CaseResult, class_name: str, zoom: bool = True) -> tupl
     """
     bounds, scan = result.bounds, result.scan
     place = bounds.classes.index(class_name)
-    lower, upper = bounds.mask(place, "lower")[0], bounds.mask(place, "upper")[0]
+    lower, upper = bounds.masks[0, place]
     lower_image, upper_image = bounds.magnitudes[0, place]
     if result.plain is None:
         base, base_title = bounds.fully_sampled[0], "Fully sampled"
-        reference = base_mask = bounds.reference[0] == bounds.labels[place]
+        reference = base_mask = bounds.reference_masks[0, place]
     else:
         base, base_title, reference = result.plain.magnitudes[0, 0, 0], "Plain reconstruction", None
-        base_mask = result.plain.mask(place, "none")[0]
+        base_mask = result.plain.masks[0, place, 0]
     whole = (slice(0, base.shape[0]), slice(0, base.shape[1]))
     window = joint_window([lower, upper, base_mask], min_size=40, margin=6) if zoom else whole
     frame = _frame(window, base, scan.voxel_size_mm, scan.orientation)
@@ -146,11 +147,14 @@ def result_views(result: CaseResult, class_name: str, zoom: bool = True) -> tupl
         "upper": compare_bound(upper, reference, is_upper=True),
         "boundary": np.where(upper & ~lower, UNCERTAIN, 0).astype(np.uint8),
     }
-    volumes = {key: bounds.volume_mm3(mask[None]) for key, mask in (("lower", lower), ("upper", upper))}
-    share = f"{1 - lower.sum() / upper.sum():.0%} of the upper bound" if upper.any() else "the upper bound is empty"
+    masks = {"lower": lower, "upper": upper, "base": base_mask}
+    volumes = {key: float(volume_mm3(mask, scan.voxel_size_mm)) for key, mask in masks.items()}
+    share = "the upper bound is empty"
+    if upper.any():
+        share = f"{uncertain_share(lower.sum(), upper.sum()):.0%} of the upper bound"
     tissue = tissue_label(class_name)
     panels = [
-        _panel(base_title, base, frame, outline=base_mask, caption=_mm3(bounds.volume_mm3(base_mask[None]))),
+        _panel(base_title, base, frame, outline=base_mask, caption=_mm3(volumes["base"])),
         _panel("Lower bound", lower_image, frame, overlays["lower"], caption=_mm3(volumes["lower"])),
         _panel("Upper bound", upper_image, frame, overlays["upper"], caption=_mm3(volumes["upper"])),
         _panel("Uncertainty boundary", base, frame, overlays["boundary"], base_mask, share),

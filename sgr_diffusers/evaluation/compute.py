@@ -19,7 +19,6 @@ from ..data.scan_files import read_coil_maps, read_kspace, read_mask, read_noise
 from ..data.synthetic.findings import labels_without_findings
 from ..guidance.guiders import SegmentationGuidance
 from ..guidance.plan import guidance_plan
-from ..mri.operators import SenseOperator
 from ..pipeline.inputs import slice_scale
 from ..pipeline.networks import check_networks, segment, size_multiple
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
@@ -232,8 +231,8 @@ class UnitComputer:
         row["strength_used"] = used_strength(pipe, settings, unit.strength) if is_guided else None
         images, n_targets = out.images[0].flatten(0, 1), len(out.targets)
         second: Sequence[np.ndarray | None] = [None] * len(images)
-        if self.second is not None:
-            second = self._labels(images / self._scale(kspace, mask, maps), self.second)
+        if self.second is not None:  # in the scale that the pipeline gives its own model
+            second = self._labels(images / out.scale, self.second)
         target = torch.from_numpy(self._target(unit.scan_id, unit.slice))
         noise_free = read_noise_free(unit.scan_id, path, unit.slice, settings.echo)
         is_example, peak = (unit.scan_id, unit.slice) in self.examples, row["peak"]
@@ -263,18 +262,8 @@ class UnitComputer:
                 }
             )
         if is_example:
-            row["zero_filled"] = pack_magnitude(self._zero_filled(kspace, mask, maps).abs().cpu().numpy(), peak)
+            row["zero_filled"] = pack_magnitude(out.zero_filled[0].abs().cpu().numpy(), peak)
         return row
-
-    def _zero_filled(self, kspace: np.ndarray, mask: np.ndarray, maps: np.ndarray) -> Tensor:
-        kspace, maps = (torch.from_numpy(array)[None].to(self.pipe.device) for array in (kspace, maps))
-        mask = torch.from_numpy(mask.copy())[None].to(self.pipe.device)
-        return SenseOperator(maps, mask).adjoint(kspace)[0]
-
-    def _scale(self, kspace: np.ndarray, mask: np.ndarray, maps: np.ndarray) -> Tensor:
-        """What the pipeline divides this slice by: both segmentation models see the same images."""
-        config = self.pipe.config
-        return slice_scale(self._zero_filled(kspace, mask, maps)[None], config.scale_quantile, config.scale_correction)
 
 
 def _squared_error(magnitude: Tensor, target: Tensor, peak: float) -> float:

@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Integer, UInt8
 
+from ..bounds import extreme_samples
 from .load import EvaluationResults, labels_of
 from .network_meter import BACKWARD_COST
 from .plan import Unit
@@ -168,7 +169,7 @@ class _SampleCounts:
         The guiding model chooses the samples; a second one only measures what was chosen.
         """
         volumes = self.volume["guiding"][start:stop]
-        lowest, highest = start + volumes.argmin(axis=0), start + volumes.argmax(axis=0)
+        lowest, highest = (start + number for number in extreme_samples(volumes, axis=0))
         for key in self.keys:
             segmenter, reference = key
             volume, inside = self.volume[segmenter], self.inside[key]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
+from ..bounds import extreme_samples, volume_mm3
 from ..figures.bounds import UNCERTAIN, BoundPanels, Panel, PanelRow, bound_row, draw_rows, joint_window
 from .load import EvaluationResults, labels_of, magnitude_of
 from .plan import Unit
@@ -60,8 +61,8 @@ def _views(results: EvaluationResults, row: dict[str, Any], label: int) -> dict[
         views[unit.acceleration, "SGR"] = _view(row, label, zero_filled, own["lower"], own["upper"], target, reference)
         samples = results.samples(scan_id, index, unit.acceleration)[: results.rr_samples]
         if len(samples) == results.rr_samples:
-            sizes = [int((labels_of(row, one["labels"]) == label).sum()) for one in samples]
-            pair = samples[int(np.argmin(sizes))], samples[int(np.argmax(sizes))]
+            masks = np.stack([labels_of(row, sample["labels"]) == label for sample in samples])
+            pair = [samples[number] for number in extreme_samples(volume_mm3(masks))]
             views[unit.acceleration, "RR"] = _view(row, label, zero_filled, *pair, target, reference)
     return views
 
@@ -103,9 +104,7 @@ def bounds_figure(results: EvaluationResults) -> "Figure | None":
                 captions = {
                     name: f"{int(mask.sum())} voxels"
                     for name, mask in (("reference", view.reference), ("lower", view.lower), ("upper", view.upper))
-                }
-                if view.upper.any():
-                    captions["boundary"] = f"{1 - view.lower.sum() / view.upper.sum():.0%} of upper"
+                } | {"boundary": view.share_caption}
                 label = f"{_name(results, example)}\n{method}, {highest:g}x"
                 rows.append(bound_row(view, label, window, captions))
     return draw_rows(rows, "Bounds by guidance (SGR) and by repeated reconstruction (RR)") if rows else None
@@ -123,8 +122,9 @@ def boundaries_figure(results: EvaluationResults) -> "Figure | None":
                 if view is None:
                     continue
                 boundary = np.where(view.upper & ~view.lower, UNCERTAIN, 0).astype(np.uint8)
-                share = f"{1 - view.lower.sum() / view.upper.sum():.0%} of upper" if view.upper.any() else ""
-                panels.append(Panel(f"{acceleration:g}x", view.upper_image, boundary, view.reference, share))
+                panels.append(
+                    Panel(f"{acceleration:g}x", view.upper_image, boundary, view.reference, view.share_caption)
+                )
             if panels:
                 peak = max(float(np.quantile(panel.image[window], 0.995)) for panel in panels) or 1.0
                 rows.append(PanelRow(f"{_name(results, example)}\n{method}", panels, window, peak))

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ..bounds import uncertain_share
 from . import bootstrap
 from .counts import complete_slices, count_bounds, equal_budget_samples
 from .load import EvaluationResults
@@ -36,7 +37,7 @@ def volume_scores(counts: pd.DataFrame) -> pd.DataFrame:
     lower, upper, truth = (volumes[name].to_numpy(np.float64) for name in ("lower", "upper", "truth"))
     volumes["precision_lower"] = _ratio(volumes["lower_in"], lower)
     volumes["recall_upper"] = _ratio(volumes["upper_in"], truth)
-    volumes["uncertain_share"] = _ratio(upper - lower, upper)
+    volumes["uncertain_share"] = uncertain_share(lower, upper)
     covered = ((lower <= truth) & (truth <= upper)).astype(np.float64)
     volumes["covered"] = np.where((truth == 0) & (upper == 0), np.nan, covered)
     volumes["width"] = _ratio(upper - lower, truth)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from ..bounds import uncertain_share
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -152,6 +154,13 @@ class BoundPanels:
     def masks(self) -> list[Pixels]:
         """All segmentations there are."""
         return [mask for mask in (self.lower, self.upper, self.reference) if mask is not None]
+
+    @property
+    def share_caption(self) -> str:
+        """Uncertain share of the upper bound as text, such as "12% of upper"; empty where there is none."""
+        if self.lower is None or self.upper is None or not self.upper.any():
+            return ""
+        return f"{uncertain_share(self.lower.sum(), self.upper.sum()):.0%} of upper"
 
 
 def bound_row(view: BoundPanels, label: str, window: Window, captions: Mapping[str, str] | None = None) -> PanelRow:

@@ -8,7 +8,6 @@ Nothing here knows a scheduler, a network or a data set. Notation, code to paper
 | `classes`         | c                        | the class of each sample, or several that count as one   |
 | `class_log_odds`  | log(p_c / (1 - p_c))     | both logarithms of the loss are softplus functions of it |
 | `indicator`       | I_c, Eq. 8               | pixels in which class c is the most probable one         |
-| `volume_mm3`      | V_c, Eq. 7               | their count times the volume of a voxel                  |
 | `upper_loss`      | L_m up, Eqs. 10 and 12   | ascended, the class grows                                |
 | `lower_loss`      | L_m low, Eqs. 11 and 12  | ascended, the class shrinks                              |
 | `eps`             | eps_theta                | the noise the prior predicts                             |
@@ -19,10 +18,8 @@ Nothing here knows a scheduler, a network or a data set. Notation, code to paper
 Half-precision logits are taken to float32 before any logarithm.
 """
 
-from collections.abc import Sequence
-
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,9 +30,7 @@ __all__ = [
     "has_pixels_to_push",
     "indicator",
     "lower_loss",
-    "tissue_volumes_mm3",
     "upper_loss",
-    "volume_mm3",
 ]
 
 # Label of each sample, from 1, `(batch,)`; or true for each of the classes that make up its tissue.
@@ -52,27 +47,6 @@ def indicator(logits: Float[Tensor, "batch out_class y x"], classes: Classes) ->
     """
     own, others = _own_and_others(logits, classes)
     return own.amax(dim=1) > others.amax(dim=1)  # on the CPU a hundred times faster than argmax
-
-
-def volume_mm3(
-    segmentation: Bool[Tensor, "*batch y x"], voxel_size_mm: Sequence[float] = (1.0, 1.0, 1.0)
-) -> Float[Tensor, "*batch"]:
-    """Volume in mm^3 of the true pixels of each sample (paper Eq. 7); `voxel_size_mm` has its three edge lengths."""
-    width, height, depth = voxel_size_mm
-    return segmentation.sum(dim=(-2, -1)) * float(width * height * depth)
-
-
-def tissue_volumes_mm3(
-    segmentations: UInt8[Tensor, "batch tissue target y x"],
-    tissues: Sequence[Sequence[int]],
-    voxel_size_mm: Sequence[float] | None = None,
-) -> Float[Tensor, "batch tissue target"]:
-    """Volume in mm^3 of each tissue in its own segmentations; `tissues` lists the labels that make up each.
-
-    Without `voxel_size_mm` voxels are counted.
-    """
-    found = [torch.isin(segmentations[:, k], segmentations.new_tensor(labels)) for k, labels in enumerate(tissues)]
-    return volume_mm3(torch.stack(found, dim=1), voxel_size_mm or (1.0, 1.0, 1.0))
 
 
 def class_log_odds(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Float[Tensor, "batch y x"]:

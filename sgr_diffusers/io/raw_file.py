@@ -17,7 +17,7 @@ from .raw_slices import RawSlices, check_voxel_size, warn_suspect
 from .skm_tea_file import read_skm_tea, stored_masks
 from .undersampling import undersample
 
-__all__ = ["read_raw", "stored_choices"]
+__all__ = ["mask_label", "read_raw", "stored_choices"]
 
 
 def read_raw(
@@ -74,12 +74,27 @@ def read_raw(
         raw = _with_stored_voxel_size(raw, path, group)
     if makes_mask:
         raw = undersample(raw, mask)
+    raw = dataclasses.replace(raw, label=_as_stored(raw) if mask is None else mask_label(mask))
     if n_coils is None:
         return raw
     from ..mri.compression import compress_coils
 
     compressed = compress_coils(raw.kspace, n_coils, raw.coil_maps)
     return dataclasses.replace(raw, kspace=compressed.kspace, coil_maps=compressed.coil_maps)
+
+
+def mask_label(mask: int | float | str) -> str:
+    """Name a mask for people: "8x" for the name "poisson_8.0x" and for the acceleration 8; others stay as they are."""
+    number = str(mask).removeprefix("poisson_").removesuffix("x")
+    try:
+        return f"{float(number):g}x"
+    except ValueError:
+        return str(mask)
+
+
+def _as_stored(raw: RawSlices) -> str:
+    acceleration = float(raw.mask.numel() / raw.mask.sum().clamp_min(1))
+    return f"as stored ({acceleration:.2g}x)"
 
 
 def stored_choices(path: str | os.PathLike, group: str | None = None) -> tuple[tuple[str, ...], int]:

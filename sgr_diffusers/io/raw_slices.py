@@ -73,6 +73,7 @@ class RawSlices:
         affine: matrix from places (slice, y, x) in these arrays to mm in the world axes of NIfTI (right, anterior,
             superior), where the file tells where the slices lay in the patient.
         noise_std: standard deviation of the real part of the noise of `kspace`, where a noise scan says it.
+        label: text that names the sampling in tables and figures, for example "8x".
     """
 
     kspace: Complex[Tensor, "slice coil y x"]
@@ -86,6 +87,16 @@ class RawSlices:
     n_slices: int
     affine: Float[np.ndarray, "4 4"] | None = None
     noise_std: float | None = None
+    label: str = ""
+
+    @property
+    def known_geometry(self) -> str:
+        """What is known of the position of the slices in the patient, for records."""
+        if self.affine is not None:
+            return "scanner coordinates"
+        if self.orientation is not None and self.voxel_size_mm is not None:
+            return f"directions alone ({', '.join(self.orientation)}), the origin is in the middle"
+        return "unknown, neither directions nor positions are stated by the file"
 
 
 def common_mask(masks: Bool[np.ndarray, "slice y x"]) -> Bool[np.ndarray, "..."]:

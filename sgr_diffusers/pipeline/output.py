@@ -1,6 +1,6 @@
 """Defines the output of a call of the pipeline: one object that names the computed fields and their axes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from diffusers.utils import BaseOutput
@@ -25,6 +25,8 @@ class SGRMRIPipelineOutput(BaseOutput):
         noise_residual: residual `(batch,)`, float32: the `data_residual` that noise alone would leave.
         classes: names along the class axis; for target "none" a single one, "all" or the names asked for.
         targets: names along the target axis: "lower" before "upper", or "none", or "sample_0", "sample_1", ...
+        zero_filled: zero-filled image A^H y `(batch, y, x)`, complex64, in the unit of the k-space given.
+        scale: number `(batch,)`, float32, that each slice was divided by to bring it to the scale of the prior.
     """
 
     images: Complex[Tensor, "batch class target y x"] | Complex[np.ndarray, "batch class target y x"]
@@ -34,3 +36,14 @@ class SGRMRIPipelineOutput(BaseOutput):
     noise_residual: Float[Tensor, "batch"] | Float[np.ndarray, "batch"]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
+    zero_filled: Complex[Tensor, "batch y x"] | Complex[np.ndarray, "batch y x"]
+    scale: Float[Tensor, "batch"] | Float[np.ndarray, "batch"]
+
+    def all_fields(self) -> tuple:
+        """Values of all fields in order; `to_tuple` would leave out those that are `None`."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def numpy(self) -> "SGRMRIPipelineOutput":
+        """The same output with numpy arrays in place of torch tensors."""
+        values = (value.cpu().numpy() if isinstance(value, Tensor) else value for value in self.all_fields())
+        return SGRMRIPipelineOutput(*values)

@@ -11,8 +11,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Complex, Float
 from torch import Generator, Tensor, nn
 
+from ..bounds import tissue_masks, volume_mm3
 from ..guidance.guiders import Guidance, SegmentationGuidance, check_guidance
-from ..guidance.losses import tissue_volumes_mm3
 from ..guidance.plan import check_windows, guidance_plan, scale_guidance
 from ..guidance.strength import PAPER_STRENGTH
 from ..guidance.targets import TARGETS, resolve_classes
@@ -318,7 +318,7 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
             return_dict: flag to return an `SGRMRIPipelineOutput` rather than a tuple of its fields.
 
         Returns:
-            Images, segmentations, volumes, residuals, names of classes and of targets, as `SGRMRIPipelineOutput` says.
+            Images, segmentations, volumes, residuals and more, as `SGRMRIPipelineOutput` says.
 
         Raises:
             TypeError, ValueError: an argument or a component does not fit; before the prior is called.
@@ -389,13 +389,26 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
 
         # 7. Unit of the k-space, volumes and names
         images = images * problem.scale[:, None, None, None, None]
-        tissues = [class_numbers] if target == "none" else [(number,) for number in class_numbers]
-        volumes = None if segmentations is None else tissue_volumes_mm3(segmentations, tissues, voxel_size_mm)
+        volumes = None
+        if segmentations is not None:
+            tissues = tissue_masks(segmentations, class_numbers)
+            tissues = tissues.any(dim=1, keepdim=True) if target == "none" else tissues
+            volumes = volume_mm3(tissues, voxel_size_mm)  # slice, class, target
         names = tuple(class_names[number - 1] for number in class_numbers)
         if target == "none":
             names = ("all" if len(names) == len(class_names) else "+".join(names),)
         self.maybe_free_model_hooks()
-        fields = [images, segmentations, volumes, residual, residual_of_noise]
+        output = SGRMRIPipelineOutput(
+            images=images,
+            segmentations=segmentations,
+            volumes_mm3=volumes,
+            data_residual=residual,
+            noise_residual=residual_of_noise,
+            classes=names,
+            targets=targets,
+            zero_filled=problem.zero_filled,
+            scale=problem.scale,
+        )
         if output_type == "np":
-            fields = [None if field is None else field.cpu().numpy() for field in fields]
-        return SGRMRIPipelineOutput(*fields, names, targets) if return_dict else (*fields, names, targets)
+            output = output.numpy()
+        return output if return_dict else output.all_fields()

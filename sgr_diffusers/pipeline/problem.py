@@ -23,6 +23,7 @@ class Problem:
         kspace: k-space `(slice, coil, y, x)`, complex64, divided by `scale`; zero where not measured.
         noise_std: standard deviation `(slice, coil)`, float32, of the real part of the noise in `kspace`.
         scale: scale `(slice,)`, float32: unit of the k-space given over that of the prior.
+        zero_filled: zero-filled image A^H y `(slice, y, x)`, complex64, in the unit of the k-space given.
         step_consistency: data consistency within a step.
         denoising_variance: error of the prior at each noise level, as `NoiseLevel.open_variance` takes it.
     """
@@ -31,6 +32,7 @@ class Problem:
     kspace: Complex[Tensor, "slice coil y x"]
     noise_std: Float[Tensor, "slice coil"]
     scale: Float[Tensor, "slice"]
+    zero_filled: Complex[Tensor, "slice y x"]
     step_consistency: StepConsistency
     denoising_variance: Mapping[str, Sequence[float]] | None = None
 
@@ -55,11 +57,12 @@ class Problem:
             denoising_variance: error of the prior at each noise level, if it was measured.
         """
         operator = SenseOperator(coil_maps, measurement.mask)
-        scale = slice_scale(operator.adjoint(measurement.kspace), scale_quantile, scale_correction)
+        zero_filled = operator.adjoint(measurement.kspace)
+        scale = slice_scale(zero_filled, scale_quantile, scale_correction)
         kspace = measurement.kspace / scale[:, None, None, None]
         noise_std = measurement.known_or_estimated_noise() / scale[:, None]
         step_consistency = StepConsistency(operator, kspace, noise_std, consistency)
-        return cls(operator, kspace, noise_std, scale, step_consistency, denoising_variance)
+        return cls(operator, kspace, noise_std, scale, zero_filled, step_consistency, denoising_variance)
 
     def make_consistent(
         self, x0: Float[Tensor, "image 2 y x"], slices: Sequence[int], level: NoiseLevel, n_iterations: int

@@ -51,5 +51,5 @@ def run_demo(
         bounds_figure(volumes, title).savefig(folder / "figure.png")
         write_record(folder, settings, file=case, model=model, accelerations=list(accelerations))
     print(table_text(rows))
-    print(f"\nVolumes in mm^3 of {len(scans[0].numbers)} slices together. Figure: {output / 'figure.png'}")
+    print(f"\nVolumes in mm^3 of {len(scans[0].slice_indices)} slices together. Figure: {output / 'figure.png'}")
     return output / "figure.png"

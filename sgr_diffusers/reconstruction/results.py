@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
+from ..bounds import uncertain_share, volume_mm3
 from ..figures.bounds import BoundPanels, Panel, PanelRow, bound_row, draw_rows, joint_window
 from ..figures.tables import format_table
+from ..guidance.targets import TARGETS
 from .volume import VolumeReconstruction
 
 if TYPE_CHECKING:
@@ -28,14 +30,14 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
         `noise_residual`, what noise alone would leave of it.
     """
     rows = []
-    for place, (name, label) in enumerate(zip(volume.classes, volume.labels, strict=True)):
+    for place, name in enumerate(volume.classes):
         row: dict[str, Any] = {"sampling": volume.label, "class": name}
-        volumes = {target: volume.volume_mm3(volume.mask(place, target)) for target in volume.targets}
-        row |= {f"{'unguided' if target == 'none' else target}_mm3": value for target, value in volumes.items()}
-        row["fully_sampled_mm3"] = None if volume.reference is None else volume.volume_mm3(volume.reference == label)
-        if "lower" in volumes and "upper" in volumes:
-            upper = volumes["upper"]
-            row["uncertain_share"] = (upper - volumes["lower"]) / upper if upper else float("nan")
+        masks = dict(zip(volume.targets, np.moveaxis(volume.masks[:, place], 1, 0), strict=True))
+        row |= {f"{'unguided' if target == 'none' else target}_mm3": _mm3(volume, masks[target]) for target in masks}
+        known = None if volume.reference_masks is None else volume.reference_masks[:, place]
+        row["fully_sampled_mm3"] = None if known is None else _mm3(volume, known)
+        if volume.targets == TARGETS["both"]:
+            row["uncertain_share"] = float(uncertain_share(np.float64(row["lower_mm3"]), np.float64(row["upper_mm3"])))
         own = 0 if volume.targets == ("none",) else place
         row["residual"] = float(volume.data_residual[own].max())
         row["noise_residual"] = volume.noise_residual
@@ -44,6 +46,13 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
         residual = float(volume.data_residual.max())
         rows = [{"sampling": volume.label, "class": "", "residual": residual, "noise_residual": volume.noise_residual}]
     return rows
+
+
+def _mm3(volume: VolumeReconstruction, mask: Bool[np.ndarray, "slice y x"]) -> float | None:
+    """Volume in mm^3 over all slices; `None` where the voxel size is not known. Slices left out count nothing."""
+    if volume.voxel_size_mm is None:
+        return None
+    return float(volume_mm3(mask, volume.voxel_size_mm, axes=(0, 1, 2)))
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -135,34 +144,31 @@ def write_images(
 
 def _shown_slice(volumes: Sequence[VolumeReconstruction], place: int) -> int:
     """Slice with most of the class in the fully sampled image; where it has none, in any of the bounds."""
-    bounds = [volume.mask(place, target) for volume in volumes for target in volume.targets]
-    reference = volumes[0].reference
-    if reference is not None and (reference == volumes[0].labels[place]).any():
-        bounds = [reference == volumes[0].labels[place]]
-    return int(np.argmax(sum(mask.sum(axis=(1, 2)) for mask in bounds)))
+    reference = volumes[0].reference_masks
+    if reference is not None and reference[:, place].any():
+        return int(np.argmax(volume_mm3(reference[:, place])))
+    return int(np.argmax(sum(volume_mm3(volume.masks[:, place], axes=(1, 2, 3)) for volume in volumes)))
 
 
 def _view(volume: VolumeReconstruction, place: int, shown: int) -> BoundPanels:
     arrays: dict[str, Any] = {"zero_filled": volume.zero_filled[shown]}
     for number, target in enumerate(volume.targets):
         arrays[f"{target}_image"] = volume.magnitudes[shown, place, number]
-        arrays[target] = volume.mask(place, target)[shown]
-    if volume.reference is not None:
+        arrays[target] = volume.masks[shown, place, number]
+    if volume.reference_masks is not None:
         arrays["fully_sampled"] = volume.fully_sampled[shown]
-        arrays["reference"] = volume.reference[shown] == volume.labels[place]
+        arrays["reference"] = volume.reference_masks[shown, place]
     return BoundPanels(**arrays)
 
 
 def _captions(volume: VolumeReconstruction, view: BoundPanels) -> dict[str, str]:
     """Volumes in the slice shown, in mm^3, below the panels."""
     captions = {
-        name: f"{volume.volume_mm3(mask[None]):.0f} mm$^3$"
+        name: f"{volume_mm3(mask, volume.voxel_size_mm):.0f} mm$^3$"
         for name, mask in (("lower", view.lower), ("upper", view.upper), ("reference", view.reference))
         if mask is not None
     }
-    if view.lower is not None and view.upper is not None and view.upper.any():
-        captions["boundary"] = f"{1 - view.lower.sum() / view.upper.sum():.0%} of upper"
-    return captions
+    return captions | {"boundary": view.share_caption}
 
 
 def _plain_figure(volumes: Sequence[VolumeReconstruction], title: str) -> "Figure":

@@ -15,10 +15,9 @@ from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..utils.files import RECORD_FILE, check_replaceable, whole_folder
 from .results import bounds_figure, table_text, volume_table, write_images, write_table
 from .settings import SamplingSettings
-from .volume import ScanSlices, VolumeReconstruction, load_pipeline, n_progress_steps, reconstruct_volume
+from .volume import VolumeReconstruction, load_pipeline, n_progress_steps, reconstruct_volume
 
 __all__ = [
-    "mask_label",
     "read_scan",
     "reconstruct_file",
     "reconstruct_with_progress",
@@ -83,12 +82,12 @@ def reconstruct_file(
         write_table(folder / "volumes.csv", rows)
         write_images(folder, volume, scan.orientation, scan.affine, ismrmrd)
         bounds_figure([volume], f"{Path(file).name}; volumes of the slice shown").savefig(folder / "figure.png")
-        read = {"file": file, "slices": list(scan.numbers), "echo": echo, "repetition": repetition, "group": group}
-        known = {"geometry": scan.known_geometry, "warnings": suspicions}
+        read = {"file": file, "slices": list(scan.slice_indices), "echo": echo, "repetition": repetition}
+        known = {"group": group, "geometry": scan.known_geometry, "warnings": suspicions}
         write_record(folder, settings, model=model, mask=mask, **read, **known)
     print(table_text(rows))
     volumes = "Voxel size unknown: no volumes" if scan.voxel_size_mm is None else "Volumes in mm^3"
-    print(f"\n{volumes} of {len(scan.numbers)} slices together. Written to {output}")
+    print(f"\n{volumes} of {len(scan.slice_indices)} slices together. Written to {output}")
     if scan.affine is None:
         print(f"Place of the images in the patient: {scan.known_geometry}")
     return rows
@@ -104,7 +103,7 @@ def read_scan(
     repetition: int = 0,
     group: str | None = None,
     needs_size: bool = True,
-) -> ScanSlices:
+) -> RawSlices:
     """Read slices as `reconstruct_volume` takes them; arguments as for `reconstruct_file`.
 
     Coil maps and fully sampled images are optional in the file, as is an attribute `voxel_size_mm` of three numbers.
@@ -124,19 +123,7 @@ def read_scan(
             f"`voxel-size` is needed: {file} does not state it, and no annotations lie beside it. For SKM-TEA: "
             "--voxel-size 0.3125 0.3125 0.8"
         )
-    acceleration = float(raw.mask.numel() / raw.mask.sum().clamp_min(1))
-    return ScanSlices(
-        kspace=raw.kspace,
-        mask=raw.mask,
-        coil_maps=raw.coil_maps,
-        target=raw.target,
-        numbers=raw.slice_indices,
-        voxel_size_mm=size,
-        orientation=raw.orientation,
-        affine=_fitting_affine(raw, size),
-        noise_std=raw.noise_std,
-        label=f"as stored ({acceleration:.2g}x)" if mask is None else mask_label(mask),
-    )
+    return dataclasses.replace(raw, voxel_size_mm=size, affine=_fitting_affine(raw, size))
 
 
 def _fitting_affine(raw: RawSlices, size: tuple[float, float, float] | None) -> np.ndarray | None:
@@ -152,17 +139,8 @@ def _fitting_affine(raw: RawSlices, size: tuple[float, float, float] | None) -> 
     return None
 
 
-def mask_label(mask: float | str) -> str:
-    """ "poisson_8.0x" and 8 to "8x"; other names stay as they are."""
-    number = str(mask).removeprefix("poisson_").removesuffix("x")
-    try:
-        return f"{float(number):g}x"
-    except ValueError:
-        return str(mask)
-
-
 def reconstruct_with_progress(
-    pipe: SGRMRIPipeline, scans: Sequence[ScanSlices], settings: SamplingSettings
+    pipe: SGRMRIPipeline, scans: Sequence[RawSlices], settings: SamplingSettings
 ) -> list[VolumeReconstruction]:
     """Reconstruct one scan, or one at several accelerations, under a single progress bar."""
     from tqdm import tqdm

@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from diffusers import DDPMScheduler
 from jaxtyping import Bool, Complex, Float, UInt8
 from torch import Tensor
 
+from ..bounds import tissue_masks
 from ..guidance.targets import TARGETS, resolve_classes
-from ..mri.operators import SenseOperator
-from ..pipeline.inputs import check_measurement, slice_scale
+from ..io.raw_slices import RawSlices
+from ..pipeline.inputs import slice_scale
 from ..pipeline.networks import check_networks
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..pretrained import BUNDLED, PRETRAINED
@@ -26,7 +28,6 @@ from .settings import SamplingSettings
 
 __all__ = [
     "DTYPES",
-    "ScanSlices",
     "VolumeReconstruction",
     "can_be_fast",
     "load_pipeline",
@@ -36,44 +37,6 @@ __all__ = [
 ]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class ScanSlices:
-    """Undersampled slices of one scan.
-
-    Attributes:
-        kspace: `(slice, coil, y, x)`, complex64, zero where not measured.
-        mask: `(y, x)` or `(slice, y, x)`, true where measured.
-        coil_maps: `(slice, coil, y, x)`, complex64; `None` to estimate them.
-        target: `(slice, y, x)`, complex64, fully sampled images in the unit of `kspace`, if known.
-        numbers: place of each slice in its scan.
-        voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm; `None` where they are not known.
-        label: text that distinguishes this sampling in tables and figures, for example "8x".
-        orientation: directions in which (slice, y, x) run, for example ("SI", "AP", "LR"), if known.
-        affine: affine map from places in these arrays to mm in the patient, see `RawSlices`, if known.
-        noise_std: standard deviation of the real part of the noise of `kspace`, if known.
-    """
-
-    kspace: Complex[Tensor, "slice coil y x"]
-    mask: Bool[Tensor, "y x"] | Bool[Tensor, "slice y x"]
-    coil_maps: Complex[Tensor, "slice coil y x"] | None
-    target: Complex[Tensor, "slice y x"] | None
-    numbers: tuple[int, ...]
-    voxel_size_mm: tuple[float, float, float] | None
-    label: str
-    orientation: tuple[str, str, str] | None = None
-    affine: Float[np.ndarray, "4 4"] | None = None
-    noise_std: float | None = None
-
-    @property
-    def known_geometry(self) -> str:
-        """What is known of the place of the slices in the patient, for records."""
-        if self.affine is not None:
-            return "scanner coordinates"
-        if self.orientation is not None and self.voxel_size_mm is not None:
-            return f"directions alone ({', '.join(self.orientation)}), the origin is in the middle"
-        return "unknown, neither directions nor positions are stated by the file"
 
 
 @dataclass(frozen=True)
@@ -111,19 +74,15 @@ class VolumeReconstruction:
     voxel_size_mm: tuple[float, float, float] | None
     label: str
 
-    def mask(self, place: int, target: str) -> Bool[np.ndarray, "slice y x"] | None:
-        """Pixels of class number `place` (from 0) in its own reconstruction; `None` if that was not made."""
-        if target not in self.targets:
-            return None
-        own = 0 if target == "none" else place
-        return self.segmentations[:, own, self.targets.index(target)] == self.labels[place]
+    @cached_property
+    def masks(self) -> Bool[np.ndarray, "slice class target y x"]:
+        """Pixels of each class in its own reconstructions."""
+        return tissue_masks(self.segmentations, self.labels)
 
-    def volume_mm3(self, mask: Bool[np.ndarray, "slice y x"]) -> float | None:
-        """Volume in mm^3 of the true voxels (paper Eq. 7); `None` where the voxel size is not known.
-
-        Slices that were left out count nothing.
-        """
-        return None if self.voxel_size_mm is None else float(mask.sum() * np.prod(self.voxel_size_mm))
+    @cached_property
+    def reference_masks(self) -> Bool[np.ndarray, "slice class y x"] | None:
+        """Pixels of each class in the fully sampled images, if known."""
+        return None if self.reference is None else tissue_masks(self.reference[:, None], self.labels)
 
 
 def load_pipeline(
@@ -172,7 +131,7 @@ def load_pipeline(
 
 def reconstruct_volume(
     pipe: SGRMRIPipeline,
-    scan: ScanSlices,
+    scan: RawSlices,
     settings: SamplingSettings,
     on_step: Callable[[], None] = lambda: None,
 ) -> VolumeReconstruction:
@@ -196,7 +155,7 @@ def reconstruct_volume(
             "reconstruct with --target none and without --classes."
         )
     size, device = tuple(scan.kspace.shape[-2:]), pipe.device
-    empty = [number for number, y in zip(scan.numbers, scan.kspace, strict=True) if not y.any()]
+    empty = [number for number, y in zip(scan.slice_indices, scan.kspace, strict=True) if not y.any()]
     if empty:
         raise ValueError(f"`slices` {empty} hold no measured data at all. Leave them out.")
     class_names = check_networks(pipe.unet, pipe.segmentation_model, size, device)
@@ -211,18 +170,14 @@ def reconstruct_volume(
     images, segmentations, zero_filled = [], [], []
     misfit_energy, noise_energy, energy = torch.zeros(1, 1, dtype=torch.float64), 0.0, 0.0
     for chosen in _chunks(pipe, scan, settings):
-        kspace, maps = scan.kspace[chosen], None if scan.coil_maps is None else scan.coil_maps[chosen]
-        mask = scan.mask if scan.mask.ndim == 2 else scan.mask[chosen]
-        measurement = check_measurement(kspace, mask, maps, device)
-        maps = measurement.known_or_estimated_maps(settings.calibration_width, settings.kernel_width, settings.crop)
-        zero_filled.append(SenseOperator(maps, measurement.mask).adjoint(measurement.kspace).abs().cpu())
+        kspace = scan.kspace[chosen]
         try:
             out = pipe(
                 kspace,
-                mask,
+                scan.mask if scan.mask.ndim == 2 else scan.mask[chosen],
                 target=settings.target,
                 classes=labels or None,
-                coil_maps=maps,
+                coil_maps=None if scan.coil_maps is None else scan.coil_maps[chosen],
                 num_inference_steps=settings.num_inference_steps,
                 timesteps=settings.timesteps,
                 eta=settings.eta,
@@ -231,8 +186,11 @@ def reconstruct_volume(
                 consistency=settings.consistency,
                 cg_iterations=settings.cg_iterations,
                 noise_std=scan.noise_std if settings.noise_std is None else settings.noise_std,
+                calibration_width=settings.calibration_width,
+                kernel_width=settings.kernel_width,
+                crop=settings.crop,
                 final_consistency=settings.final_consistency,
-                generator=[_slice_generator(settings.seed, number) for number in scan.numbers[chosen]],
+                generator=[_slice_generator(settings.seed, number) for number in scan.slice_indices[chosen]],
                 batch_size=settings.batch_size,
                 callback_on_step_end=report_step,
             )
@@ -243,14 +201,15 @@ def reconstruct_volume(
         magnitudes = out.images.abs().float().cpu()
         if not torch.isfinite(magnitudes).all():
             raise ValueError(
-                f"the reconstruction of slices {scan.numbers[chosen]} is not finite: `model` does not fit this data, "
-                "or `dtype` is too coarse for it. Try --dtype float32, or a smaller --strength."
+                f"the reconstruction of slices {scan.slice_indices[chosen]} is not finite: `model` does not fit this "
+                "data, or `dtype` is too coarse for it. Try --dtype float32, or a smaller --strength."
             )
         images.append(magnitudes)
+        zero_filled.append(out.zero_filled.abs().cpu())
         segmentations.append(
             out.segmentations.cpu() if has_classes else torch.zeros(out.images.shape, dtype=torch.uint8)
         )
-        norms = torch.linalg.vector_norm(measurement.kspace, dim=(1, 2, 3)).double().cpu()[:, None, None]
+        norms = torch.linalg.vector_norm(kspace, dim=(1, 2, 3)).double()[:, None, None]
         misfit_energy = misfit_energy + (out.data_residual.double().cpu() * norms).square().sum(dim=0)
         noise_energy += float((out.noise_residual.double().cpu() * norms[:, 0, 0]).square().sum())
         energy += float(norms.square().sum())
@@ -267,7 +226,7 @@ def reconstruct_volume(
         classes=tuple(class_names[label - 1] for label in labels),
         labels=labels,
         targets=TARGETS[settings.target],
-        numbers=scan.numbers,
+        numbers=scan.slice_indices,
         voxel_size_mm=scan.voxel_size_mm,
         label=scan.label,
     )
@@ -289,17 +248,17 @@ def can_be_fast(pipe: SGRMRIPipeline) -> bool:
     return True
 
 
-def n_progress_steps(pipe: SGRMRIPipeline, scan: ScanSlices, settings: SamplingSettings) -> int:
+def n_progress_steps(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSettings) -> int:
     """How often `reconstruct_volume` will report a step."""
     return len(_chunks(pipe, scan, settings)) * len(settings.timesteps or range(settings.num_inference_steps))
 
 
-def _chunks(pipe: SGRMRIPipeline, scan: ScanSlices, settings: SamplingSettings) -> list[slice]:
+def _chunks(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSettings) -> list[slice]:
     """Runs of slices of which all branches fit one network call; single slices where not even one does."""
     n_classes = len(pipe.class_names or ()) if settings.classes is None else len(settings.classes)
     n_branches = max(n_classes, 1) * len(TARGETS[settings.target]) if settings.target != "none" else 1
     length = max(settings.batch_size // n_branches, 1)
-    return [slice(start, start + length) for start in range(0, len(scan.numbers), length)]
+    return [slice(start, start + length) for start in range(0, len(scan.slice_indices), length)]
 
 
 def _slice_generator(seed: int, number: int) -> torch.Generator:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.plan import METHODS
+from ..evaluation.settings import EvaluationSettings
+from ..reconstruction.settings import DTYPES
+from .options import add_settings, settings_from
 
 __all__ = ["add_arguments", "add_evaluation_commands", "run"]
 
-DTYPES = ("float32", "float16", "bfloat16")
-FINAL_CONSISTENCY = ("replace", "regularized", "least_squares")
 REFERENCES = ("both", "fully_sampled", "manual")
 
 
@@ -104,7 +105,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="of synthetic scans with a rare finding, K more slices that show it (default: %(default)s)",
     )
     add(data, "accelerations", type=float, nargs="+", default=[4.0, 8.0, 12.0, 16.0], help="(default: 4 8 12 16)")
-    add(data, "echo", type=int, default=1, help="(default: %(default)s)")
     add(data, "reference", choices=REFERENCES, default="both", help="'fully_sampled' needs no manual labels")
     add(
         data,
@@ -115,12 +115,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
     method = command.add_argument_group("how to reconstruct")
     add(method, "methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default: both)")
-    add(method, "steps", type=int, help="reverse steps (default: 100, or 25 with --fast)")
-    add(method, "fast", action="store_true", help="steps where they count, by DDPMScheduler; 25 by default")
-    add(method, "timesteps", type=int, nargs="+", metavar="T", help="falling (default: the scheduler's choice)")
     add(method, "scheduler", metavar="CLASS", help="of diffusers (default: the pipeline's)")
-    add(method, "eta", type=float, default=1.0, help="share of fresh noise, for DDIM (default: %(default)s)")
-    add(method, "strength", type=float, help="b of paper Eq. 14, per step (default: the pipeline's)")
     add(
         method,
         "guidance-from",
@@ -143,11 +138,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(method, "rr-curve-samples", type=int, default=64, metavar="N", help="(default: %(default)s)")
     add(method, "rr-curve-accelerations", type=float, nargs="+", default=[], help="(default: the highest)")
-    add(method, "cg-iterations", type=int, help="in each step (default: the checkpoint's)")
-    add(method, "final-consistency", choices=FINAL_CONSISTENCY, default="replace", help="(default: %(default)s)")
-    add(method, "seed", type=int, default=0, help="of all noise (default: %(default)s)")
 
     machine = command.add_argument_group("where to compute")
+    groups = {"data": data, "method": method, "machine": machine}
+    add_settings(groups, EvaluationSettings, (*EvaluationSettings.CHOSEN, "fast"))
     add(
         machine,
         "dtype",
@@ -155,7 +149,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default="float32",
         help="type of the prior's weights (default: %(default)s); on CPUs bfloat16 needs AVX512_BF16 or AMX",
     )
-    add(machine, "batch-size", type=int, default=8, help="most images at once (default: %(default)s)")
     add(
         machine,
         "num-threads",
@@ -217,10 +210,8 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
 
 
 def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
-    from ..evaluation.compute import EvaluationSettings
     from ..evaluation.plan import EvaluationPlan
     from ..evaluation.runner import EvaluationRequest
-    from ..schedulers.timesteps import fast_timesteps
 
     plan = EvaluationPlan(
         accelerations=tuple(sorted(set(args.accelerations))),
@@ -233,32 +224,15 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
         rr_curve_samples=args.rr_curve_samples,
         rr_curve_accelerations=tuple(sorted(set(args.rr_curve_accelerations))),
     )
-    n_steps = args.steps if args.steps is not None else (25 if args.fast else 100)
-    timesteps = None if args.timesteps is None else tuple(args.timesteps)
-    if args.fast:
-        if timesteps is not None or args.scheduler is not None:
-            raise ValueError(
-                "--fast chooses `timesteps` and `scheduler` itself: leave out --timesteps and --scheduler."
-            )
-        timesteps = tuple(fast_timesteps(n_steps))
-    settings = EvaluationSettings(
-        num_inference_steps=n_steps if timesteps is None else len(timesteps),
-        timesteps=timesteps,
-        eta=args.eta,
-        guidance_strength=args.strength,
-        cg_iterations=args.cg_iterations,
-        final_consistency=args.final_consistency,
-        batch_size=args.batch_size,
-        echo=args.echo,
-        seed=args.seed,
-    )
+    if args.fast and args.scheduler is not None:
+        raise ValueError("--fast chooses the scheduler itself: leave out --scheduler.")
     return EvaluationRequest(
         data_dir=args.data_dir,
         output=args.output,
         model=args.model,
         segmentation=args.segmentation,
         plan=plan,
-        settings=settings,
+        settings=settings_from(args, EvaluationSettings),
         split=args.split,
         slices=args.slices,
         min_foreground=args.min_foreground,

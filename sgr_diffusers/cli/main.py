@@ -4,7 +4,6 @@ Only parsing is here; what is heavy is imported by the command that needs it.
 """
 
 import argparse
-import math
 import os
 import signal
 import sys
@@ -16,20 +15,22 @@ from typing import Any, NoReturn
 
 from .. import load as load_package
 from ..io.file_checks import check_regular_file, is_bart_pair
+from ..pipeline.settings import real_number, whole_number
+from ..reconstruction.settings import DTYPES, SamplingSettings
 from ..utils.files import check_replaceable
 from .app import add_app
 from .convert import add_convert_arguments, run_convert
 from .data import add_data, add_synthesize
 from .evaluate import add_evaluation_commands
+from .options import add_settings, parser_of, settings_from
 from .publish import add_publish
 
 __all__ = ["create_parser", "main"]
 
 BAD_INPUT = 2  # what argparse itself exits with
-CONSISTENCY = ("cg", "noise_aware")
-FINAL_CONSISTENCY = ("replace", "regularized", "least_squares")
-TARGETS = ("both", "upper", "lower", "none")
-DTYPES = ("float32", "float16", "bfloat16")
+_FROM_ZERO, _FROM_ONE = (parser_of(whole_number(least)) for least in (0, 1))
+_POSITIVE = parser_of(real_number("a positive number", lambda value: value > 0))
+_ABOVE_ONE = parser_of(real_number("a number above 1", lambda value: value > 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,18 +143,16 @@ def _add_reconstruct(commands: Any) -> None:
     data.add_argument(
         "--slices", type=_slices, metavar="START:STOP[:STEP]", help="from 0, without STOP (default: all)"
     )
-    data.add_argument("--echo", type=_positive_int, default=1, help="from 1 (default: %(default)s)")
+    data.add_argument("--echo", type=_FROM_ONE, default=1, help="from 1 (default: %(default)s)")
     data.add_argument(
-        "--repetition", type=_count, default=0, metavar="N", help="from 0, of ISMRMRD (default: %(default)s)"
+        "--repetition", type=_FROM_ZERO, default=0, metavar="N", help="from 0, of ISMRMRD (default: %(default)s)"
     )
     data.add_argument("--group", metavar="NAME", help="HDF5 group of the scan (default: the only one there is)")
-    data.add_argument(
-        "--coils", type=_positive_int, metavar="N", help="compress to N virtual coils (default: all coils)"
-    )
+    data.add_argument("--coils", type=_FROM_ONE, metavar="N", help="compress to N virtual coils (default: all coils)")
     sampling = data.add_mutually_exclusive_group()
     sampling.add_argument(
         "--acceleration",
-        type=_acceleration,
+        type=_ABOVE_ONE,
         metavar="A",
         help="undersample by the stored mask poisson_<A>x, or, in a fully sampled file without masks, by one made for "
         "it (default: k-space as it is, measured where it is not zero)",
@@ -161,7 +160,7 @@ def _add_reconstruct(commands: Any) -> None:
     sampling.add_argument("--mask", metavar="NAME", help="undersample by this stored mask, for example poisson_8.0x")
     data.add_argument(
         "--voxel-size",
-        type=_positive,
+        type=_POSITIVE,
         nargs=3,
         metavar=("X", "Y", "Z"),
         help="edge lengths in mm, X between slices (default: of the file, or of the annotations beside it; not needed "
@@ -173,61 +172,9 @@ def _add_reconstruct(commands: Any) -> None:
         help="folder or Hub repository of a pipeline, or a bundled one: synthetic_knee (default), or general, which "
         "reconstructs real scans with --target none",
     )
-    method.add_argument(
-        "--target", choices=TARGETS, default="both", help="'none' for a plain reconstruction (default: %(default)s)"
-    )
-    method.add_argument("--classes", nargs="+", metavar="CLASS", help="names or label numbers (default: all)")
-    method.add_argument("--steps", type=_positive_int, help="reverse steps (default: 100, or 25 with --fast)")
-    method.add_argument("--fast", action="store_true", help="steps where they count, 25 by default")
-    method.add_argument(
-        "--strength",
-        type=_not_negative,
-        help="b of paper Eq. 14, per step (default: as wide as by the paper's 0.005 in 100 steps)",
-    )
-    method.add_argument(
-        "--eta", type=_share, default=1.0, help="share of fresh noise, 0 (deterministic) to 1 (default: %(default)s)"
-    )
-    method.add_argument(
-        "--consistency",
-        choices=CONSISTENCY,
-        help="how each step meets the data: by a number of iterations, or weighing the data by their noise (default: "
-        "as the model says)",
-    )
-    method.add_argument(
-        "--cg-iterations", type=_count, metavar="N", help="most iterations in each step (default: as the model says)"
-    )
-    method.add_argument(
-        "--noise-std",
-        type=_positive,
-        metavar="S",
-        help="standard deviation of the real part of the noise, in the unit of the k-space (default: 1 where a noise "
-        "scan made it so, else estimated from the outermost k-space)",
-    )
-    method.add_argument(
-        "--final-consistency", choices=FINAL_CONSISTENCY, default="replace", help="last step (default: %(default)s)"
-    )
-    method.add_argument(
-        "--seed", type=_count, default=0, help="of the noise; each slice has its own stream (default: %(default)s)"
-    )
     maps = command.add_argument_group("how to estimate coil maps, where the file has none")
-    maps.add_argument(
-        "--calibration-width", type=_positive_int, metavar="N", help="largest side of the region (default: 24)"
-    )
-    maps.add_argument(
-        "--kernel-width", type=_positive_int, metavar="N", help="side of the kernel (default: 2 to 6, by the region)"
-    )
-    maps.add_argument(
-        "--crop",
-        type=_share,
-        help="eigenvalue below which maps are zero (default: 0.8, or 0 where pixels with signal would be lost)",
-    )
     machine = command.add_argument_group("where to compute")
-    machine.add_argument(
-        "--batch-size",
-        type=_positive_int,
-        default=8,
-        help="most images at once; less needs less memory (default: %(default)s)",
-    )
+    add_settings({"method": method, "maps": maps, "machine": machine}, SamplingSettings)
     machine.add_argument("--device", help="for example cuda:1 (default: a GPU if there is one)")
     machine.add_argument(
         "--dtype",
@@ -246,40 +193,6 @@ def _add_convert(commands: Any) -> None:
         "sgr convert --prior ema.pt --segmentation segmentation.pt runs/converted",
     )
     add_convert_arguments(command)
-
-
-def _number(text: str, convert: Any, is_valid: Any, expected: str) -> Any:
-    try:
-        value = convert(text)
-    except ValueError:
-        value = None
-    if value is None or not is_valid(value):
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return value
-
-
-def _positive_int(text: str) -> int:
-    return _number(text, int, lambda value: value >= 1, "a whole number from 1")
-
-
-def _count(text: str) -> int:
-    return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0")
-
-
-def _positive(text: str) -> float:
-    return _number(text, float, lambda value: 0 < value < math.inf, "a positive number")
-
-
-def _not_negative(text: str) -> float:
-    return _number(text, float, lambda value: 0 <= value < math.inf, "a number from 0")
-
-
-def _share(text: str) -> float:
-    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-
-
-def _acceleration(text: str) -> float:
-    return _number(text, float, lambda value: 1 < value < math.inf, "a number above 1")
 
 
 def _slices(text: str) -> slice:
@@ -314,29 +227,11 @@ def _check_reconstruct(args: argparse.Namespace) -> None:
 
 def _run_reconstruct(args: argparse.Namespace) -> None:
     from ..reconstruction.run import reconstruct_file
-    from ..reconstruction.settings import SamplingSettings
 
-    settings = SamplingSettings(
-        target=args.target,
-        classes=None if args.classes is None else tuple(int(c) if c.isdigit() else c for c in args.classes),
-        num_inference_steps=(25 if args.fast else 100) if args.steps is None else args.steps,
-        fast=args.fast,
-        eta=args.eta,
-        guidance_strength=args.strength,
-        consistency=args.consistency,
-        cg_iterations=args.cg_iterations,
-        noise_std=args.noise_std,
-        calibration_width=args.calibration_width,
-        kernel_width=args.kernel_width,
-        crop=args.crop,
-        final_consistency=args.final_consistency,
-        batch_size=args.batch_size,
-        seed=args.seed,
-    )
     reconstruct_file(
         args.file,
         args.output,
-        settings,
+        settings_from(args, SamplingSettings),
         slices=args.slices or slice(None),
         echo=args.echo,
         repetition=args.repetition,

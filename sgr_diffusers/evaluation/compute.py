@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,45 +22,18 @@ from ..guidance.plan import guidance_plan
 from ..pipeline.inputs import slice_scale
 from ..pipeline.networks import check_networks, segment, size_multiple
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from ..pipeline.settings import CallSettings, check_whole_number
+from ..pipeline.settings import whole_number
 from ..schedulers.checks import check_scheduler
 from ..schedulers.sampler import ScheduledSampler
 from .identity import weights_hash
 from .metrics import ssim
 from .network_meter import NetworkMeter
 from .plan import Unit
+from .settings import EvaluationSettings
 from .slices import EvaluationData, manual_labels
 from .store import pack_labels, pack_magnitude
 
-__all__ = ["EvaluationSettings", "UnitComputer", "used_strength"]
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is the same for all units of a results folder; names and defaults as in `SGRMRIPipeline.__call__`.
-
-    Attributes:
-        num_inference_steps: number of reverse steps.
-        timesteps: timesteps to visit; `None` for the scheduler's own choice.
-        eta: share of fresh noise.
-        guidance_strength: strength b of paper Eq. 14, per step, of the SGR that is compared with RR; `None` for the
-            default.
-        cg_iterations: `None` for the checkpoint's.
-        final_consistency: kind of the last step.
-        batch_size: largest number of images in a network call.
-        echo: number of the echo, 1 or 2.
-        seed: seed of all noise.
-    """
-
-    num_inference_steps: int = 100
-    timesteps: tuple[int, ...] | None = None
-    eta: float = 1.0
-    guidance_strength: float | None = None
-    cg_iterations: int | None = None
-    final_consistency: str = "replace"
-    batch_size: int = 8
-    echo: int = 1
-    seed: int = 0
+__all__ = ["UnitComputer", "used_strength"]
 
 
 def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: float | None = None) -> float:
@@ -71,7 +44,13 @@ def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: 
     asked = settings.guidance_strength if strength is None else strength
     if asked is not None:
         return asked
-    arguments = (settings.num_inference_steps, settings.eta, [torch.Generator()], pipe.device, settings.timesteps)
+    arguments = (
+        settings.num_inference_steps,
+        settings.eta,
+        [torch.Generator()],
+        pipe.device,
+        settings.visited_timesteps,
+    )
     sampler = ScheduledSampler(pipe.scheduler, *arguments)
     guidance_from = pipe.config.guidance_from
     strengths = sampler.strengths(pipe.config.guidance_strength, guidance_from)
@@ -127,17 +106,9 @@ class UnitComputer:
     def _check_settings(self) -> None:
         """Refuse what the pipeline would refuse at the first unit."""
         pipe, settings = self.pipe, self.settings
-        check_scheduler(pipe.scheduler, pipe.config.trained_with, True, settings.timesteps)
-        CallSettings(
-            num_inference_steps=settings.num_inference_steps,
-            eta=settings.eta,
-            guidance_strength=settings.guidance_strength,
-            cg_iterations=settings.cg_iterations,
-            final_consistency=settings.final_consistency,
-            batch_size=settings.batch_size,
-        )
+        check_scheduler(pipe.scheduler, pipe.config.trained_with, True, settings.visited_timesteps)
         n_train_timesteps = pipe.scheduler.config.num_train_timesteps
-        check_whole_number("num_inference_steps", settings.num_inference_steps, 1, n_train_timesteps)
+        whole_number(1, n_train_timesteps).check("num_inference_steps", settings.num_inference_steps)
 
     def compute(self, unit: Unit) -> dict[str, Any]:
         """Row of a unit, without the unit's own fields.
@@ -212,21 +183,12 @@ class UnitComputer:
         seed = _seed(settings.seed, unit)
         strength = settings.guidance_strength if unit.strength is None else unit.strength
         is_guided = unit.kind == "SGR"
-        out = pipe(
-            kspace[None],
-            mask.copy(),
-            target="both" if is_guided else "none",
-            coil_maps=maps[None],
-            num_inference_steps=settings.num_inference_steps,
-            timesteps=settings.timesteps,
-            eta=settings.eta,
-            guidance_strength=strength if is_guided else None,
-            cg_iterations=settings.cg_iterations,
-            final_consistency=settings.final_consistency,
-            num_samples=1 if is_guided else unit.n_samples,
-            generator=_generator(seed, is_guided),
-            batch_size=settings.batch_size,
-        )
+        if is_guided:
+            call = replace(settings, target="both", guidance_strength=strength)
+        else:
+            call = replace(settings, target="none", guidance_strength=None, num_samples=unit.n_samples)
+        generator = _generator(seed, is_guided)
+        out = pipe(kspace[None], mask.copy(), coil_maps=maps[None], generator=generator, **call.call_arguments())
         row["seed"] = seed
         row["strength_used"] = used_strength(pipe, settings, unit.strength) if is_guided else None
         images, n_targets = out.images[0].flatten(0, 1), len(out.targets)

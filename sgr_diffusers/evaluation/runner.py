@@ -7,7 +7,7 @@ The results folder is the only memory: a run looks at which shards are there and
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from torch import nn
 from ..models.segmentation import SegmentationUNet
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruction.volume import load_pipeline
-from .compute import EvaluationSettings, UnitComputer, used_strength
+from .compute import UnitComputer, used_strength
 from .identity import library_versions, open_results, scheduler_settings
 from .plan import EvaluationPlan, Unit, plan_units, share_out
+from .settings import EvaluationSettings
 from .slices import choose_data, choose_examples, parse_protocol
 from .store import DamagedShard, read_shard, remove_partial_shards, write_shard
 
@@ -216,7 +217,7 @@ def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, A
     chosen = {key: getattr(request, key) for key in ("split", "slices", "min_foreground", "n_slices_per_scan")}
     return {
         "settings": {
-            **asdict(request.settings),
+            **request.settings.identity(),
             "guidance_strength": used_strength(pipe, request.settings),
             "guidance_from": float(pipe.config.guidance_from),
             "consistency": pipe.config.consistency,
@@ -311,10 +312,10 @@ def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[di
 
 
 def _seconds(computer: UnitComputer, unit: Unit, n_steps: int) -> float:
-    timesteps = computer.settings.timesteps
+    timesteps = computer.settings.visited_timesteps
     if timesteps is not None:  # spread over all of them, for not all cost alike
         timesteps = tuple(timesteps[round(k)] for k in np.linspace(0, len(timesteps) - 1, n_steps))
-    settings = replace(computer.settings, num_inference_steps=n_steps, timesteps=timesteps)
+    settings = replace(computer.settings, num_inference_steps=n_steps, fast=False, timesteps=timesteps)
     trial = UnitComputer(computer.pipe, computer.second, settings, computer.data, (), computer.with_manual)
     return trial.compute(unit)["seconds"]
 

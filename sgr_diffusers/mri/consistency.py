@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from .methods import CONSISTENCY, FINAL_CONSISTENCY, NOISE_AWARE_ITERATIONS
 from .operators import SenseOperator
 from .solvers import CGResult, conjugate_gradient
 
@@ -79,8 +80,6 @@ def nearest_consistent(
     return conjugate_gradient(operator.normal, rhs, image, max_iterations=max_iterations, tolerance=tolerance)
 
 
-CONSISTENCY = ("cg", "noise_aware")
-NOISE_AWARE_ITERATIONS = 30
 _NOISE_AWARE_TOLERANCE = 1e-5
 
 
@@ -135,9 +134,6 @@ class StepConsistency:
         return conjugate_gradient(
             lambda x: normal(x) + weight * x, rhs + weight * image, image, max_iterations, _NOISE_AWARE_TOLERANCE
         ).solution
-
-
-FINAL_CONSISTENCY = ("replace", "regularized", "least_squares")
 
 
 def fully_consistent(

@@ -34,7 +34,7 @@ from .inputs import (
 from .networks import check_complete, check_networks, segment, size_multiple
 from .output import SGRMRIPipelineOutput
 from .problem import Problem
-from .settings import CallSettings, check_choice, check_whole_number
+from .settings import CallSettings, one_of, whole_number
 
 __all__ = ["SGRMRIPipeline"]
 
@@ -153,10 +153,10 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         check_scheduler(self.scheduler, self.config.trained_with, bool(guidance), timesteps, n_steps)
         measurement = check_measurement(kspace, mask, coil_maps, device, noise_std)
         n_train_timesteps = self.scheduler.config.num_train_timesteps
-        check_whole_number("num_inference_steps", n_steps, 1, n_train_timesteps)
+        whole_number(1, n_train_timesteps).check("num_inference_steps", n_steps)
         check_sampling_inputs(tuple(measurement.kspace.shape), settings, generator, latents)
         check_voxel_size(voxel_size_mm)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
+        one_of(OUTPUT_TYPES).check("output_type", output_type)
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -332,6 +332,10 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
             guidance_scale=guidance_scale,
             cg_iterations=cg_iterations,
             consistency=consistency,
+            noise_std=noise_std,
+            calibration_width=calibration_width,
+            kernel_width=kernel_width,
+            crop=crop,
             final_consistency=final_consistency,
             num_samples=num_samples,
             batch_size=batch_size,

@@ -1,13 +1,117 @@
-"""Settings of a call of the pipeline: how to reconstruct, whatever the measurement."""
+"""Settings of a call of the pipeline: how to reconstruct, whatever the measurement.
 
-from dataclasses import dataclass, replace
+Each setting is declared once, with its default, the rule that its values obey and a help text. The call checks its
+arguments by these rules, the commands make their options of them, and records are written from them. This module loads
+nothing heavy, so that a parser can use it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
 from ..guidance.targets import TARGETS
-from ..mri.consistency import CONSISTENCY, FINAL_CONSISTENCY, NOISE_AWARE_ITERATIONS
+from ..mri.methods import CONSISTENCY, FINAL_CONSISTENCY, NOISE_AWARE_ITERATIONS
 
-__all__ = ["CallSettings"]
+__all__ = ["CallSettings", "Rule", "one_of", "real_number", "setting", "whole_number"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Rule for the values of a setting.
+
+    Attributes:
+        expected: text that completes "must be".
+        accepts: function that says whether a value obeys the rule.
+        parse: function that makes a value of text, and raises `ValueError` where it cannot.
+        choices: the only values there are; `None` where there is no such list.
+    """
+
+    expected: str
+    accepts: Callable[[Any], bool]
+    parse: Callable[[str], Any] = str
+    choices: tuple[Any, ...] | None = None
+
+    def check(self, name: str, value: Any, way_out: str = "") -> None:
+        """Refuse a value that breaks the rule.
+
+        Raises:
+            ValueError: naming the argument, what was expected, what came, and the way out.
+        """
+        if not self.accepts(value):
+            raise ValueError(f"`{name}` must be {self.expected}, got {value!r}{way_out}.")
+
+
+def one_of(choices: tuple[Any, ...]) -> Rule:
+    """Rule for a value out of a list."""
+    return Rule(f"one of {choices}", lambda value: value in choices, choices=choices)
+
+
+def whole_number(least: int, most: int | None = None) -> Rule:
+    """Rule for a whole number in a range that includes its ends."""
+
+    def accepts(value: Any) -> bool:
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        return is_whole and value >= least and (most is None or value <= most)
+
+    limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+    return Rule(f"a whole number {limits}", accepts, int)
+
+
+def real_number(expected: str, is_in_range: Callable[[float], bool]) -> Rule:
+    """Rule for a finite number in a range that the text `expected` describes."""
+
+    def accepts(value: Any) -> bool:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        return is_number and abs(value) < float("inf") and is_in_range(value)
+
+    return Rule(expected, accepts, float)
+
+
+def setting(
+    default: Any,
+    rule: Rule | None,
+    text: str,
+    group: str = "method",
+    option: str = "",
+    unset: str = "",
+    way_out: str = "",
+    several: bool = False,
+) -> Any:
+    """Declare a field of a dataclass of settings.
+
+    Args:
+        default: default value. `None` is allowed as a value only where it is the default.
+        rule: rule for the values; `None` for a flag.
+        text: help text of the option, without the default.
+        group: group of options that a command shows it in, "method", "maps", "machine" or "data"; "" for no option.
+        option: short name of the option; "" for the name of the field.
+        unset: text that says what happens for the default `None`.
+        way_out: text that ends the error message.
+        several: whether the value is a tuple, each entry of which obeys the rule.
+    """
+    words = {"text": text, "group": group, "option": option, "unset": unset, "way_out": way_out}
+    return field(default=default, metadata={"rule": rule, "several": several, **words})
+
+
+def _check_settings(settings: Any) -> None:
+    """Check all fields of a dataclass of settings by their rules.
+
+    Raises:
+        ValueError: as `Rule.check`.
+    """
+    for entry in fields(settings):
+        value, rule = getattr(settings, entry.name), entry.metadata["rule"]
+        if rule is None or (value is None and entry.default is None):
+            continue
+        for part in value if entry.metadata["several"] else (value,):
+            rule.check(entry.name, part, entry.metadata["way_out"])
+
+
+_NOT_NEGATIVE = real_number("0 or larger", lambda value: value >= 0)
+_POSITIVE = real_number("positive and finite", lambda value: value > 0)
+# Arrays are checked later, by `check_measurement`, where the number of coils is known.
+_NOISE = replace(_POSITIVE, accepts=lambda value: not isinstance(value, Real) or _POSITIVE.accepts(value))
 
 
 @dataclass(frozen=True)
@@ -19,37 +123,72 @@ class CallSettings:
             expected, what came, and the way out.
     """
 
-    target: str = "both"
-    num_inference_steps: int = 100
-    eta: float = 1.0
-    guidance_strength: float | None = None
-    guidance_scale: float = 1.0
-    cg_iterations: int | None = None
-    consistency: str | None = None
-    final_consistency: str = "replace"
-    num_samples: int = 1
-    batch_size: int | None = None
+    target: str = setting(
+        "both", one_of(tuple(TARGETS)), "bounds to reconstruct, or 'none' for a plain reconstruction"
+    )
+    num_inference_steps: int = setting(100, whole_number(1), "number of reverse steps", option="steps")
+    eta: float = setting(
+        1.0,
+        real_number("from 0 (deterministic) to 1 (as much noise as DDPM)", lambda value: 0 <= value <= 1),
+        "share of fresh noise in each step, 0 (deterministic) to 1; for DDIM only",
+    )
+    guidance_strength: float | None = setting(
+        None,
+        _NOT_NEGATIVE,
+        "strength b of paper Eq. 14 in each step",
+        option="strength",
+        unset="bounds as wide as by the checkpoint's strength in 100 steps",
+        way_out="; the direction is set by `target`, and None gives the checkpoint's strength",
+    )
+    guidance_scale: float = setting(
+        1.0, _NOT_NEGATIVE, "factor on the strength", group="", way_out="; 1 leaves the strength as it is"
+    )
+    consistency: str | None = setting(
+        None,
+        one_of(CONSISTENCY),
+        "method by which each step meets the data: a number of iterations, or weighing the data by their noise",
+        unset="the checkpoint's",
+    )
+    cg_iterations: int | None = setting(
+        None, whole_number(0), "largest number of iterations in each step", unset="the checkpoint's"
+    )
+    noise_std: float | None = setting(
+        None,
+        _NOISE,
+        "standard deviation of the real part of the noise, in the unit of the k-space",
+        unset="1 where a noise scan made it so, else estimated from the outermost k-space",
+        way_out=". Leave it out to have it estimated from the outermost k-space",
+    )
+    calibration_width: int | None = setting(
+        None, whole_number(1), "largest side of the region that coil maps are estimated from", "maps", unset="24"
+    )
+    kernel_width: int | None = setting(
+        None,
+        whole_number(1),
+        "side of the kernel that coil maps are estimated with",
+        "maps",
+        unset="2 to 6, by the region",
+    )
+    crop: float | None = setting(
+        None,
+        real_number("from 0 (maps everywhere) to below 1", lambda value: 0 <= value < 1),
+        "eigenvalue below which estimated coil maps are zero",
+        "maps",
+        unset="0.8, or 0 where pixels with signal would be lost",
+    )
+    final_consistency: str = setting("replace", one_of(FINAL_CONSISTENCY), "method of the last step")
+    num_samples: int = setting(1, whole_number(1), "number of reconstructions of each slice, for target 'none'", "")
+    batch_size: int | None = setting(
+        None,
+        whole_number(1),
+        "largest number of images in a network call; fewer need less memory",
+        "machine",
+        unset="no bound",
+    )
 
     def __post_init__(self) -> None:
         """Check all settings."""
-        check_choice("target", self.target, tuple(TARGETS))
-        if self.consistency is not None:
-            check_choice("consistency", self.consistency, CONSISTENCY)
-        check_choice("final_consistency", self.final_consistency, FINAL_CONSISTENCY)
-        check_whole_number("num_inference_steps", self.num_inference_steps, 1)
-        check_whole_number("num_samples", self.num_samples, 1)
-        for name, least in (("cg_iterations", 0), ("batch_size", 1)):
-            if getattr(self, name) is not None:
-                check_whole_number(name, getattr(self, name), least)
-        if not is_number(self.eta) or not 0 <= self.eta <= 1:
-            raise ValueError(f"`eta` must be from 0 (deterministic) to 1 (as much noise as DDPM), got {self.eta!r}.")
-        for name, way_out in (
-            ("guidance_strength", "the direction is set by `target`, and None gives the checkpoint's strength"),
-            ("guidance_scale", "1 leaves the strength as it is"),
-        ):
-            value = getattr(self, name)
-            if (name, value) != ("guidance_strength", None) and not is_not_negative(value):
-                raise ValueError(f"`{name}` must be 0 or larger, got {value!r}; {way_out}.")
+        _check_settings(self)
         if self.num_samples > 1 and self.target != "none":
             raise ValueError(
                 f"`num_samples` must be 1 for target={self.target!r}, got {self.num_samples}: branches of a slice "
@@ -68,33 +207,6 @@ class CallSettings:
         iterations = default if self.cg_iterations is None else self.cg_iterations
         return replace(self, consistency=consistency, cg_iterations=iterations)
 
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a real number rather than a text, a truth value or an array."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def is_not_negative(value: Any) -> bool:
-    """Whether a value is a finite number of 0 or larger."""
-    return is_number(value) and 0 <= value < float("inf")
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Refuse a value that is none of the choices.
-
-    Raises:
-        ValueError: naming the argument and the choices.
-    """
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
-
-
-def check_whole_number(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Refuse a value that is no whole number in the range.
-
-    Raises:
-        ValueError: naming the argument and the range.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least or (most and value > most):
-        limits = f"from {least} to {most}" if most else f"of at least {least}"
-        raise ValueError(f"`{name}` must be a whole number {limits}, got {value!r}.")
+    def call_arguments(self) -> dict[str, Any]:
+        """Arguments of `SGRMRIPipeline.__call__` that these settings stand for."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(CallSettings)}

@@ -1,55 +1,63 @@
-"""Settings of the sampling: how to reconstruct, whatever the measurement."""
+"""Settings of the commands that reconstruct files: those of a call, and what a whole run needs beside them."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from ..pipeline.settings import CallSettings, Rule, setting, whole_number
 from ..schedulers.timesteps import fast_timesteps
 
-__all__ = ["SamplingSettings"]
+__all__ = ["DTYPES", "FAST_STEPS", "SamplingSettings"]
+
+DTYPES = ("float32", "float16", "bfloat16")
+FAST_STEPS = 25
+_CLASS = Rule("a name or a label number", lambda value: True, lambda text: int(text) if text.isdigit() else text)
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
-    """How to sample; names and defaults as in `SGRMRIPipeline.__call__`, unless said otherwise.
+class SamplingSettings(CallSettings):
+    """How to reconstruct all slices of a scan.
 
-    Attributes:
-        target: targets to reconstruct: "both", "upper", "lower" or "none".
-        classes: names or label numbers of the classes; `None` for all.
-        num_inference_steps: number of reverse steps.
-        fast: whether to make the steps at `fast_timesteps`, by `DDPMScheduler`, in place of the model's scheduler.
-        eta: share of fresh noise; not for `fast`.
-        guidance_strength: guidance strength per step; `None` for `default_strength`.
-        guidance_scale: factor on the guidance strength.
-        consistency: kind of data consistency, "cg" or "noise_aware"; `None` for the model's.
-        cg_iterations: largest number of conjugate gradient iterations in a step; `None` for the model's.
-        noise_std: standard deviation of the real part of the noise; `None` for 1 where the file was prewhitened, else
-            to estimate it.
-        calibration_width: largest side of the region that coil maps are estimated from.
-        kernel_width: side of the kernel that coil maps are estimated with.
-        crop: eigenvalue below which estimated coil maps are zero.
-        final_consistency: kind of the last step, "replace", "regularized" or "least_squares".
-        batch_size: largest number of images in a network call.
-        seed: seed of the noise. Each slice has a stream of its own, of (seed, place in the scan), whichever others
-            are reconstructed.
+    Each slice has a stream of noise of its own, made of the seed and its place in the scan, so that its reconstruction
+    does not depend on which others are made.
+
+    Raises:
+        ValueError: as `CallSettings`, or `fast` and `timesteps` are both given.
     """
 
-    target: str = "both"
-    classes: tuple[str | int, ...] | None = None
-    num_inference_steps: int = 100
-    fast: bool = False
-    eta: float = 1.0
-    guidance_strength: float | None = None
-    guidance_scale: float = 1.0
-    consistency: str | None = None
-    cg_iterations: int | None = None
-    noise_std: float | None = None
-    calibration_width: int | None = None
-    kernel_width: int | None = None
-    crop: float | None = None
-    final_consistency: str = "replace"
-    batch_size: int = 8
-    seed: int = 0
+    num_inference_steps: int | None = setting(
+        None, whole_number(1), "number of reverse steps", option="steps", unset=f"100, or {FAST_STEPS} with --fast"
+    )
+    batch_size: int = setting(
+        8, whole_number(1), "largest number of images in a network call; fewer need less memory", "machine"
+    )
+    classes: tuple[str | int, ...] | None = setting(
+        None, _CLASS, "names or label numbers of the classes", unset="all", several=True
+    )
+    fast: bool = setting(False, None, f"take few steps where they count ({FAST_STEPS} by default), with DDPMScheduler")
+    timesteps: tuple[int, ...] | None = setting(
+        None, whole_number(0), "falling timesteps", unset="the scheduler's choice", several=True
+    )
+    seed: int = setting(0, whole_number(0, 2**63 - 1), "seed of the noise")
+
+    def __post_init__(self) -> None:
+        """Check all settings, and set the number of steps."""
+        if self.fast and self.timesteps is not None:
+            raise ValueError(
+                "`timesteps` must not be given with `fast`, which chooses them. Leave out one of the two."
+            )
+        n_steps = self.num_inference_steps if self.timesteps is None else len(self.timesteps)
+        if n_steps is None:
+            n_steps = FAST_STEPS if self.fast else 100
+        object.__setattr__(self, "num_inference_steps", n_steps)
+        super().__post_init__()
 
     @property
-    def timesteps(self) -> list[int] | None:
-        """What the pipeline is called with."""
-        return fast_timesteps(self.num_inference_steps) if self.fast else None
+    def visited_timesteps(self) -> list[int] | None:
+        """Timesteps that the pipeline is told to visit; `None` for the scheduler's choice."""
+        if self.fast:
+            return fast_timesteps(self.num_inference_steps)
+        return None if self.timesteps is None else list(self.timesteps)
+
+    def call_arguments(self) -> dict[str, Any]:
+        """Arguments of `SGRMRIPipeline.__call__` that these settings stand for, except for the generators."""
+        return super().call_arguments() | {"classes": self.classes, "timesteps": self.visited_timesteps}

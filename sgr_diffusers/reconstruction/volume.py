@@ -24,10 +24,9 @@ from ..pretrained import BUNDLED, PRETRAINED
 from ..schedulers.checks import check_scheduler
 from ..schedulers.timesteps import fast_timesteps
 from ..utils.processor import has_fast_bfloat16
-from .settings import SamplingSettings
+from .settings import DTYPES, SamplingSettings
 
 __all__ = [
-    "DTYPES",
     "VolumeReconstruction",
     "can_be_fast",
     "load_pipeline",
@@ -35,8 +34,6 @@ __all__ = [
     "reconstruct_volume",
     "with_fast_scheduler",
 ]
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -94,13 +91,13 @@ def load_pipeline(
         model: folder, Hub repository, or name of a bundled checkpoint (a key of `BUNDLED`); `None` for that of the
             synthetic knees.
         device: device of the networks; `None` for a GPU if there is one.
-        dtype: data type of the prior, a key of `DTYPES`; all else stays in single precision.
+        dtype: data type of the prior, one of `DTYPES`; all else stays in single precision.
 
     Raises:
         ValueError: there is no such model, device or data type, or the model cannot be loaded.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {sorted(DTYPES)}, got {dtype!r}.")
+        raise ValueError(f"`dtype` must be one of {DTYPES}, got {dtype!r}.")
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=place)
@@ -121,7 +118,9 @@ def load_pipeline(
     if not is_local and (model is None or str(source).count("/") != 1 or str(source).startswith((".", "/", "~"))):
         raise ValueError(f"`model` {source} is neither a folder nor the name of a Hub repository like 'org/name'.")
     try:
-        pipe = SGRMRIPipeline.from_pretrained(str(source), dtype={"unet": DTYPES[dtype], "default": torch.float32})
+        pipe = SGRMRIPipeline.from_pretrained(
+            str(source), dtype={"unet": getattr(torch, dtype), "default": torch.float32}
+        )
     except Exception as error:  # whatever a foreign folder or the network can do
         raise ValueError(f"`model` {source} cannot be loaded: {type(error).__name__}: {error}") from error
     pipe.to(place)
@@ -167,6 +166,9 @@ def reconstruct_volume(
         on_step()
         return {}
 
+    arguments = settings.call_arguments() | {"classes": labels or None}
+    if settings.noise_std is None:
+        arguments["noise_std"] = scan.noise_std
     images, segmentations, zero_filled = [], [], []
     misfit_energy, noise_energy, energy = torch.zeros(1, 1, dtype=torch.float64), 0.0, 0.0
     for chosen in _chunks(pipe, scan, settings):
@@ -175,23 +177,9 @@ def reconstruct_volume(
             out = pipe(
                 kspace,
                 scan.mask if scan.mask.ndim == 2 else scan.mask[chosen],
-                target=settings.target,
-                classes=labels or None,
                 coil_maps=None if scan.coil_maps is None else scan.coil_maps[chosen],
-                num_inference_steps=settings.num_inference_steps,
-                timesteps=settings.timesteps,
-                eta=settings.eta,
-                guidance_strength=settings.guidance_strength,
-                guidance_scale=settings.guidance_scale,
-                consistency=settings.consistency,
-                cg_iterations=settings.cg_iterations,
-                noise_std=scan.noise_std if settings.noise_std is None else settings.noise_std,
-                calibration_width=settings.calibration_width,
-                kernel_width=settings.kernel_width,
-                crop=settings.crop,
-                final_consistency=settings.final_consistency,
                 generator=[_slice_generator(settings.seed, number) for number in scan.slice_indices[chosen]],
-                batch_size=settings.batch_size,
+                **arguments,
                 callback_on_step_end=report_step,
             )
         except torch.OutOfMemoryError as error:
@@ -250,7 +238,7 @@ def can_be_fast(pipe: SGRMRIPipeline) -> bool:
 
 def n_progress_steps(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSettings) -> int:
     """How often `reconstruct_volume` will report a step."""
-    return len(_chunks(pipe, scan, settings)) * len(settings.timesteps or range(settings.num_inference_steps))
+    return len(_chunks(pipe, scan, settings)) * len(settings.visited_timesteps or range(settings.num_inference_steps))
 
 
 def _chunks(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSettings) -> list[slice]:

@@ -71,7 +71,7 @@ def test_a_fast_run_is_what_the_library_gives_and_leaves_the_pipeline_as_it_was(
     by_hand = copy.copy(pipe)
     by_hand.scheduler = DDPMScheduler.from_config(scheduler.config, clip_sample=False)
     settings = replace(request_of_the_scan.settings(), fast=True)
-    assert settings.timesteps == fast_timesteps(3)
+    assert settings.visited_timesteps == fast_timesteps(3)
     expected = reconstruct_volume(by_hand, fast.scan, settings)
     np.testing.assert_array_equal(fast.bounds.magnitudes, expected.magnitudes)
     assert not np.array_equal(fast.bounds.magnitudes, result.bounds.magnitudes)

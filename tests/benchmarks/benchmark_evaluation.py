@@ -16,9 +16,9 @@ import tempfile
 import time
 
 from sgr_diffusers.evaluation import runner
-from sgr_diffusers.evaluation.compute import EvaluationSettings
 from sgr_diffusers.evaluation.costs import cost_table
 from sgr_diffusers.evaluation.plan import EvaluationPlan
+from sgr_diffusers.evaluation.settings import EvaluationSettings
 
 
 def seconds_of(data_dir, model, steps, n_slices, folder):

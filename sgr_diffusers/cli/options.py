@@ -1,0 +1,67 @@
+"""Makes options of a command from a dataclass of settings, and settings from parsed arguments."""
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, fields
+from typing import Any, TypeVar
+
+from ..pipeline.settings import Rule
+
+__all__ = ["add_settings", "parser_of", "settings_from"]
+
+Settings = TypeVar("Settings")
+
+
+def parser_of(rule: Rule) -> Callable[[str], Any]:
+    """Function that reads the text of an option as a value that obeys a rule."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = rule.parse(text)
+        except ValueError:
+            value = None
+        if value is None or not rule.accepts(value):
+            raise argparse.ArgumentTypeError(f"expected {rule.expected}, got {text!r}")
+        return value
+
+    return parse
+
+
+def add_settings(groups: Mapping[str, Any], settings_class: type, only: Iterable[str] | None = None) -> None:
+    """Add an option for each setting, with its default, rule and help text.
+
+    Args:
+        groups: parser, or group of a parser, for the settings of each group; others get no option.
+        settings_class: dataclass whose fields were made by `pipeline.settings.setting`.
+        only: names of the settings to add; `None` for all.
+    """
+    for entry in fields(settings_class):
+        if entry.metadata["group"] in groups and (only is None or entry.name in only):
+            _add_option(groups[entry.metadata["group"]], entry)
+
+
+def _add_option(group: Any, entry: Field) -> None:
+    rule, text = entry.metadata["rule"], entry.metadata["text"]
+    short = entry.metadata["option"] or entry.name
+    flags = [f"--{name.replace('_', '-')}" for name in dict.fromkeys((short, entry.name))]
+    if rule is None:
+        group.add_argument(*flags, dest=entry.name, action="store_true", help=text)
+        return
+    form = {"choices": rule.choices} if rule.choices else {"type": parser_of(rule), "metavar": short.upper()}
+    if entry.metadata["several"]:
+        form["nargs"] = "+"
+    default = entry.metadata["unset"] if entry.default is None else entry.default
+    group.add_argument(*flags, dest=entry.name, default=entry.default, help=f"{text} (default: {default})", **form)
+
+
+def settings_from(args: argparse.Namespace, settings_class: type[Settings]) -> Settings:
+    """Settings of the parsed options; those without an option have their defaults.
+
+    Args:
+        args: parsed arguments of a parser with `add_settings`.
+        settings_class: dataclass of settings.
+    """
+    values = {entry.name: getattr(args, entry.name) for entry in fields(settings_class) if hasattr(args, entry.name)}
+    return settings_class(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    )

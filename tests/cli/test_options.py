@@ -1,0 +1,50 @@
+import argparse
+
+import pytest
+
+from sgr_diffusers.cli.options import add_settings, settings_from
+from sgr_diffusers.reconstruction.settings import SamplingSettings
+
+
+@pytest.fixture
+def parser():
+    parser = argparse.ArgumentParser()
+    add_settings({"method": parser, "machine": parser}, SamplingSettings)
+    return parser
+
+
+def test_settings_come_from_the_options(parser):
+    assert settings_from(parser.parse_args([]), SamplingSettings) == SamplingSettings()
+    given = "--target upper --classes 2 meniscus --steps 7 --strength 0.01 --seed 3 --batch-size 1".split()
+    expected = SamplingSettings(
+        target="upper",
+        classes=(2, "meniscus"),
+        num_inference_steps=7,
+        guidance_strength=0.01,
+        seed=3,
+        batch_size=1,
+    )
+    assert settings_from(parser.parse_args(given), SamplingSettings) == expected
+    spelled_out = ["--num-inference-steps" if part == "--steps" else part for part in given]
+    assert settings_from(parser.parse_args(spelled_out), SamplingSettings) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--strength", "-1"], "--guidance-strength: expected 0 or larger, got '-1'"),
+        (["--steps", "many"], "expected a whole number of at least 1, got 'many'"),
+        (["--target", "up"], "invalid choice: 'up'"),
+        (["--crop", "0.5"], "unrecognized arguments"),  # the group of coil maps was not asked for
+    ],
+)
+def test_values_that_break_a_rule_are_refused_in_the_words_of_the_option(parser, capsys, given, said):
+    with pytest.raises(SystemExit):
+        parser.parse_args(given)
+    assert said in capsys.readouterr().err
+
+
+def test_the_help_states_every_default(parser):
+    text = " ".join(parser.format_help().split())
+    for default in ("both", "100, or 25 with --fast", "the checkpoint's", "8"):
+        assert f"(default: {default})" in text

@@ -63,7 +63,7 @@ _REFUSE_LARGE_FILES = """() => {
 }"""
 
 
-def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blocks":
+def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blocks":  # noqa: C901
     """Build the page; runs of all visitors go through one queue, one at a time.
 
     Args:

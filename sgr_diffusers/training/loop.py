@@ -94,90 +94,132 @@ def fit(
         FloatingPointError: when the loss or its gradient becomes NaN or infinite; names the step and the slices.
         DiskError: something could not be written.
     """
-    n_processes, rank = accelerator.num_processes, accelerator.process_index
-    own_batch, n_micro = options.train_batch_size, options.gradient_accumulation_steps
-    output_dir = Path(options.output_dir)
     # What cannot work is refused before anything of an earlier run is deleted.
     check_accelerator(accelerator, options)
     SliceSampler(len(dataset), options.seed, foreground, options.foreground_fraction)
     prepare_output_dir(accelerator, options, name)
-    last_step = options.last_step(len(dataset), n_processes)
-    learning_rate = options.learning_rate * (options.images_per_step(n_processes) if options.scale_lr else 1)
     state = TrainingState()
-    state.identity = {key: getattr(options, key) for key in IDENTITY}
-    state.identity |= {"processes": n_processes, "distribution": str(accelerator.distributed_type.value)}
-    state.identity |= {"items": len(dataset), **(identity or {})}
-    state.identity |= {f"model.{key}": value for key, value in model.config.items() if not key.startswith("_")}
+    state.identity = _identity(model, options, accelerator) | {"items": len(dataset), **(identity or {})}
     state.schedule = {key: getattr(options, key) for key in SCHEDULE}
     # Sums are rounded otherwise by another number of threads or another version.
     state.schedule |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
 
-    if options.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    if options.compile:
-        compile_network(model, accelerator.device)
-    model.to(accelerator.device)
-    ema = None
-    if options.ema_decay:
-        ema = EMAModel(
-            model.parameters(), options.ema_decay, use_ema_warmup=True, power=options.ema_power, foreach=True
-        )
-    accelerator.gradient_accumulation_steps = n_micro
-    wrapped, optimizer = accelerator.prepare(model, create_optimizer(model.parameters(), options, accelerator.device))
-    checkpoints = Checkpoints(accelerator, options, state, model, wrapped, ema, name)
+    last_step = options.last_step(len(dataset), accelerator.num_processes)
+    run = _Run(model, compute_loss, options, accelerator, name, state, last_step)
     if options.resume_from_checkpoint:
-        checkpoints.load(options.resume_from_checkpoint)
+        run.checkpoints.load(options.resume_from_checkpoint)
     if accelerator.is_main_process:
         for folder, companion in (companions or {}).items():
-            with disk_errors(str(output_dir / folder), "Free some space and start again."):
-                companion.save_pretrained(output_dir / folder)
-    log = Log(
-        accelerator,
-        options,
-        state,
-        options.images_per_step(n_processes),
-        last_step,
-        {**state.identity, **state.schedule},
-    )
-    minutes_before, started = state.minutes, time.monotonic()
-    # Of validations only the main process has entries; all must agree on whether the last step had one.
-    validated_step = max((entry["step"] for entry in state.history if "loss" not in entry), default=None)
-
-    def update_clock() -> None:
-        state.minutes = minutes_before + (time.monotonic() - started) / 60
-
-    def progress() -> float:
-        update_clock()
-        parts = [state.step / last_step] if last_step else []
-        if options.max_train_minutes:
-            # The clocks of several processes differ, but all must stop at the same step.
-            minutes = broadcast_object_list([state.minutes])[0] if n_processes > 1 else state.minutes
-            parts.append(minutes / options.max_train_minutes)
-        return max(parts)
-
-    def run_validation() -> None:
-        nonlocal validated_step
-        validated_step = state.step
-        if validate is not None and (accelerator.is_main_process or is_sharded(accelerator)):
-            with averaged_weights(model, ema):
-                outcome = validate(model)
-                results = outcome.results
-                best = max((entry[keep_best] for entry in state.history if keep_best in entry), default=-math.inf)
-                if keep_best is not None and results[keep_best] > best:
-                    checkpoints.save_weights(output_dir / f"{name}_best")
-            log.write(results)
-            log.write_pictures(outcome.pictures)
-        accelerator.wait_for_everyone()
-        log.restart_clock()
-
-    wrapped.train()
-    batches = _batches(dataset, foreground, options, accelerator, first_draw=state.step * n_micro * own_batch)
+            path = Path(options.output_dir, folder)
+            with disk_errors(str(path), "Free some space and start again."):
+                companion.save_pretrained(path)
+    run.start_clock_and_log()
+    first_draw = state.step * options.gradient_accumulation_steps * options.train_batch_size
+    batches = _batches(dataset, foreground, options, accelerator, first_draw)
     if options.compile:
         first = next(batches)
-        check_compiled(wrapped, compute_loss, first, accelerator, options.seed)
+        check_compiled(run.wrapped, compute_loss, first, accelerator, options.seed)
         batches = itertools.chain([first], batches)
-    while (done := progress()) < 1:
-        factor = learning_rate_factor(
+    while (done := run.progress()) < 1:
+        learning_rate = run.step(batches, done)
+        if state.step % options.logging_steps == 0:
+            run.log.write_loss(learning_rate)
+        if options.validation_steps and state.step % options.validation_steps == 0:
+            run.validate(validate, keep_best)
+        if options.checkpointing_steps and state.step % options.checkpointing_steps == 0:
+            run.checkpoints.save()
+    run.finish(validate, keep_best)
+    return state
+
+
+def _identity(model: ModelMixin, options: TrainingOptions, accelerator: Accelerator) -> dict[str, Any]:
+    """What a resumed run must have in common with the interrupted one, except for the data."""
+    configuration = {f"model.{key}": value for key, value in model.config.items() if not key.startswith("_")}
+    machine = {"processes": accelerator.num_processes, "distribution": str(accelerator.distributed_type.value)}
+    return {key: getattr(options, key) for key in IDENTITY} | machine | configuration
+
+
+class _Run:
+    """A run on its devices: takes steps, validates, and knows how far it has come.
+
+    Args:
+        model: model to be trained.
+        compute_loss: loss function, as for `fit`.
+        options: options of the run.
+        accelerator: accelerator of the run.
+        name: name of the folder the weights go to.
+        state: state of the run.
+        last_step: number of the last step, if steps or epochs limit the run.
+    """
+
+    def __init__(
+        self,
+        model: ModelMixin,
+        compute_loss: LossFunction,
+        options: TrainingOptions,
+        accelerator: Accelerator,
+        name: str,
+        state: TrainingState,
+        last_step: int | None,
+    ) -> None:
+        """Put the model on its device, and make its optimizer and its averaged weights."""
+        self.model, self.compute_loss, self.options, self.accelerator = model, compute_loss, options, accelerator
+        self.name, self.state, self.last_step = name, state, last_step
+        if options.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if options.compile:
+            compile_network(model, accelerator.device)
+        model.to(accelerator.device)
+        self.ema = None
+        if options.ema_decay:
+            self.ema = EMAModel(
+                model.parameters(), options.ema_decay, use_ema_warmup=True, power=options.ema_power, foreach=True
+            )
+        accelerator.gradient_accumulation_steps = options.gradient_accumulation_steps
+        optimizer = create_optimizer(model.parameters(), options, accelerator.device)
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.checkpoints = Checkpoints(accelerator, options, state, model, self.wrapped, self.ema, name)
+
+    def start_clock_and_log(self) -> None:
+        """Begin to count minutes and to write the log, from where the state is."""
+        options, state = self.options, self.state
+        n_images = options.images_per_step(self.accelerator.num_processes)
+        self.log = Log(
+            self.accelerator, options, state, n_images, self.last_step, {**state.identity, **state.schedule}
+        )
+        self._learning_rate = options.learning_rate * (n_images if options.scale_lr else 1)
+        self._minutes_before, self._started = state.minutes, time.monotonic()
+        # Of validations only the main process has entries; all must agree on whether the last step had one.
+        self._validated_step = max((entry["step"] for entry in state.history if "loss" not in entry), default=None)
+        self.wrapped.train()
+
+    def _update_clock(self) -> None:
+        self.state.minutes = self._minutes_before + (time.monotonic() - self._started) / 60
+
+    def progress(self) -> float:
+        """Share of the run that is done; 1 at its end."""
+        self._update_clock()
+        parts = [self.state.step / self.last_step] if self.last_step else []
+        if self.options.max_train_minutes:
+            # The clocks of several processes differ, but all must stop at the same step.
+            minutes = self.state.minutes
+            if self.accelerator.num_processes > 1:
+                minutes = broadcast_object_list([minutes])[0]
+            parts.append(minutes / self.options.max_train_minutes)
+        return max(parts)
+
+    def step(self, batches: Iterator[dict[str, Any]], done: float) -> float:
+        """Take one step of the optimizer.
+
+        Args:
+            batches: batches of this process; one is taken for each micro-step.
+            done: share of the run that is done, for the learning rate.
+
+        Returns:
+            The learning rate of the step.
+        """
+        options, state, accelerator = self.options, self.state, self.accelerator
+        learning_rate = self._learning_rate * learning_rate_factor(
             options.lr_scheduler,
             state.step,
             done,
@@ -186,42 +228,54 @@ def fit(
             options.lr_num_cycles,
             options.lr_power,
         )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         losses, used = [], []
-        for micro_step in range(n_micro):
+        for micro_step in range(options.gradient_accumulation_steps):
             batch = next(batches)
+            place = options.seed, state.step, micro_step, accelerator.process_index
             # Dropout inside a network knows no generator but the global one: the one place where that is set.
-            torch.manual_seed(random_seed(options.seed, state.step, micro_step, rank, 1))
-            with accelerator.accumulate(wrapped):
-                loss = compute_loss(wrapped, batch, step_generator(options.seed, state.step, micro_step, rank))
+            torch.manual_seed(random_seed(*place, 1))
+            with accelerator.accumulate(self.wrapped):
+                loss = self.compute_loss(self.wrapped, batch, step_generator(*place))
                 losses.append(loss.item())
                 used.append(batch)
                 accelerator.backward(loss)
         # Measured even where nothing is clipped: one gradient that is not finite would spoil weights and checkpoints.
-        norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm or math.inf)
-        mean_loss = _check_finite(losses, norm, used, checkpoints)
-        optimizer.step()
-        optimizer.zero_grad()
-        if ema is not None:
-            ema.step(model.parameters())
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), options.max_grad_norm or math.inf)
+        mean_loss = _check_finite(losses, norm, used, self.checkpoints)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.step(self.model.parameters())
         state.step += 1
-        update_clock()
-        log.add(mean_loss)
-        if state.step % options.logging_steps == 0:
-            log.write_loss(learning_rate * factor)
-        if options.validation_steps and state.step % options.validation_steps == 0:
-            run_validation()
-        if options.checkpointing_steps and state.step % options.checkpointing_steps == 0:
-            checkpoints.save()
-    checkpoints.save()
-    if validated_step != state.step:
-        run_validation()
-    if ema is not None:
-        ema.copy_to(model.parameters())
-    checkpoints.save_weights(output_dir / name)
-    log.close()
-    return state
+        self._update_clock()
+        self.log.add(mean_loss)
+        return learning_rate
+
+    def validate(self, validate: Callable[[nn.Module], Validation] | None, keep_best: str | None) -> None:
+        """Validate the averaged weights, and keep them where they are the best so far; arguments as for `fit`."""
+        self._validated_step = self.state.step
+        if validate is not None and (self.accelerator.is_main_process or is_sharded(self.accelerator)):
+            with averaged_weights(self.model, self.ema):
+                outcome = validate(self.model)
+                earlier = [entry[keep_best] for entry in self.state.history if keep_best in entry]
+                if keep_best is not None and outcome.results[keep_best] > max(earlier, default=-math.inf):
+                    self.checkpoints.save_weights(Path(self.options.output_dir, f"{self.name}_best"))
+            self.log.write(outcome.results)
+            self.log.write_pictures(outcome.pictures)
+        self.accelerator.wait_for_everyone()
+        self.log.restart_clock()
+
+    def finish(self, validate: Callable[[nn.Module], Validation] | None, keep_best: str | None) -> None:
+        """Write the last checkpoint and the averaged weights, and validate them if that is not done yet."""
+        self.checkpoints.save()
+        if self._validated_step != self.state.step:
+            self.validate(validate, keep_best)
+        if self.ema is not None:
+            self.ema.copy_to(self.model.parameters())
+        self.checkpoints.save_weights(Path(self.options.output_dir, self.name))
+        self.log.close()
 
 
 def _batches(

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -12,6 +12,24 @@ from .learning_rate import LR_SCHEDULERS
 __all__ = ["TRACKERS", "TrainingOptions", "given_architecture", "parse_with_settings"]
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "be at least 1",
+        lambda value: value >= 1,
+        "train_batch_size gradient_accumulation_steps max_train_steps logging_steps lr_num_cycles",
+    ),
+    ("be positive", lambda value: value > 0, "max_train_minutes num_train_epochs learning_rate lr_power"),
+    (
+        "not be negative",
+        lambda value: value >= 0,
+        "dataloader_num_workers lr_warmup_steps validation_steps checkpointing_steps checkpoints_total_limit "
+        "max_grad_norm weight_decay ema_power",
+    ),
+    ("be in (0, 1]", lambda value: 0 < value <= 1, "lr_cooldown_fraction"),
+    ("be in [0, 1)", lambda value: 0 <= value < 1, "ema_decay adam_beta1 adam_beta2"),
+)
 
 
 def _option(default: Any, help: str, **argument: Any) -> Any:
@@ -89,28 +107,15 @@ class TrainingOptions:
                 "One of `max_train_steps`, `max_train_minutes` and `num_train_epochs` is needed: nothing would end "
                 "the training."
             )
-        at_least_one = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "logging_steps")
-        for name in (*at_least_one, "lr_num_cycles"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        for name in ("max_train_minutes", "num_train_epochs", "learning_rate", "lr_power"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"`{name}` must be positive, got {value}.")
-        not_negative = ("dataloader_num_workers", "lr_warmup_steps", "validation_steps", "checkpointing_steps")
-        for name in (*not_negative, "checkpoints_total_limit", "max_grad_norm", "weight_decay", "ema_power"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        for text, is_allowed, names in _RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not is_allowed(value):
+                    raise ValueError(f"`{name}` must {text}, got {value}.")
         if self.lr_scheduler not in LR_SCHEDULERS:
             raise ValueError(f"`lr_scheduler` must be one of {LR_SCHEDULERS}, got {self.lr_scheduler!r}.")
         if self.lr_scheduler == "constant_with_warmup" and not self.lr_warmup_steps:
             raise ValueError("`lr_scheduler` is 'constant_with_warmup': pass `lr_warmup_steps`, or take 'constant'.")
-        if not 0 < self.lr_cooldown_fraction <= 1:
-            raise ValueError(f"`lr_cooldown_fraction` must be in (0, 1], got {self.lr_cooldown_fraction}.")
-        for name in ("ema_decay", "adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
         unknown = set(self.report_to) - set(TRACKERS)
         if unknown:
             raise ValueError(f"`report_to` must be out of {TRACKERS}, got {sorted(unknown)}.")

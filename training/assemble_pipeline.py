@@ -1,9 +1,9 @@
 """Put trained networks, one test case and a card together into a pipeline folder in Hub layout.
 
-    python training/assemble_pipeline.py --data_dir runs/knee --prior runs/prior --segmentation runs/segmentation \
-        --output_dir sgr_diffusers/pretrained/synthetic_knee --without_code
+    python training/assemble_pipeline.py --data-dir runs/knee --prior runs/prior --segmentation runs/segmentation \
+        --output-dir sgr_diffusers/pretrained/synthetic_knee --without-code
 
-A prior trained in several runs, each started from the one before (``--init_from``), is given as ``--prior RUN RUN
+A prior trained in several runs, each started from the one before (``--init-from``), is given as ``--prior RUN RUN
 ...``; the last holds the weights, all are recorded. With ``--quality FILE``, the json written by
 ``tests/benchmarks/benchmark_quality.py`` on this very pipeline, the card shows what was measured. An output of an
 earlier run is replaced once the new one is whole. All records are kept in the folder, and
@@ -29,6 +29,7 @@ from sgr_diffusers.publishing.measured import check_measured
 from sgr_diffusers.publishing.model_card import model_card
 from sgr_diffusers.training.files import check_own_output
 from sgr_diffusers.utils.files import replaced_folder
+from sgr_diffusers.utils.options import OptionParser
 
 RECORD = "training/assembly.json"
 # What lies in an output of this script; a folder with anything else in it is not replaced.
@@ -55,33 +56,33 @@ def write_case(path: Path, scan: SkmTeaScan, slices: list[int]) -> None:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--data_command", help="that wrote the data; without it, the card names none")
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--data-command", help="that wrote the data; without it, the card names none")
     parser.add_argument("--prior", required=True, nargs="+")
     parser.add_argument("--segmentation", required=True)
     parser.add_argument("--quality")
     parser.add_argument(
-        "--cg_iterations", type=int, default=5, help="default of the pipeline, found on validation scans"
+        "--cg-iterations", type=int, default=5, help="default of the pipeline, found on validation scans"
     )
     parser.add_argument("--license", help="of the weights; only for data that is neither synthetic nor SKM-TEA")
     parser.add_argument(
-        "--guidance_strength",
+        "--guidance-strength",
         type=float,
         help="default of the pipeline; without it, the paper's, brought to this image size",
     )
     parser.add_argument(
-        "--guidance_from",
+        "--guidance-from",
         type=float,
         default=1.0,
         help="default of the pipeline: images are pushed below this share of the training time; 1 for all steps",
     )
     parser.add_argument("--note", help="what the records do not say of the training, for the card")
-    parser.add_argument("--case_scan", type=int, default=0, help="number of the test scan that gives the case")
+    parser.add_argument("--case-scan", type=int, default=0, help="number of the test scan that gives the case")
     parser.add_argument(
-        "--without_code", action="store_true", help="for a checkpoint inside of the package, whose code is there"
+        "--without-code", action="store_true", help="for a checkpoint inside of the package, whose code is there"
     )
-    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--output-dir", required=True)
     return parser.parse_args(arguments)
 
 

@@ -1,7 +1,7 @@
 """Put one trained segmentation model, its record and a card together into a folder in Hub layout.
 
-    python training/assemble_segmentation.py --data_dir runs/knee --run runs/robust \
-        --comparison runs/robust.json --output_dir sgr_diffusers/pretrained/synthetic_knee_robust
+    python training/assemble_segmentation.py --data-dir runs/knee --run runs/robust \
+        --comparison runs/robust.json --output-dir sgr_diffusers/pretrained/synthetic_knee_robust
 
 The weights are those that did best on the validation scans (``segmentation_model_best``). With ``--comparison FILE``,
 the json of ``tests/benchmarks/benchmark_robust.py``, the card shows it.
@@ -18,6 +18,7 @@ from sgr_diffusers.data.skm_tea import known_data, list_scans
 from sgr_diffusers.publishing.training_card import training_card
 from sgr_diffusers.training.files import check_own_output
 from sgr_diffusers.utils.files import replaced_folder
+from sgr_diffusers.utils.options import OptionParser
 
 RECORD = "training_record.json"
 WRITTEN = (RECORD, "segmentation_model", "comparison.json", "README.md")
@@ -25,11 +26,11 @@ WRITTEN = (RECORD, "segmentation_model", "comparison.json", "README.md")
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True, help="that the model was trained on")
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True, help="that the model was trained on")
     parser.add_argument("--run", required=True, help="output folder of train_segmentation.py")
     parser.add_argument("--comparison", help="with the standard model")
-    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--output-dir", required=True)
     return parser.parse_args(arguments)
 
 

@@ -10,11 +10,12 @@ import argparse
 import sys
 
 from sgr_diffusers.cli.evaluate import add_arguments, run
+from sgr_diffusers.utils.options import OptionParser
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     return parser.parse_args(arguments)
 

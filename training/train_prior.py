@@ -1,6 +1,6 @@
 """Train the diffusion prior on the fully sampled slices of a data set in the SKM-TEA layout.
 
-    python training/train_prior.py --data_dir DIR --output_dir runs/prior --max_train_minutes 60
+    python training/train_prior.py --data-dir DIR --output-dir runs/prior --max-train-minutes 60
 
 or, on several devices, ``accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml
 training/train_prior.py ...``. Leaves ``unet/`` (averaged weights), ``scheduler/``, ``training_record.json``,
@@ -23,6 +23,7 @@ from sgr_diffusers.training.options import TrainingOptions, given_architecture, 
 from sgr_diffusers.training.prior_loss import TIMESTEP_SAMPLING
 from sgr_diffusers.training.prior_task import PriorLoss, PriorPictures, PriorValidation, check_prior
 from sgr_diffusers.training.session import run_training, start_logging
+from sgr_diffusers.utils.options import OptionParser
 
 # What the paper says of its training (section 4), and for the rest the defaults of the guided diffusion it builds on.
 # Slices are always divided by the 0.99 quantile of their magnitude. It names no augmentation of the prior's slices.
@@ -49,36 +50,36 @@ RECIPE = (
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--preset", default="small", choices=PRIOR_PRESETS, help="network (default: %(default)s)")
-    parser.add_argument("--block_out_channels", type=int, nargs="+", help="instead of the preset's")
-    parser.add_argument("--layers_per_block", type=int, help="instead of the preset's")
-    parser.add_argument("--attention_head_dim", type=int, help="instead of the preset's")
+    parser.add_argument("--block-out-channels", type=int, nargs="+", help="instead of the preset's")
+    parser.add_argument("--layers-per-block", type=int, help="instead of the preset's")
+    parser.add_argument("--attention-head-dim", type=int, help="instead of the preset's")
     parser.add_argument("--dropout", type=float, help="instead of the preset's")
     parser.add_argument(
-        "--init_from", help="folder of a prior (a pipeline, or its `unet`) whose weights to start from"
+        "--init-from", help="folder of a prior (a pipeline, or its `unet`) whose weights to start from"
     )
-    parser.add_argument("--prediction_type", choices=PREDICTION_TYPES, help="default: that of init_from, or epsilon")
+    parser.add_argument("--prediction-type", choices=PREDICTION_TYPES, help="default: that of init_from, or epsilon")
     parser.add_argument(
-        "--snr_gamma", type=float, help="min-SNR weighting of the loss, or of the timesteps drawn; 5 in its paper"
+        "--snr-gamma", type=float, help="min-SNR weighting of the loss, or of the timesteps drawn; 5 in its paper"
     )
     parser.add_argument(
-        "--timestep_sampling",
+        "--timestep-sampling",
         default="stratified",
         choices=TIMESTEP_SAMPLING,
         help="importance: draw timesteps by their min-SNR weight instead of multiplying by it",
     )
-    parser.add_argument("--no_mirror", action="store_true", help="do not mirror left and right")
-    parser.add_argument("--no_phase", action="store_true", help="do not rotate the global phase")
-    parser.add_argument("--validation_slices", type=whole_number_from(1), default=48)
+    parser.add_argument("--no-mirror", action="store_true", help="do not mirror left and right")
+    parser.add_argument("--no-phase", action="store_true", help="do not rotate the global phase")
+    parser.add_argument("--validation-slices", type=whole_number_from(1), default=48)
     parser.add_argument(
-        "--validation_timesteps", type=int, nargs="+", default=[10, 50, 100, 200, 300, 400, 500, 600, 750, 900]
+        "--validation-timesteps", type=int, nargs="+", default=[10, 50, 100, 200, 300, 400, 500, 600, 750, 900]
     )
-    parser.add_argument("--validation_samples", type=int, default=4, help="unconditional samples, as pictures")
-    parser.add_argument("--validation_pictures", type=int, default=2, help="reconstructions, as pictures")
-    parser.add_argument("--validation_acceleration", type=float, default=8, help="of these; the nearest stored mask")
-    parser.add_argument("--validation_inference_steps", type=int, default=25, help="of samples and reconstructions")
+    parser.add_argument("--validation-samples", type=int, default=4, help="unconditional samples, as pictures")
+    parser.add_argument("--validation-pictures", type=int, default=2, help="reconstructions, as pictures")
+    parser.add_argument("--validation-acceleration", type=float, default=8, help="of these; the nearest stored mask")
+    parser.add_argument("--validation-inference-steps", type=int, default=25, help="of samples and reconstructions")
     TrainingOptions.add_arguments(parser, output_dir="runs/prior", learning_rate=4e-4, lr_warmup_steps=200)
     return parse_with_settings(parser, SETTINGS, arguments)
 
@@ -99,7 +100,7 @@ def choose_prediction_type(given: str | None, init_from: str | None) -> str:
         return given or "epsilon"
     found = DDIMScheduler.load_config(scheduler).get("prediction_type", "epsilon")
     if given not in (None, found):
-        raise ValueError(f"`init_from` {init_from} predicts {found}, not {given}: leave out --prediction_type.")
+        raise ValueError(f"`init_from` {init_from} predicts {found}, not {given}: leave out --prediction-type.")
     return found
 
 

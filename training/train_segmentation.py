@@ -1,12 +1,12 @@
 """Train the segmentation model on the fully sampled slices of a data set in the SKM-TEA layout.
 
-    python training/train_segmentation.py --data_dir DIR --output_dir runs/segmentation --max_train_minutes 20
+    python training/train_segmentation.py --data-dir DIR --output-dir runs/segmentation --max-train-minutes 20
 
 or, on several devices, ``accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml
 training/train_segmentation.py ...``. Leaves ``segmentation_model/`` (averaged weights), ``segmentation_model_best/``
 (best mean of the Dice medians on the validation scans), ``training_record.json``, ``log.jsonl`` and
 ``checkpoint-<step>/`` in the output folder. As in the paper, 40 % of the slices are drawn from those that show a
-tissue class, and images are mirrored and given Gaussian noise. ``--adversarial_fraction 1`` trains a robust model:
+tissue class, and images are mirrored and given Gaussian noise. ``--adversarial-fraction 1`` trains a robust model:
 on images changed within a radius so that the model segments them wrongly; the best one is then best under attack.
 """
 
@@ -27,6 +27,7 @@ from sgr_diffusers.training.segmentation_task import (
     check_segmentation_model,
 )
 from sgr_diffusers.training.session import run_training, start_logging
+from sgr_diffusers.utils.options import OptionParser
 
 # What the paper says of its training (section 4): foreground oversampling, mirroring, Gaussian noise. The authors'
 # code averages over four flips and adds noise of 0.05.
@@ -49,27 +50,27 @@ RECIPE = (
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--channels", type=int, nargs="+", help="of each level (default: 16 32 64 128 256)")
     parser.add_argument("--strides", type=int, nargs="+", help="between the levels (default: 2 2 2 2)")
-    parser.add_argument("--num_res_units", type=int, help="of each level (default: 2)")
+    parser.add_argument("--num-res-units", type=int, help="of each level (default: 2)")
     parser.add_argument("--dropout", type=float, help="share of channels (default: 0)")
-    parser.add_argument("--flip_average", action="store_true", help="the model averages over four flips when used")
-    parser.add_argument("--init_from", help="folder of a segmentation model whose weights to start from")
-    parser.add_argument("--mirror_axes", default="x", choices=("none", "x", "both"), help="x is left-right")
-    parser.add_argument("--max_noise", type=float, default=0.05, help="largest standard deviation of Gaussian noise")
-    parser.add_argument("--gain_range", type=float, default=0.15, help="the image is scaled by 1 ± this at most")
-    parser.add_argument("--contrast_range", type=float, default=0.0, help="and raised to 1 ± this at most")
+    parser.add_argument("--flip-average", action="store_true", help="the model averages over four flips when used")
+    parser.add_argument("--init-from", help="folder of a segmentation model whose weights to start from")
+    parser.add_argument("--mirror-axes", default="x", choices=("none", "x", "both"), help="x is left-right")
+    parser.add_argument("--max-noise", type=float, default=0.05, help="largest standard deviation of Gaussian noise")
+    parser.add_argument("--gain-range", type=float, default=0.15, help="the image is scaled by 1 ± this at most")
+    parser.add_argument("--contrast-range", type=float, default=0.0, help="and raised to 1 ± this at most")
     attack = parser.add_argument_group("adversarial training (multi-step projected gradient descent on the image)")
-    attack.add_argument("--adversarial_fraction", type=float, default=0.0, help="share of each batch attacked")
-    attack.add_argument("--adversarial_norm", default="linf", choices=ATTACK_NORMS)
-    attack.add_argument("--adversarial_radius", type=float, default=0.05, help="1 is the 0.99 quantile")
-    attack.add_argument("--adversarial_steps", type=int, default=5, help="forward and backward passes of an attack")
+    attack.add_argument("--adversarial-fraction", type=float, default=0.0, help="share of each batch attacked")
+    attack.add_argument("--adversarial-norm", default="linf", choices=ATTACK_NORMS)
+    attack.add_argument("--adversarial-radius", type=float, default=0.05, help="1 is the 0.99 quantile")
+    attack.add_argument("--adversarial-steps", type=int, default=5, help="forward and backward passes of an attack")
     attack.add_argument(
-        "--adversarial_loss", default="masked", choices=ATTACK_LOSSES, help="masked: pixels that are still right"
+        "--adversarial-loss", default="masked", choices=ATTACK_LOSSES, help="masked: pixels that are still right"
     )
-    attack.add_argument("--adversarial_validation_slices", type=int, default=64)
+    attack.add_argument("--adversarial-validation-slices", type=int, default=64)
     TrainingOptions.add_arguments(
         parser,
         output_dir="runs/segmentation",
@@ -83,7 +84,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     args = parse_with_settings(parser, SETTINGS, arguments)
     if args.flip_average and args.mirror_axes != "both":
-        parser.error("--flip_average shows the network images mirrored along both axes: add --mirror_axes both")
+        parser.error("--flip-average shows the network images mirrored along both axes: add --mirror-axes both")
     return args
 
 

@@ -1,10 +1,10 @@
 """Train the general prior, or a segmentation network of knees, on images of varied appearance.
 
-    python training/train_varied.py --network prior --pictures brain_t1c.h5 --folds 1 2 --output_dir runs/general
+    python training/train_varied.py --network prior --pictures brain_t1c.h5 --folds 1 2 --output-dir runs/general
 
 Images are drawn on the device of the network: synthetic knees in any pose, contrast, texture and resolution, dead
 leaves, and crops of the pictures that are given. The folder is left as by `train_prior.py`, and training resumes by
-`--resume_from_checkpoint latest`. On a GPU, `--train_batch_size 192 --mixed_precision bf16`; compiling took a GPU
+`--resume-from-checkpoint latest`. On a GPU, `--train-batch-size 192 --mixed-precision bf16`; compiling took a GPU
 longer (two minutes for each size of the images) than it saved in ten minutes of training.
 """
 
@@ -32,6 +32,7 @@ from sgr_diffusers.training.record import training_record
 from sgr_diffusers.training.session import start_logging
 from sgr_diffusers.training.varied_task import Draws, VariedDice, VariedPriorLoss, VariedSegmentationLoss
 from sgr_diffusers.utils.files import whole_file, write_json
+from sgr_diffusers.utils.options import OptionParser
 
 _IMAGES_PER_EPOCH = 100_000
 _HELD_OUT_SEED = 10_000_000  # no knee of a training bank has the seed of a held-out one
@@ -40,17 +41,17 @@ _VALIDATION_TIMESTEPS = (1, 5, 20, 60, 150, 300, 500, 700, 900)
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=("prior", "segmentation"), required=True, help="network to train")
     parser.add_argument("--channels", type=int, nargs="+", help="feature channels of each level of the network")
-    parser.add_argument("--init_from", help="folder of a network, or of a pipeline, whose weights to start from")
+    parser.add_argument("--init-from", help="folder of a network, or of a pipeline, whose weights to start from")
     parser.add_argument("--pictures", help="HDF5 file whose data set `image` (n, y, x) holds uint8 pictures")
     parser.add_argument("--folds", type=int, nargs="+", help="take pictures whose `fold` is one of these")
-    parser.add_argument("--noisy_share", type=float, default=0.25, help="share of images with noise (%(default)s)")
-    parser.add_argument("--bank_slices", type=int, default=1000, help="slices of synthetic knees (%(default)s)")
+    parser.add_argument("--noisy-share", type=float, default=0.25, help="share of images with noise (%(default)s)")
+    parser.add_argument("--bank-slices", type=int, default=1000, help="slices of synthetic knees (%(default)s)")
     parser.add_argument("--bank", help="file that keeps these slices for the next run (default: OUTPUT_DIR/bank.npz)")
-    parser.add_argument("--bank_processes", type=int, default=1, help="processes that render them (%(default)s)")
-    parser.add_argument("--validation_images", type=int, default=32, help="images of each validation (%(default)s)")
+    parser.add_argument("--bank-processes", type=int, default=1, help="processes that render them (%(default)s)")
+    parser.add_argument("--validation-images", type=int, default=32, help="images of each validation (%(default)s)")
     TrainingOptions.add_arguments(parser, output_dir="runs/varied", learning_rate=8e-4, lr_warmup_steps=300)
     return parser.parse_args(arguments)
 
@@ -78,7 +79,7 @@ def kept_bank(path: Path, n_slices: int, seed: int, n_processes: int) -> tuple[t
     with np.load(path) as bank:
         if (len(bank["regions"]), int(bank["seed"])) != (n_slices, seed):
             raise ValueError(
-                f"{path} holds {len(bank['regions'])} slices of seed {int(bank['seed'])}, and --bank_slices "
+                f"{path} holds {len(bank['regions'])} slices of seed {int(bank['seed'])}, and --bank-slices "
                 f"and --seed ask for {n_slices} of seed {seed}. Pass the same values, or another --bank."
             )
         return torch.from_numpy(bank["regions"]), torch.from_numpy(bank["pictures"])

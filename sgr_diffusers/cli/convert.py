@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ..utils.options import flag_of
+
 __all__ = ["add_convert_arguments", "run_convert"]
 
 
@@ -90,7 +92,7 @@ def _refuse_idle_arguments(args: argparse.Namespace) -> None:
         idle = ["segmentation", "num_head_channels", "sample_size", "prior_entry", *of_segmentation]
     elif args.segmentation is None:
         idle = list(of_segmentation)
-    given = [f"--{name.replace('_', '-')}" for name in idle if getattr(args, name) not in (None, False)]
+    given = [flag_of(name) for name in idle if getattr(args, name) not in (None, False)]
     if given:
         reason = "--prior" if args.to_authors is not None else "--segmentation FILE.pt"
         raise ValueError(f"{', '.join(given)}: has an effect only with {reason}.")

@@ -67,10 +67,10 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Options of the command; each word of a name may be joined by - or by _."""
+    """Add the options of the command."""
 
     def add(group: Any, name: str, **settings: Any) -> None:
-        group.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}")), **settings)
+        group.add_argument(f"--{name}", **settings)
 
     command.add_argument("data_dir", metavar="DATA_DIR", help="folder in the SKM-TEA layout")
     add(command, "output", required=True, metavar="DIR", help="results folder; a run that was killed goes on in it")

@@ -18,6 +18,7 @@ from ..io.file_checks import check_regular_file, is_bart_pair
 from ..pipeline.settings import real_number, whole_number
 from ..reconstruction.settings import DTYPES, SamplingSettings
 from ..utils.files import check_replaceable
+from ..utils.options import OptionParser
 from .app import add_app
 from .convert import add_convert_arguments, run_convert
 from .data import add_data, add_synthesize
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def create_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; `run` of what it returns is the function to call with it."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="sgr",
         description="Upper and lower bound reconstructions of undersampled MRI, and the volumes of tissue they bound. "
         "For research; not for clinical use.",

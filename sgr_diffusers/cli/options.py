@@ -6,6 +6,7 @@ from dataclasses import Field, fields
 from typing import Any, TypeVar
 
 from ..pipeline.settings import Rule
+from ..utils.options import flag_of
 
 __all__ = ["add_settings", "parser_of", "settings_from"]
 
@@ -43,7 +44,7 @@ def add_settings(groups: Mapping[str, Any], settings_class: type, only: Iterable
 def _add_option(group: Any, entry: Field) -> None:
     rule, text = entry.metadata["rule"], entry.metadata["text"]
     short = entry.metadata["option"] or entry.name
-    flags = [f"--{name.replace('_', '-')}" for name in dict.fromkeys((short, entry.name))]
+    flags = [flag_of(name) for name in dict.fromkeys((short, entry.name))]
     if rule is None:
         group.add_argument(*flags, dest=entry.name, action="store_true", help=text)
         return

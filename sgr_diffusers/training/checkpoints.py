@@ -101,7 +101,7 @@ def prepare_output_dir(accelerator: Accelerator, options: TrainingOptions, name:
     if old and not options.resume_from_checkpoint and not options.overwrite_output_dir:
         raise FileExistsError(
             f"`output_dir` {folder} holds checkpoints of an earlier run, the last one {old[-1].name}. Continue that "
-            "run by --resume_from_checkpoint latest, choose another folder, or delete them by --overwrite_output_dir."
+            "run by --resume-from-checkpoint latest, choose another folder, or delete them by --overwrite-output-dir."
         )
     token = broadcast_object_list([secrets.token_hex(8)])[0] if accelerator.num_processes > 1 else ""
     accelerator.wait_for_everyone()  # all have looked before anything changes
@@ -253,7 +253,7 @@ class Checkpoints:
         there = all_checkpoints(self.output_dir)
         if not there:
             return "Free some space and start again."
-        return f"{there[-1]} is whole: free some space and continue by --resume_from_checkpoint latest."
+        return f"{there[-1]} is whole: free some space and continue by --resume-from-checkpoint latest."
 
     # -- read ----------------------------------------------------------------------------------------------------
 
@@ -274,7 +274,7 @@ class Checkpoints:
             raise ValueError(
                 f"`resume_from_checkpoint`: {path} belongs to a run of another configuration. Different are\n"
                 + "\n".join(different)
-                + "\nUse the same options, or start a new run from the weights (--init_from)."
+                + "\nUse the same options, or start a new run from the weights (--init-from)."
             )
         for line in _differences(restored.schedule, self.state.schedule):
             logger.warning("resumed with another schedule or machine, and so not bit for bit: %s", line.strip())

@@ -42,15 +42,15 @@ def whole_number_from(least: int) -> Callable[[str], int]:
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """What the training scripts are told of the data: where it is, and which slices, how large, displaced how far."""
     from_0, from_1 = whole_number_from(0), whole_number_from(1)
-    parser.add_argument("--data_dir", required=True, help="folder in the SKM-TEA layout, or a repository of tarballs")
+    parser.add_argument("--data-dir", required=True, help="folder in the SKM-TEA layout, or a repository of tarballs")
     parser.add_argument("--size", type=from_1, nargs=2, help="crop or pad slices to (y, x); needed where scans differ")
     parser.add_argument("--echo", type=from_1, default=1, help="echo to train on (default: %(default)s)")
     parser.add_argument("--slices", default="all", help="all, paper, n for every n-th, or start:stop:step")
-    parser.add_argument("--min_foreground", type=from_0, default=0, help="least pixels of tissue in a training slice")
-    parser.add_argument("--has_class", nargs="+", default=[], help="train on slices with these")
-    parser.add_argument("--no_preload", action="store_true", help="read slices from disk instead of holding them all")
+    parser.add_argument("--min-foreground", type=from_0, default=0, help="least pixels of tissue in a training slice")
+    parser.add_argument("--has-class", nargs="+", default=[], help="train on slices with these")
+    parser.add_argument("--no-preload", action="store_true", help="read slices from disk instead of holding them all")
     parser.add_argument(
-        "--max_shift", type=from_0, nargs=2, default=(0, 0), help="random displacement (y, x) in pixels"
+        "--max-shift", type=from_0, nargs=2, default=(0, 0), help="random displacement (y, x) in pixels"
     )
 
 
@@ -163,8 +163,8 @@ def _check_memory(n_slices: int, size: Sequence[int], split: str) -> None:
     if available is not None and needed > available:
         raise MemoryError(
             f"{n_slices} slices of {size[0]} x {size[1]} of the split {split!r} take {needed / GIB:.1f} GiB and "
-            f"{available / GIB:.1f} GiB are available. Read them from disk by --no_preload (and "
-            "--dataloader_num_workers 2), take fewer by --slices, or try nevertheless by --skip_memory_check."
+            f"{available / GIB:.1f} GiB are available. Read them from disk by --no-preload (and "
+            "--dataloader-num-workers 2), take fewer by --slices, or try nevertheless by --skip-memory-check."
         )
 
 

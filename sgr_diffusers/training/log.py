@@ -148,7 +148,7 @@ class Log:
         self.bar.close()
 
     def _disk_errors(self) -> Any:
-        return disk_errors(f"The log in {self.output_dir}", "Continue by --resume_from_checkpoint latest.")
+        return disk_errors(f"The log in {self.output_dir}", "Continue by --resume-from-checkpoint latest.")
 
 
 def _numbers(values: dict[Any, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -35,7 +35,7 @@ def create_accelerator(options: TrainingOptions) -> Accelerator:
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", options.mixed_precision):
         logger.warning(
-            "`accelerate launch` was told mixed precision %s, which does not count here: pass --mixed_precision %s to "
+            "`accelerate launch` was told mixed precision %s, which does not count here: pass --mixed-precision %s to "
             "the script. It trains with %s.",
             launched,
             launched,
@@ -76,13 +76,13 @@ def check_accelerator(accelerator: Accelerator, options: TrainingOptions) -> Non
     if options.ema_decay and is_sharded(accelerator):
         raise ValueError(
             f"`ema_decay` {options.ema_decay}: weights cannot be averaged while they are sharded (FSDP, or ZeRO stage "
-            "3). Pass --ema_decay 0, or launch with DDP or ZeRO stage 1 or 2, which fit networks of this size."
+            "3). Pass --ema-decay 0, or launch with DDP or ZeRO stage 1 or 2, which fit networks of this size."
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if options.ema_decay and options.mixed_precision != "no":
             raise ValueError(
                 f"`ema_decay` {options.ema_decay}: with `mixed_precision` {options.mixed_precision} DeepSpeed keeps "
-                "the weights rounded, and so would their average be. Pass --ema_decay 0 or --mixed_precision no, or "
+                "the weights rounded, and so would their average be. Pass --ema-decay 0 or --mixed-precision no, or "
                 "launch with DDP."
             )
         # DeepSpeed counts micro-steps and clips by itself, and reads this where no loader is prepared.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
+from ..utils.options import OptionParser, flag_of
 from .learning_rate import LR_SCHEDULERS
 
 __all__ = ["TRACKERS", "TrainingOptions", "given_architecture", "parse_with_settings"]
@@ -71,7 +72,7 @@ class TrainingOptions:
     adam_beta1: float = _option(0.9, "of AdamW")
     adam_beta2: float = _option(0.999, "of AdamW")
     adam_epsilon: float = _option(1e-8, "of AdamW")
-    weight_decay: float = _option(0.0, "of AdamW")
+    weight_decay: float = _option(0.0, "of AdamW", also=("adam_weight_decay",))
     use_8bit_adam: bool = _option(False, "AdamW of bitsandbytes, whose state takes a quarter of the memory")
     max_grad_norm: float = _option(1.0, "gradients are clipped to this norm; 0: not at all")
     ema_decay: float = _option(
@@ -143,7 +144,8 @@ class TrainingOptions:
             else:
                 argument = {"type": option.type, **argument}
                 argument["help"] += " (default: %(default)s)"
-            parser.add_argument(f"--{option.name}", **argument)
+            names = (*argument.pop("also", ()), option.name)
+            parser.add_argument(*(flag_of(name) for name in names), dest=option.name, **argument)
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> "TrainingOptions":
@@ -167,7 +169,7 @@ def parse_with_settings(
         help="defaults of a published training: "
         + "; ".join(f"{name}: {_as_typed(defaults)}" for name, defaults in named.items()).replace("%", "%%"),
     )
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = OptionParser(add_help=False, allow_abbrev=False)
     first.add_argument("--settings")
     chosen = first.parse_known_args(arguments)[0].settings
     parser.set_defaults(**named.get(chosen, {}))
@@ -178,7 +180,7 @@ def _as_typed(defaults: Mapping[str, Any]) -> str:
     parts = []
     for key, value in defaults.items():
         values = value if isinstance(value, tuple) else () if value is True else (value,)
-        parts += [f"--{key}", *map(str, values)]
+        parts += [flag_of(key), *map(str, values)]
     return " ".join(parts)
 
 
@@ -196,6 +198,6 @@ def given_architecture(args: argparse.Namespace, names: Sequence[str]) -> dict[s
     if args.init_from and given:
         raise ValueError(
             f"`init_from` {args.init_from} has its own architecture: leave out "
-            f"{', '.join(f'--{name}' for name in given)}, or start a new network without --init_from."
+            f"{', '.join(map(flag_of, given))}, or start a new network without --init-from."
         )
     return given

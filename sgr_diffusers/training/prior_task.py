@@ -139,7 +139,7 @@ class PriorPictures:
             row = scan.n_slices * (number // len(self.scans) + 1) // (self.n_slices // len(self.scans) + 2)
             accelerations = [float(name.removeprefix("poisson_").rstrip("x")) for name in scan.mask_names]
             if not accelerations:
-                raise ValueError(f"{scan.kspace_file} stores no masks: pass --validation_pictures 0.")
+                raise ValueError(f"{scan.kspace_file} stores no masks: pass --validation-pictures 0.")
             mask = scan.mask(min(accelerations, key=lambda one: abs(one - self.acceleration)))
             parts = scan.kspace(row, self.echo), mask, scan.coil_maps(row), scan.target(row, self.echo)
             self._slices.append([torch.from_numpy(np.ascontiguousarray(part)) for part in parts])

@@ -34,7 +34,7 @@ def create_repository(options: TrainingOptions) -> str | None:
     from huggingface_hub import HfApi
 
     name = options.hub_model_id or Path(options.output_dir).absolute().name
-    with hub_errors(f"--push_to_hub {name}"):
+    with hub_errors(f"--push-to-hub {name}"):
         url = HfApi(token=options.hub_token).create_repo(name, private=options.hub_private_repo or None, exist_ok=True)
     return url.repo_id
 

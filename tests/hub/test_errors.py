@@ -25,7 +25,7 @@ def out_of_reach(monkeypatch):
         ("org/knee", lambda folder: load_skmtea("org/knee", "train")),
         ("org/mini", lambda folder: fetch_mini(folder, "org/mini", endpoint=NOBODY)),
         (
-            "--push_to_hub org/prior",
+            "--push-to-hub org/prior",
             lambda folder: create_repository(
                 TrainingOptions(max_train_steps=1, push_to_hub=True, hub_model_id="org/prior")
             ),

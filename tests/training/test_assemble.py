@@ -32,12 +32,12 @@ def script(name):
 @pytest.mark.filterwarnings("ignore:the reconstruction misses the measured")  # the networks are hardly trained
 def test_train_assemble_load_and_reconstruct(tmp_path):
     data = write_synthetic_dataset(tmp_path / "knee", (2, 1, 1), TINY, progress=False)
-    common = ["--data_dir", str(data), "--max_train_steps", "2", "--train_batch_size", "2", "--seed", "3"]
-    quick = ["--validation_inference_steps", "2"]
+    common = ["--data-dir", str(data), "--max-train-steps", "2", "--train-batch-size", "2", "--seed", "3"]
+    quick = ["--validation-inference-steps", "2"]
     prior, segmentation, output = (str(tmp_path / name) for name in ("prior", "segmentation", "pipeline"))
-    script("train_prior")([*common, "--output_dir", prior, "--block_out_channels", "8", "32", *quick])
-    script("train_segmentation")([*common, "--output_dir", segmentation])
-    folders = ["--data_dir", str(data), "--prior", prior, "--segmentation", segmentation, "--output_dir", output]
+    script("train_prior")([*common, "--output-dir", prior, "--block-out-channels", "8", "32", *quick])
+    script("train_segmentation")([*common, "--output-dir", segmentation])
+    folders = ["--data-dir", str(data), "--prior", prior, "--segmentation", segmentation, "--output-dir", output]
     script("assemble_pipeline")(folders)
     assert "## Evaluation\n\nNot measured." in Path(output, "README.md").read_text()
     assert f'{output}/case.h5"' in Path(output, "README.md").read_text()
@@ -81,18 +81,18 @@ def test_train_assemble_load_and_reconstruct(tmp_path):
     }
     (tmp_path / "comparison.json").write_text(json.dumps(comparison))
     folders_of_all = folders
-    folders = ["--run", segmentation, "--output_dir", str(tmp_path / "robust")]
+    folders = ["--run", segmentation, "--output-dir", str(tmp_path / "robust")]
     script("assemble_segmentation")(
-        ["--data_dir", str(data), *folders, "--comparison", str(tmp_path / "comparison.json")]
+        ["--data-dir", str(data), *folders, "--comparison", str(tmp_path / "comparison.json")]
     )
     for folder in (tmp_path, segmentation, prior, tmp_path / "pipeline", data):
         with pytest.raises(FileExistsError, match="`output_dir`"):
             script("assemble_segmentation")(
-                ["--data_dir", str(data), "--run", segmentation, "--output_dir", str(folder)]
+                ["--data-dir", str(data), "--run", segmentation, "--output-dir", str(folder)]
             )
     for folder in (tmp_path, segmentation, prior, tmp_path / "robust", data):
         with pytest.raises(FileExistsError, match="`output_dir`"):
-            script("assemble_pipeline")([*folders_of_all, "--output_dir", str(folder)])
+            script("assemble_pipeline")([*folders_of_all, "--output-dir", str(folder)])
     card = (tmp_path / "robust" / "README.md").read_text()
     assert not card_faults(card, "network", tmp_path / "robust") and "license: apache-2.0" in card
     assert "| robust | 0.500 | 0.250 |" in card and "| 4x | manual | difference | +0.750 | -0.125 | +0.250 |" in card

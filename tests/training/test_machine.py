@@ -66,7 +66,7 @@ class Pretended(Accelerator):
 def test_sharded_weights_cannot_be_averaged(kind, stage):
     accelerator = Pretended(kind, stage)
     assert is_sharded(accelerator)
-    with pytest.raises(ValueError, match="--ema_decay 0"):
+    with pytest.raises(ValueError, match="--ema-decay 0"):
         check_accelerator(accelerator, TrainingOptions(max_train_steps=1))
     check_accelerator(accelerator, TrainingOptions(max_train_steps=1, ema_decay=0.0))
 
@@ -108,7 +108,7 @@ def test_precision_that_was_told_to_the_launcher_is_not_ignored_in_silence(tmp_p
     forget_accelerator()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     accelerator = create_accelerator(TrainingOptions(str(tmp_path), max_train_steps=1, cpu=True))
-    assert accelerator.mixed_precision == "no" and "pass --mixed_precision bf16" in caplog.text
+    assert accelerator.mixed_precision == "no" and "pass --mixed-precision bf16" in caplog.text
     caplog.clear()
     forget_accelerator()
     create_accelerator(TrainingOptions(str(tmp_path), max_train_steps=1, cpu=True, mixed_precision="bf16"))

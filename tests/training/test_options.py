@@ -1,8 +1,7 @@
-import argparse
-
 import pytest
 
 from sgr_diffusers.training.options import TrainingOptions, parse_with_settings
+from sgr_diffusers.utils.options import OptionParser
 
 
 @pytest.mark.parametrize(
@@ -41,15 +40,20 @@ def test_epochs_count_the_slices_of_all_processes():
 
 
 def parse(*arguments):
-    parser = argparse.ArgumentParser()
+    parser = OptionParser()
     TrainingOptions.add_arguments(parser, learning_rate=0.25)
     named = {"theirs": {"train_batch_size": 2, "max_train_steps": 70, "scale_lr": True}}
     return TrainingOptions.from_arguments(parse_with_settings(parser, named, arguments))
 
 
 def test_named_settings_are_defaults():
-    options = parse("--settings", "theirs", "--max_train_steps", "5", "--report_to", "tensorboard", "wandb")
+    options = parse("--settings", "theirs", "--max-train-steps", "5", "--report-to", "tensorboard", "wandb")
     assert (options.train_batch_size, options.max_train_steps, options.scale_lr) == (2, 5, True)
     assert options.learning_rate == 0.25
     assert list(options.report_to) == ["tensorboard", "wandb"]
-    assert parse("--max_train_steps", "5").train_batch_size == 8
+    assert parse("--max-train-steps", "5").train_batch_size == 8
+
+
+@pytest.mark.parametrize("spelling", ["--weight-decay", "--adam-weight-decay", "--adam_weight_decay"])
+def test_weight_decay_also_has_the_name_of_diffusers_scripts(spelling):
+    assert parse("--max_train_steps", "5", spelling, "0.25").weight_decay == 0.25

@@ -109,9 +109,9 @@ def test_a_training_is_published_and_loads_from_there(tmp_path):
 
     data = write_tiny_skm_tea(tmp_path / "data")
     options = (
-        f"--data_dir {data} --output_dir {tmp_path / 'out'} --channels 4 8 --strides 2 --max_train_steps 1 --cpu "
+        f"--data-dir {data} --output-dir {tmp_path / 'out'} --channels 4 8 --strides 2 --max-train-steps 1 --cpu "
     )
-    options += "--train_batch_size 2 --num_threads 1 --push_to_hub --hub_model_id lab/knee --hub_private_repo"
+    options += "--train-batch-size 2 --num-threads 1 --push-to-hub --hub-model-id lab/knee --hub-private-repo"
     code = f"""
 import runpy
 runpy.run_path({str(ROOT / "training/train_segmentation.py")!r})["main"]({options.split()!r})

@@ -18,12 +18,12 @@ from sgr_diffusers.training.varied_task import VariedPriorLoss
 from tests.helpers.tiny_training import forget_accelerator
 
 SCRIPT = Path(__file__).parents[2] / "training" / "train_varied.py"
-QUICK = "--bank_slices 2 --validation_images 2 --train_batch_size 1 --num_threads 1 --channels 8 32".split()
+QUICK = "--bank-slices 2 --validation-images 2 --train-batch-size 1 --num-threads 1 --channels 8 32".split()
 
 
 def train(network, output_dir, *arguments):
     forget_accelerator()
-    arguments = ["--network", network, "--output_dir", output_dir, *QUICK, *arguments]
+    arguments = ["--network", network, "--output-dir", output_dir, *QUICK, *arguments]
     return runpy.run_path(str(SCRIPT))["main"]([str(argument) for argument in arguments])
 
 
@@ -37,19 +37,19 @@ def pictures(tmp_path):
 
 def test_prior_resumes_to_the_bit(tmp_path, pictures):
     options = ["--pictures", pictures, "--folds", 1, 3]
-    record = train("prior", tmp_path / "whole", *options, "--max_train_steps", 3)
+    record = train("prior", tmp_path / "whole", *options, "--max-train-steps", 3)
     assert record["data"]["pictures"] == 2 and record["history"][-1]["val_eps_mse"] > 0
-    train("prior", tmp_path / "parts", *options, "--max_train_steps", 2)
-    resumed = [*options, "--max_train_steps", 3, "--resume_from_checkpoint", "latest"]
+    train("prior", tmp_path / "parts", *options, "--max-train-steps", 2)
+    resumed = [*options, "--max-train-steps", 3, "--resume-from-checkpoint", "latest"]
     train("prior", tmp_path / "parts", *resumed)
     whole, parts = (UNet2DModel.from_pretrained(tmp_path / name / "unet") for name in ("whole", "parts"))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
 def test_segmentation_starts_from_given_weights(tmp_path):
-    train("segmentation", tmp_path / "first", "--max_train_steps", 1)
+    train("segmentation", tmp_path / "first", "--max-train-steps", 1)
     folder = tmp_path / "first" / "segmentation_model"
-    start = ["--init_from", tmp_path / "first", "--max_train_steps", 1, "--learning_rate", 1e-12]
+    start = ["--init-from", tmp_path / "first", "--max-train-steps", 1, "--learning-rate", 1e-12]
     record = train("segmentation", tmp_path / "second", *start)
     assert set(record["history"][-1]["val_dice_per_class"]) == set(
         SegmentationUNet.from_pretrained(folder).config.class_names

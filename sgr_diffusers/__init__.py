@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bounds import SegmentationBounds, bounds_from_samples, bounds_from_segmentations
+    from .data.load import load_skmtea
     from .guidance.guiders import Guidance, SegmentationGuidance
+    from .io.raw_file import read_raw
     from .models.adapters import SegmentationAdapter
     from .models.prior import create_prior, create_scheduler
     from .models.segmentation import SegmentationUNet
@@ -35,6 +37,8 @@ __all__ = [  # noqa: RUF022 - in the order of the README
     "bounds_from_segmentations",
     "bounds_from_samples",
     "SenseOperator",
+    "load_skmtea",
+    "read_raw",
 ]
 
 _HOMES = {
@@ -51,6 +55,8 @@ _HOMES = {
     "bounds_from_samples": "bounds",
     "SenseOperator": "mri.operators",
 }
+# Imported when they are first used.
+_READERS = {"load_skmtea": "data.load", "read_raw": "io.raw_file"}
 
 
 def load() -> None:
@@ -65,9 +71,12 @@ def load() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name in _READERS:
+        globals()[name] = getattr(import_module(f".{_READERS[name]}", __name__), name)
+    elif name in _HOMES:
+        load()
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    load()
     return globals()[name]
 
 

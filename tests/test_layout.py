@@ -105,3 +105,4 @@ def test_the_walk_sees_the_imports_there_are():
 def test_the_table_of_contents_is_short_and_complete():
     assert len(sgr_diffusers.__all__) < 20
     assert all(hasattr(sgr_diffusers, name) for name in sgr_diffusers.__all__)
+    assert sgr_diffusers.load_skmtea.__module__ == f"{NAME}.data.load"

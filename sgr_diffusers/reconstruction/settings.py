@@ -37,7 +37,7 @@ class SamplingSettings(CallSettings):
     timesteps: tuple[int, ...] | None = setting(
         None, whole_number(0), "falling timesteps", unset="the scheduler's choice", several=True
     )
-    seed: int = setting(0, whole_number(0, 2**63 - 1), "seed of the noise")
+    seed: int = setting(0, whole_number(0), "seed of the noise")
 
     def __post_init__(self) -> None:
         """Check all settings, and set the number of steps."""

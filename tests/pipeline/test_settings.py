@@ -29,7 +29,7 @@ def test_the_call_has_every_setting_with_its_default():
         ({"eta": True}, r"`eta` must be from 0 .*got True"),
         ({"fast": True, "timesteps": (5, 0)}, r"`timesteps` must not be given with `fast`"),
         ({"timesteps": (5, -1)}, r"`timesteps` must be a whole number of at least 0, got -1"),
-        ({"seed": -1}, r"`seed` must be a whole number from 0"),
+        ({"seed": -1}, r"`seed` must be a whole number of at least 0"),
     ],
 )
 def test_settings_check_themselves(given, message):

@@ -1,10 +1,11 @@
 """Estimate a statistic over the values of scans, with its bootstrap confidence interval, which the seed fixes."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 __all__ = ["Estimate", "estimate", "mean", "median"]
 
@@ -62,10 +63,20 @@ def estimate(
     values = np.asarray(values, dtype=np.float64)
     if not values.size:
         return Estimate(float("nan"), float("nan"), float("nan"))
-    drawn = np.random.default_rng(seed).integers(len(values), size=(n, len(values)))
-    resampled = statistic(values[drawn].reshape(n, -1))
     value = float(statistic(values.reshape(1, -1))[0])
-    known = resampled[~np.isnan(resampled)]
+    if len(values) == 1:  # scipy asks for two
+        return Estimate(value, value, value)
+
+    def of_scans(scans: Integer[np.ndarray, "*resample scan"], axis: int) -> Float[np.ndarray, "*resample"]:
+        return statistic(values[scans].reshape(*scans.shape[:-1], -1))
+
+    from scipy import stats
+
+    rng, scans = np.random.default_rng(seed), np.arange(len(values))
+    with warnings.catch_warnings():  # of resamples without any value, which are left out below
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap((scans,), of_scans, n_resamples=n, method="percentile", random_state=rng)
+    known = result.bootstrap_distribution[~np.isnan(result.bootstrap_distribution)]
     if not len(known):
         return Estimate(value, float("nan"), float("nan"))
     tail = 50 * (1 - CONFIDENCE)

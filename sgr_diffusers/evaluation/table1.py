@@ -1,6 +1,5 @@
 """Write the paper's Table 1 from scores as CSV, Markdown and LaTeX; check the claims that it should bear out."""
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,11 +76,7 @@ def table1_rows(tables: ScoreTables, strength: float) -> list[dict[str, Any]]:
 
 def write_table1(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `table1.csv`: the columns `COLUMNS`, in full precision; what has no value is left empty."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: "" if pd.isna(row[name]) else row[name] for name in COLUMNS})
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, lineterminator="\n")
 
 
 def read_table1(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -90,19 +85,16 @@ def read_table1(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
         ValueError: it has other columns, or a cell is no number.
     """
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(
-                f"{path} must have the columns {COLUMNS}, as `sgr report` writes it, got {reader.fieldnames}."
-            )
-        texts = ("method", "reference")
-        try:
-            return [
-                {name: row[name] if name in texts else float(row[name] or "nan") for name in COLUMNS} for row in reader
-            ]
-        except ValueError as error:
-            raise ValueError(f"{path} has a cell that is no number ({error}).") from error
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if tuple(frame.columns) != COLUMNS:
+        raise ValueError(
+            f"{path} must have the columns {COLUMNS}, as `sgr report` writes it, got {list(frame.columns)}."
+        )
+    try:
+        numbers = frame.drop(columns=["method", "reference"]).replace("", "nan").astype(float)
+    except ValueError as error:
+        raise ValueError(f"{path} has a cell that is no number ({error}).") from error
+    return frame.assign(**numbers).to_dict("records")
 
 
 def paper_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -138,15 +130,8 @@ def table1_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def table1_latex(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table for a paper; needs the package booktabs."""
-    lines = [r"\begin{tabular}{lllrrrrrr}", r"\toprule", " & ".join(_LATEX_HEADS[name] for name in COLUMNS) + r" \\"]
-    previous = None
-    for row in rows:
-        block = (row["reference"], row["acceleration"])
-        if block != previous:
-            lines.append(r"\midrule")
-        previous = block
-        lines.append(" & ".join(_cell(name, row[name]) or "--" for name in COLUMNS) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    cells = pd.DataFrame(table1_cells(rows, missing="--")).set_axis([_LATEX_HEADS[name] for name in COLUMNS], axis=1)
+    return cells.to_latex(index=False, column_format="lllrrrrrr")
 
 
 def check_claims(rows: Sequence[Mapping[str, Any]], growth: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:

@@ -3,14 +3,13 @@
 A guidance names the tensors that it needs by `tensor_inputs` and returns one score for each image. The pipeline adds
 the score's gradient to the predicted noise, limited to `strength` times its norm (paper Eqs. 13 and 14). Several
 compose: each adds a push. Guidance is saved by `guidance.save_config(folder)` and made again by
-`SegmentationGuidance.from_config(config)`. A recorder of the trajectory, a callback for after the step, stands beside.
+`SegmentationGuidance.from_config(config)`.
 """
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers.callbacks import PipelineCallback
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from .losses import class_log_odds, guidance_loss, has_pixels_to_push
 from .targets import resolve_classes
 
-__all__ = ["Guidance", "SegmentationGuidance", "TrajectoryRecorder", "check_guidance", "images_to_push"]
+__all__ = ["Guidance", "SegmentationGuidance", "check_guidance", "images_to_push"]
 
 OBJECTIVES = ("likelihood", "volume")
 
@@ -139,28 +138,6 @@ class SegmentationGuidance(Guidance):
         if self.config.target is not None:
             is_upper = torch.full_like(is_upper, self.config.target == "upper")
         return class_number, is_upper
-
-
-class TrajectoryRecorder(PipelineCallback):
-    """For `callback_on_step_end`: keeps tensors of each step, on the CPU, in `recorder.steps`.
-
-    Args:
-        tensor_inputs: names of tensors out of `SGRMRIPipeline._callback_tensor_inputs`.
-    """
-
-    tensor_inputs: ClassVar[list[str]] = ["x0_consistent"]
-
-    @register_to_config
-    def __init__(self, tensor_inputs: list[str] | None = None):
-        """Start with an empty record."""
-        self.tensor_inputs = list(tensor_inputs or type(self).tensor_inputs)
-        self.steps: list[dict[str, Any]] = []
-
-    def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Tensor]) -> dict:
-        """Append `{"step", "timestep", <name>: tensor (image, 2, y, x), ...}`."""
-        tensors = {name: value.detach().cpu().clone() for name, value in callback_kwargs.items()}
-        self.steps.append({"step": step_index, "timestep": float(timestep), **tensors})
-        return {}
 
 
 def check_guidance(guidance: Sequence[Any], available: Sequence[str], class_names: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 __all__ = ["LPS_TO_RAS", "nearest_directions", "patient_affine"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
-_DIRECTION = {(0, 1): "LR", (0, -1): "RL", (1, 1): "PA", (1, -1): "AP", (2, 1): "IS", (2, -1): "SI"}
+_DIRECTIONS = (("RL", "LR"), ("AP", "PA"), ("SI", "IS"))  # down and up each world axis of NIfTI
 
 
 def patient_affine(
@@ -21,10 +21,9 @@ def patient_affine(
 
 
 def nearest_directions(axes: tuple[np.ndarray, ...]) -> tuple[str, str, str] | None:
-    """Nearest anatomical directions; `None` where two axes are nearest to the same."""
-    codes = []
-    for axis in axes:
-        vector = LPS_TO_RAS @ axis
-        world = int(np.abs(vector).argmax())
-        codes.append(_DIRECTION[world, 1 if vector[world] > 0 else -1])
-    return tuple(codes) if len({"".join(sorted(code)) for code in codes}) == 3 else None
+    """Nearest anatomical directions; `None` where an axis has no direction."""
+    from nibabel.orientations import aff2axcodes
+
+    affine = patient_affine(axes, (1.0, 1.0, 1.0), np.zeros(3), (0, 0, 0))
+    codes = aff2axcodes(affine, _DIRECTIONS)
+    return None if None in codes else codes

@@ -96,69 +96,6 @@ def poisson_disc_mask(
     return best
 
 
-def random_mask(
-    shape: tuple[int, int],
-    acceleration: int | float,
-    calibration_shape: tuple[int, int] = (24, 24),
-    seed: int | np.random.Generator = 0,
-    density_power: int | float = 0.0,
-) -> SamplingMask:
-    """Mask of independently drawn positions, exactly as many as the acceleration allows, with a calibration box.
-
-    Args:
-        shape: Matrix size (y, x).
-        acceleration: Acceleration over the whole matrix, calibration box included.
-        calibration_shape: Size (y, x) of the box about the centre that is fully sampled; (0, 0) for none.
-        seed: Seed of the mask, an integer, or a numpy generator.
-        density_power: 0 for uniform density; p > 0 for a density falling as (1 - r)^p from the centre (r = 0) to
-            the corners (r = 1).
-
-    Raises:
-        ValueError: an argument is out of range, or the calibration box alone holds more samples than allowed.
-    """
-    box = _calibration_box(shape, calibration_shape)
-    n_samples = round(_check_acceleration(shape, acceleration, calibration_shape))
-    if density_power < 0:
-        raise ValueError(f"`density_power` must not be negative, got {density_power}.")
-    mask = np.zeros(shape, dtype=bool)
-    mask[box] = True
-    distance = _radius_beyond(shape, (0, 0)) / np.sqrt(2)
-    # The n largest of log(density) + Gumbel noise are n draws without replacement with these densities.
-    score = density_power * np.log1p(-np.minimum(distance, 1 - 1e-6))
-    score = np.where(mask, -np.inf, score + np.random.default_rng(seed).gumbel(size=shape))
-    n_more = n_samples - int(mask.sum())
-    if n_more > 0:
-        mask.flat[np.argpartition(score, -n_more, axis=None)[-n_more:]] = True
-    return SamplingMask(mask, float(mask.size / mask.sum()))
-
-
-def equispaced_mask(
-    shape: tuple[int, int], spacing: int, n_calibration_lines: int = 24, axis: int = 0
-) -> SamplingMask:
-    """Every `spacing`-th line of k-space, the central one among them, and a block of central calibration lines.
-
-    Args:
-        shape: Matrix size (y, x).
-        spacing: Distance of the lines. The acceleration is lower, because of the calibration lines.
-        n_calibration_lines: Number of central lines that are all measured; 0 for none.
-        axis: Axis along which lines are left out: 0 for y, 1 for x. The other one is fully sampled.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-    if axis not in (0, 1):
-        raise ValueError(f"`axis` must be 0 (y) or 1 (x), got {axis}.")
-    n_lines = shape[axis]
-    if not 1 <= spacing <= n_lines:
-        raise ValueError(f"`spacing` must be from 1 to the {n_lines} lines of axis {axis}, got {spacing}.")
-    lines = (np.arange(n_lines) - n_lines // 2) % spacing == 0
-    box = [0, 0]
-    box[axis] = n_calibration_lines
-    lines[_calibration_box(shape, tuple(box))[axis]] = True
-    mask = np.broadcast_to(lines[:, None] if axis == 0 else lines[None, :], shape).copy()
-    return SamplingMask(mask, float(mask.size / mask.sum()))
-
-
 def pad_mask(mask: Shaped[np.ndarray, "y x"], shape: tuple[int, int]) -> Bool[np.ndarray, "padded_y padded_x"]:
     """Zero-pad a stored mask about the centre to the matrix of the k-space, as SKM-TEA's are to be.
 
@@ -255,8 +192,6 @@ def _radius_beyond(shape: tuple[int, int], calibration_shape: tuple[int, int]) -
 __all__ = [
     "SamplingMask",
     "calibration_region",
-    "equispaced_mask",
     "pad_mask",
     "poisson_disc_mask",
-    "random_mask",
 ]

@@ -1,11 +1,11 @@
 """Write a table of bounds, a figure like the paper's Fig. 3 and image files from reconstructed volumes."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 
 from ..bounds import uncertain_share, volume_mm3
@@ -57,11 +57,7 @@ def _mm3(volume: VolumeReconstruction, mask: Bool[np.ndarray, "slice y x"]) -> f
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV, in full precision; what is unknown or undefined is left empty."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: "" if value is None or value != value else value for key, value in row.items()})
+    pd.DataFrame(rows).to_csv(path, index=False, lineterminator="\n")
 
 
 def table_text(rows: Sequence[Mapping[str, Any]]) -> str:

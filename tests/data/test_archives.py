@@ -1,11 +1,9 @@
 """Archives are unpacked whole or refused; nothing leaves the folder."""
 
-import gzip
 import io
-import struct
 import tarfile
-import zipfile
 from pathlib import PurePosixPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,13 +31,6 @@ def special(name, kind, link=""):
     return member
 
 
-def zipped(path, files=None):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in (FILES if files is None else files).items():
-            file.writestr(name, content)
-    return path
-
-
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "out" / "data"
@@ -49,10 +40,10 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar", "a.tar.xz", "a.zip"])
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar", "a.tar.xz"])
 def test_files_come_out_as_they_went_in(tmp_path, folder, name):
     modes = {"a.tar.gz": "w:gz", "a.tar": "w", "a.tar.xz": "w:xz"}
-    archive = zipped(tmp_path / name) if name == "a.zip" else tar(tmp_path / name, mode=modes[name])
+    archive = tar(tmp_path / name, mode=modes[name])
     paths = unpack(archive, folder)
     assert [str(path.relative_to(folder)) for path in paths] == list(FILES)
     assert contents(folder) == FILES
@@ -92,13 +83,17 @@ def test_rename(tmp_path, folder):
         unpack(tar(tmp_path / "a.tar"), folder, rename=lambda path: PurePosixPath("..") / path.name)
 
 
-@pytest.mark.parametrize("make", [tar, zipped])
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil_of_sgr_test", "a/../../evil", "a\\..\\..\\evil", "C:/evil"])
-def test_members_that_would_leave_the_folder(tmp_path, folder, make, name):
-    archive = make(tmp_path / "a.archive", {"good": b"1", name: b"evil"})
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "a/../../../../tmp/evil_of_sgr_test"])
+def test_members_that_would_leave_the_folder(tmp_path, folder, name):
+    archive = tar(tmp_path / "a.archive", {"good": b"1", name: b"evil"})
     with pytest.raises(UnsafeArchiveError, match=r"a\.archive was refused: member .*evil.* would leave the folder"):
         unpack(archive, folder)
     assert set(contents(tmp_path / "out")) <= {"data/good"}
+
+
+def test_an_absolute_member_is_put_into_the_folder(tmp_path, folder):
+    unpack(tar(tmp_path / "a.tar", {"/tmp/evil_of_sgr_test": b"evil"}), folder)
+    assert contents(folder) == {"tmp/evil_of_sgr_test": b"evil"}
 
 
 @pytest.mark.parametrize(
@@ -126,50 +121,12 @@ def test_a_link_that_was_there_before(tmp_path, folder):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_link_in_a_zip(tmp_path, folder):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
-        member = zipfile.ZipInfo("link")
-        member.external_attr = 0o120777 << 16
-        file.writestr(member, "/etc/passwd")
-    with pytest.raises(UnsafeArchiveError, match="is a link"):
-        unpack(tmp_path / "a.zip", folder)
-
-
-@pytest.mark.parametrize("make", [tar, zipped])
-def test_bombs(tmp_path, folder, make):
-    archive = make(tmp_path / "a.archive", {"zeros": bytes(20_000_000)})
-    with pytest.raises(UnsafeArchiveError, match="'zeros' brings it to 20000000 bytes"):
-        unpack(archive, folder, max_ratio=10)
-    with pytest.raises(UnsafeArchiveError, match="may unpack to 1000"):
-        unpack(archive, folder, max_bytes=1000)
+def test_more_than_the_disk_has_room_for(tmp_path, folder, monkeypatch):
+    archive = tar(tmp_path / "a.tar.gz", {"zeros": bytes(20_000_000)})
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UnsafeArchiveError, match="'zeros' does not fit on the disk"):
+        unpack(archive, folder)
     assert not list(folder.iterdir())
-    assert len(unpack(archive, folder, max_ratio=2000)) == 1
-
-
-def test_too_many_members(tmp_path, folder):
-    with pytest.raises(UnsafeArchiveError, match="more than 2 members"):
-        unpack(tar(tmp_path / "a.tar.gz"), folder, max_members=2)
-
-
-def test_a_header_that_would_fill_the_memory(tmp_path, folder):
-    member = tarfile.TarInfo("././@PaxHeader")
-    member.type, member.size = tarfile.XHDTYPE, 1 << 30
-    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
-        file.write(member.tobuf(tarfile.USTAR_FORMAT) + bytes(10240))
-    with pytest.raises(UnsafeArchiveError, match="a header of 1073741824 bytes"):
-        unpack(tmp_path / "a.tar.gz", folder)
-
-
-def test_a_zip_whose_directory_lies_about_a_size(tmp_path, folder):
-    path = zipped(tmp_path / "a.zip", {"zeros": bytes(5000)})
-    content = bytearray(path.read_bytes())
-    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
-        at = content.index(signature) + offset
-        content[at : at + 4] = struct.pack("<I", 10)
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.zip"):
-        unpack(path, folder)
-    assert contents(folder) == {}
 
 
 def test_what_is_no_archive(tmp_path, folder):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgr_diffusers.mri.masks import calibration_region, equispaced_mask, pad_mask, poisson_disc_mask, random_mask
+from sgr_diffusers.mri.masks import calibration_region, equispaced_mask, pad_mask, poisson_disc_mask
 
 few = settings(derandomize=True, max_examples=20, deadline=None)
 
@@ -57,7 +57,6 @@ def test_poisson_disc_gives_up_after_its_attempts_and_says_what_was_reached():
         poisson_disc_mask((48, 48), 12, (6, 6), max_attempts=1)
 
 
-@pytest.mark.parametrize("make", [poisson_disc_mask, random_mask])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -66,58 +65,15 @@ def test_poisson_disc_gives_up_after_its_attempts_and_says_what_was_reached():
         ({"acceleration": 4, "calibration_shape": (33, 4)}, "calibration region must be"),
     ],
 )
-def test_bad_arguments_are_named(make, arguments, message):
+def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        make(**{"shape": (32, 32), "calibration_shape": (4, 4), **arguments})
+        poisson_disc_mask(**{"shape": (32, 32), "calibration_shape": (4, 4), **arguments})
 
 
 @pytest.mark.parametrize("arguments", [{"max_attempts": 0}, {"tolerance": 0.0}, {"seed": -1}])
 def test_bad_poisson_settings_are_named(arguments):
     with pytest.raises(ValueError, match="`max_attempts` must be 1 or more"):
         poisson_disc_mask((32, 32), 4, (4, 4), **arguments)
-
-
-@few
-@given(st.tuples(st.integers(16, 40), st.integers(16, 40)), st.floats(1.5, 8), st.sampled_from([0.0, 3.0]))
-def test_random_mask_has_exactly_the_samples_it_may(shape, acceleration, power):
-    result = random_mask(shape, acceleration, (4, 5), seed=2, density_power=power)
-    assert result.mask.sum() == round(shape[0] * shape[1] / acceleration)
-    assert box_of(result.mask, (4, 5)).all()
-    assert np.array_equal(result.mask, random_mask(shape, acceleration, (4, 5), seed=2, density_power=power).mask)
-
-
-def test_random_mask_density():
-    y, x = np.mgrid[:64, :64] - 32
-    middle = np.hypot(y, x) < 16
-    for power, low, high in ((0.0, 0.7, 1.4), (4.0, 3.0, np.inf)):
-        mask = random_mask((64, 64), 6, (0, 0), seed=np.random.default_rng(0), density_power=power).mask
-        assert low < mask[middle].mean() / mask[~middle].mean() < high
-    with pytest.raises(ValueError, match="`density_power`"):
-        random_mask((64, 64), 6, (0, 0), density_power=-1)
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_equispaced_lines(axis):
-    result = equispaced_mask((21, 16), spacing=4, n_calibration_lines=5, axis=axis)
-    lines = result.mask.any(axis=1 - axis)
-    n, centre = len(lines), len(lines) // 2
-    assert np.array_equal(lines, result.mask.all(axis=1 - axis))
-    expected = {i for i in range(n) if (i - centre) % 4 == 0} | set(range(centre - 2, centre + 3))
-    assert set(np.flatnonzero(lines)) == expected
-    assert result.acceleration == pytest.approx(n / len(expected))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"spacing": 0}, "`spacing`"),
-        ({"spacing": 4, "axis": 2}, "`axis`"),
-        ({"spacing": 4, "n_calibration_lines": 99}, "99"),
-    ],
-)
-def test_bad_equispaced_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        equispaced_mask((32, 32), **arguments)
 
 
 def test_pad_mask_puts_the_floor_before_and_the_rest_after():

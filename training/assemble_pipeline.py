@@ -27,8 +27,7 @@ from sgr_diffusers.hub.loading import drop_code
 from sgr_diffusers.hub.repository import make_portable
 from sgr_diffusers.publishing.measured import check_measured
 from sgr_diffusers.publishing.model_card import model_card
-from sgr_diffusers.training.files import check_own_output
-from sgr_diffusers.utils.files import replaced_folder
+from sgr_diffusers.utils.files import check_replaceable, replaced_folder
 from sgr_diffusers.utils.options import OptionParser
 
 RECORD = "training/assembly.json"
@@ -90,8 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Assemble and write the card."""
     args = parse_arguments(arguments)
     inputs = [args.data_dir, *args.prior, args.segmentation, *([args.quality] if args.quality else [])]
-    check_own_output(Path(args.output_dir), RECORD, WRITTEN, inputs)
-    with replaced_folder(Path(args.output_dir).absolute()) as output:
+    output_dir = Path(args.output_dir)
+    check_replaceable(output_dir, True, name="output_dir", record=RECORD, written=WRITTEN, inputs=inputs)
+    with replaced_folder(output_dir) as output:
         assemble(args, output)
     size = sum(path.stat().st_size for path in Path(args.output_dir).rglob("*") if path.is_file())
     print(f"{args.output_dir}: {size / 2**20:.1f} MiB")

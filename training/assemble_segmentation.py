@@ -16,8 +16,7 @@ import torch
 from sgr_diffusers import SegmentationUNet
 from sgr_diffusers.data.skm_tea import known_data, list_scans
 from sgr_diffusers.publishing.training_card import training_card
-from sgr_diffusers.training.files import check_own_output
-from sgr_diffusers.utils.files import replaced_folder
+from sgr_diffusers.utils.files import check_replaceable, replaced_folder
 from sgr_diffusers.utils.options import OptionParser
 
 RECORD = "training_record.json"
@@ -38,8 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Assemble and write the card."""
     args = parse_arguments(arguments)
     inputs = [args.data_dir, args.run, *([args.comparison] if args.comparison else [])]
-    check_own_output(Path(args.output_dir), RECORD, WRITTEN, inputs)
-    with replaced_folder(Path(args.output_dir).absolute()) as output:
+    output_dir = Path(args.output_dir)
+    check_replaceable(output_dir, True, name="output_dir", record=RECORD, written=WRITTEN, inputs=inputs)
+    with replaced_folder(output_dir) as output:
         assemble(args, output)
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .table1 import table1_cells
 
 __all__ = ["render_page"]
 
-_TEMPLATE = Path(__file__).with_name("report_page.html.jinja")
+_TEMPLATE = files(__package__) / "report_page.html.jinja"
 _TEXTS = {"method", "reference", "segmenter", "group", "baseline", "claim", "holds", "numbers", "scans with"}
 _NAMES = {
     "precision_lower": "precision S↓",

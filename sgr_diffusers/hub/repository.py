@@ -19,7 +19,6 @@ from .model_index import (
     OWN_SEGMENTATION,
     PIPELINE_FILE,
     SEGMENTATION_FILE,
-    UnsafeCheckpointError,
     read_json,
 )
 
@@ -66,9 +65,9 @@ class RepositoryMixin:
                 `cache_dir`, `local_files_only`, and components. `segmentation_model` may be any module.
 
         Raises:
-            UnsafeCheckpointError: the repository has no safetensors, or asks for what must not be done on its word.
-            OSError: there is no such repository, revision or variant, or it cannot be reached; or a file was damaged
-                on its way: it is deleted, so that the next call fetches it again.
+            UnsafeCheckpointError: the repository asks for what must not be done on its word.
+            OSError: there is no such repository, revision or variant, it cannot be reached, or it has no safetensors;
+                or a file was damaged on its way: it is deleted, so that the next call fetches it again.
         """
         if kwargs.get("use_safetensors", True) is False:
             raise ValueError("`use_safetensors` must not be False: weights that are unpickled can run any code.")
@@ -85,16 +84,7 @@ class RepositoryMixin:
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
         """Download a pipeline as `DiffusionPipeline.download` does, but no weights that would be unpickled."""
         kwargs["use_safetensors"] = True
-        try:
-            return super().download(pretrained_model_name, **kwargs)
-        except OSError as error:
-            if "Could not find the necessary `safetensors`" not in str(error):
-                raise
-            variant = f" (variant {kwargs['variant']!r})" if kwargs.get("variant") else ""
-            raise UnsafeCheckpointError(
-                f"{pretrained_model_name} has not all of its weights as .safetensors{variant}, and files that are "
-                "unpickled can run any code. Ask its owner to convert them."
-            ) from error
+        return super().download(pretrained_model_name, **kwargs)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, safe_serialization: bool = True, **kwargs: Any

@@ -152,7 +152,7 @@ class CallSettings:
     cg_iterations: int | None = setting(
         None, whole_number(0), "largest number of iterations in each step", unset="the checkpoint's"
     )
-    noise_std: float | None = setting(
+    noise_std: Any = setting(  # noqa: RUF009 - a number; in a call also an array
         None,
         _NOISE,
         "standard deviation of the real part of the noise, in the unit of the k-space",

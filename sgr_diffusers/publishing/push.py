@@ -1,7 +1,6 @@
 """Shows what publishing a folder would change on the Hub, and pushes it in one commit after a yes."""
 
 import difflib
-import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -172,11 +171,8 @@ def compare(api: Any, stage: Path, repo_id: str, kind: str) -> Changes:
     except RepositoryNotFoundError:
         return _all_new(here)
     head = info.sha
-    there = {}
-    for entry in api.list_repo_tree(repo_id, repo_type=kind, revision=head, recursive=True):
-        if hasattr(entry, "blob_id"):
-            there[entry.path] = (entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
-    changed = [name for name, path in here.items() if name in there and not _is_same(path, *there[name])]
+    found = api.verify_repo_checksums(repo_id, repo_type=kind, revision=head, local_dir=stage)
+    changed, new = sorted(mismatch["path"] for mismatch in found.mismatches), sorted(found.extra_paths)
     card = ""
     if "README.md" in changed:
         try:
@@ -184,11 +180,11 @@ def compare(api: Any, stage: Path, repo_id: str, kind: str) -> Changes:
         except EntryNotFoundError:
             old = ""
         card = _card_diff(old, here)
-    elif "README.md" not in there:
+    elif "README.md" in new:
         card = _card_diff("", here)
-    only_there = [name for name in there if name not in here and name != ".gitattributes"]
+    only_there = sorted(set(found.missing_paths) - {".gitattributes"})
     return Changes(
-        [name for name in here if name not in there],
+        new,
         changed,
         only_there,
         card,
@@ -209,14 +205,6 @@ def _card_diff(old: str, here: dict[str, Path]) -> str:
     new = here["README.md"].read_text("utf-8")
     names = ("README.md on the Hub", "README.md")
     return "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), *names, n=2, lineterm=""))
-
-
-def _is_same(path: Path, size: int, digest: str) -> bool:
-    if path.stat().st_size != size:
-        return False
-    content = path.read_bytes()
-    header = b"blob %d\0" % len(content)
-    return digest in (hashlib.sha256(content).hexdigest(), hashlib.sha1(header + content).hexdigest())
 
 
 def _login_token() -> str | None:

@@ -4,9 +4,8 @@ import errno
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from ..utils.files import synchronise, write_json
 __all__ = [
     "MANIFEST_FILE",
     "DiskError",
-    "check_own_output",
     "disk_errors",
     "find_damage",
     "only_run",
@@ -36,6 +34,9 @@ class DiskError(OSError):
 def disk_errors(what: str, way_out: str) -> Iterator[None]:
     """Turn the many ways in which libraries report a failed write into one.
 
+    `torch.save` and safetensors raise errors of their own for it, `RuntimeError` among them: the block must do nothing
+    but write.
+
     Args:
         what: name of what was being written, for the message.
         way_out: sentence that says what remains, and what to do.
@@ -45,22 +46,10 @@ def disk_errors(what: str, way_out: str) -> Iterator[None]:
     """
     try:
         yield
+    except DiskError:
+        raise
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_of_torch_save(error):
-            raise
-        if isinstance(error, DiskError):
-            raise
         raise DiskError(f"{what} could not be written ({error}). Is the disk full? {way_out}") from error
-
-
-def _is_of_torch_save(error: BaseException | None) -> bool:
-    """Whether `torch.save` raised it. Its writer fails, and once more when it is closed, with words of its own."""
-    words = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
-    while error is not None:
-        if any(word in str(error) for word in words):
-            return True
-        error = error.__context__
-    return False
 
 
 @contextmanager
@@ -120,33 +109,6 @@ def find_damage(folder: Path) -> str | None:
     changed = (name for name, expected in entries.items() if _describe(folder / name) != expected)
     name = next(changed, None)
     return None if name is None else f"the content of {name} is not what was written"
-
-
-def check_own_output(final: Path, record: str, names: Iterable[str], inputs: Iterable[str | Path]) -> None:
-    """Refuse to replace a folder unless all that it holds is what the same script wrote there before.
-
-    Args:
-        final: folder to be written by `replaced_folder`.
-        record: name of a file that such an output has.
-        names: patterns of the names of what else lies in one.
-        inputs: inputs of the script; none of them may be in the folder.
-
-    Raises:
-        FileExistsError: naming what would be lost.
-    """
-    inside = [str(one) for one in inputs if Path(one).resolve().is_relative_to(final.resolve())]
-    if inside:
-        raise FileExistsError(f"`output_dir` {final} contains {inside[0]}, which is read. Choose another folder.")
-    if not final.exists():
-        return
-    found = sorted(path.name for path in final.iterdir()) if final.is_dir() else [final.name]
-    names = list(names)
-    foreign = [name for name in found if not any(fnmatch(name, pattern) for pattern in names)]
-    if foreign or (found and not (final / record).is_file()):
-        lost = foreign[0] if foreign else f"no {record}"
-        raise FileExistsError(
-            f"`output_dir` {final} is there and was not written by this script (it has {lost}). Choose another folder."
-        )
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -64,33 +65,61 @@ def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
         partial.write_text(json.dumps(content, indent=indent, default=str) + "\n", encoding="utf-8")
 
 
-def check_replaceable(path: Path, overwrite: bool) -> None:
+def check_replaceable(
+    path: Path,
+    overwrite: bool,
+    *,
+    name: str = "output",
+    record: str = RECORD_FILE,
+    written: Sequence[str] | None = None,
+    inputs: Iterable[str | Path] = (),
+) -> None:
     """Refuse an output path before any work is done.
 
-    A folder is replaced only if all that it holds was written by an earlier run, as its `RECORD_FILE` tells: nobody
-    loses a file that this package did not write.
+    A folder is replaced only if all that it holds was written by an earlier run, as its record tells: nobody loses a
+    file that this package did not write.
+
+    Args:
+        path: folder to make.
+        overwrite: whether the folder of an earlier run may be replaced.
+        name: name of the argument, for errors.
+        record: name of a file that an earlier run has left in its folder.
+        written: patterns of the names that a run writes; `None` for the names that the record lists.
+        inputs: files and folders that the run reads; none of them may be in the folder.
 
     Raises:
         FileExistsError: something is at `path` that may not be replaced.
     """
+    inside = [str(entry) for entry in inputs if Path(entry).resolve().is_relative_to(path.resolve())]
+    if inside:
+        raise FileExistsError(f"`{name}` {path} contains {inside[0]}, which is read. Choose another folder.")
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
         raise FileExistsError(
-            f"`output` {path} is already there. Choose another folder, or replace it by --overwrite."
+            f"`{name}` {path} is already there. Choose another folder, or replace it by --overwrite."
         )
     if path.is_symlink() or not path.is_dir():
-        raise FileExistsError(f"`output` {path} is not a folder. Choose another one.")
-    found = {entry.name for entry in path.iterdir()}
-    try:
-        written = set(json.loads((path / RECORD_FILE).read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        written = set()
-    if found - written:
+        raise FileExistsError(f"`{name}` {path} is not a folder. Choose another one.")
+    there = {entry.name for entry in path.iterdir()}
+    if not (path / record).is_file():
+        foreign = there
+    elif written is None:
+        foreign = there - _listed(path / record)
+    else:
+        foreign = {entry for entry in there if not any(fnmatch(entry, pattern) for pattern in written)}
+    if foreign:
         raise FileExistsError(
-            f"`output` {path} holds files that `sgr` did not write, such as {min(found - written)}, and is not "
+            f"`{name}` {path} holds files that an earlier run did not write, such as {min(foreign)}, and is not "
             "replaced. Choose another folder."
         )
+
+
+def _listed(record: Path) -> set[str]:
+    try:
+        return set(json.loads(record.read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 @contextmanager

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgr_diffusers.mri.masks import calibration_region, equispaced_mask, pad_mask, poisson_disc_mask
+from sgr_diffusers.mri.masks import calibration_region, pad_mask, poisson_disc_mask
 
 few = settings(derandomize=True, max_examples=20, deadline=None)
 

@@ -49,8 +49,8 @@ def test_failed_writes_are_one_kind_of_error():
     for error in (OSError(28, "No space left on device"), RuntimeError("[enforce fail] PytorchStreamWriter failed")):
         with pytest.raises(DiskError, match=r"The log could not be written \(.*\)\. Is the disk full\? Go on\."):
             failing(error)
-    with pytest.raises(RuntimeError, match="shapes"):
-        failing(RuntimeError("shapes differ"))
+    with pytest.raises(ValueError, match="shapes"):
+        failing(ValueError("shapes differ"))
 
 
 HOLDER = """

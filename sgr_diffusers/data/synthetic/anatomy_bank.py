@@ -17,8 +17,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
 from .anatomy import Knee
+from .canvas import REGIONS
 from .fields import smooth_fields, uniform, view_per_image
-from .rendering import REGIONS, KneeRenderer
+from .rendering import KneeRenderer
 
 __all__ = [
     "BANK_PIXEL_MM",

@@ -19,8 +19,8 @@ from torch import Generator, Tensor
 from ...mri.operators import fft2c, ifft2c
 from ..transforms import center_fit
 from .anatomy_bank import BANK_PIXEL_MM, LABEL_OF_REGION, draw_pose, sample, sample_smooth
+from .canvas import REGIONS
 from .fields import dead_leaves, smooth_fields, texture_fields, uniform, view_per_image
-from .rendering import REGIONS
 
 __all__ = ["VariedImages", "varied_acquisition"]
 

@@ -8,6 +8,7 @@ in bellies with fascicles, cartilage 0.5-0.9 in layers, fluid 0.9 and above, ves
 import numpy as np
 
 from .anatomy import MUSCLES, Knee, SmoothField, Texture, ellipsoid, profile, smooth_max, smooth_min
+from .canvas import BLURRED_MM, REGIONS, SHARP_MM, Canvas, coverage_of
 
 # labels of the SKM-TEA files
 LABELS = {
@@ -18,31 +19,6 @@ LABELS = {
     "meniscus_medial": 5,
     "meniscus_lateral": 6,
 }
-# second qDESS echo relative to the first: strong T2 weighting
-ECHO_2_FACTOR = {"fluid": 0.85, "cartilage": 0.4, "muscle": 0.3, "dark": 0.5, "fat": 0.6, "vessel": 0.6, "marrow": 0.5}
-_SHARP, _BLURRED = 0.35, 0.9  # mm, half width of an edge
-
-# What a point of a slice belongs to, number by number in `KneeRenderer.regions`; each muscle belly has its own.
-REGIONS = (
-    "background",
-    "fat",
-    "skin",
-    "fascia",
-    "hoffa",
-    "tendon",
-    "vessel_wall",
-    "vessel",
-    "fluid",
-    "cortex",
-    "marrow",
-    "scar",
-    "femoral_cartilage",
-    "tibial_cartilage",
-    "patellar_cartilage",
-    "meniscus_rim",
-    "meniscus",
-    *MUSCLES,
-)
 
 
 class KneeRenderer:
@@ -91,7 +67,7 @@ class KneeRenderer:
         bones = {name: knee.surface(getattr(knee, name), u, a, m) for name in ("femur", "tibia", "patella", "fibula")}
         cartilage, depth = self._cartilage(bones)
         menisci, tear = self._menisci(bones, cartilage)
-        canvas = _Canvas(a.shape)
+        canvas = Canvas(a.shape)
         self.regions = canvas.regions
         self._soft_tissue(canvas, bones, cartilage)
         self._fluid(canvas, bones, cartilage)
@@ -102,22 +78,22 @@ class KneeRenderer:
                 0.78 + 0.38 * np.clip(depth[name], 0, 1) + 0.05 * self.fine(u, a, m) * 0.6
             )
             value = value + 0.05 * self.coarse[0](u, a, m)
-            canvas.paint(d, value, "cartilage", _SHARP, f"{name}_cartilage")
+            canvas.paint(d, value, "cartilage", SHARP_MM, f"{name}_cartilage")
         for d in menisci.values():
             # synovium and a film of fluid outline the menisci
             canvas.paint(d - 0.9, 0.5 * self.level["fluid"], "fluid", 0.5, "meniscus_rim")
         for name, d in menisci.items():
             value = self.level["meniscus"] + 0.05 * np.abs(self.fine(u, a, m)) + 0.04 * self.coarse[1](u, a, m)
             canvas.paint(d, value, "dark", 0.5, "meniscus")
-            labels[LABELS[f"meniscus_{name}"]] = _coverage(d)
+            labels[LABELS[f"meniscus_{name}"]] = coverage_of(d)
         if tear is not None:
             canvas.paint(tear, 0.9 * self.level["fluid"], "fluid", 0.5, "fluid")
         for name, d in cartilage.items():
             if name == "tibial":
-                labels[LABELS["tibial_medial"]] = _coverage(d) * (m < 0)
-                labels[LABELS["tibial_lateral"]] = _coverage(d) * (m >= 0)
+                labels[LABELS["tibial_medial"]] = coverage_of(d) * (m < 0)
+                labels[LABELS["tibial_lateral"]] = coverage_of(d) * (m >= 0)
             else:
-                labels[LABELS[name]] = _coverage(d)
+                labels[LABELS[name]] = coverage_of(d)
         self._flow_artefact(canvas)
         return np.maximum(canvas.image, 0), np.maximum(canvas.image * canvas.echo_2, 0), labels
 
@@ -361,7 +337,7 @@ class KneeRenderer:
         pouch = ellipsoid((u - 62.0, a + 27.0, m), (14.0, 1.0 + knee.fluid_mm + swell, 16.0 + swell))
         notch = ellipsoid((u - 8.0, a + 2.0, m), (9.0, 5.0, 5.0)) + 2.0 - swell * 0.5
         fluid = np.maximum(smooth_min(np.minimum(fluid, notch), pouch, 2.0), free)
-        canvas.paint(fluid, self.level["fluid"] + 0.06 * self.coarse[1](u, a, m), "fluid", _BLURRED, "fluid")
+        canvas.paint(fluid, self.level["fluid"] + 0.06 * self.coarse[1](u, a, m), "fluid", BLURRED_MM, "fluid")
 
     def _bones(self, canvas, bones):
         knee, (u, a, m) = self.knee, self.position
@@ -374,7 +350,7 @@ class KneeRenderer:
                 "fibula": 1.3,
             }[name]
             marrow = self.level["marrow"] * (1.0 + 0.28 * trabeculae + 0.22 * self.coarse[2](u, a, m))
-            canvas.paint(surface.distance, 0.02, "dark", _SHARP, "cortex")
+            canvas.paint(surface.distance, 0.02, "dark", SHARP_MM, "cortex")
             canvas.paint(surface.distance + cortex, np.maximum(marrow, 0.02), "marrow", 0.5, "marrow")
         # growth-plate scars: a thin darker sheet across the epiphysis
         scar = np.abs(u - 36.0 - 2.0 * knee.border_field(u, a, m)) - 0.8
@@ -387,27 +363,4 @@ class KneeRenderer:
         centre_a, centre_m, radius = self._artery
         for order in (-2, -1, 1, 2):
             ghost = np.hypot(a - centre_a - 17.0 * order, m - centre_m) - radius
-            canvas.image += self.flow_ghost / abs(order) * (-1) ** order * _coverage(ghost, 0.8)
-
-
-class _Canvas:
-    """An image painted back to front with soft edges, its regions, and the ratio of the second echo to the first."""
-
-    def __init__(self, shape):
-        self.image = np.zeros(shape, np.float32)
-        self.echo_2 = np.full(shape, 0.5, np.float32)
-        self.regions = np.zeros(shape, np.uint8)
-
-    def paint(self, distance, value, tissue, edge_mm, region):
-        """Paint what lies inside of a surface; `region` is a name of `REGIONS` or an array of its numbers."""
-        coverage = _coverage(distance, edge_mm)
-        self.image += coverage * (value - self.image)
-        self.echo_2 += coverage * (ECHO_2_FACTOR[tissue] - self.echo_2)
-        inside = coverage > 0.5
-        number = REGIONS.index(region) if isinstance(region, str) else region[inside]
-        self.regions[inside] = number
-
-
-def _coverage(distance, edge_mm=_SHARP):
-    """Share of a point covered by a surface at signed ``distance`` whose edge is 2 ``edge_mm`` wide."""
-    return np.clip(0.5 - distance / (2 * edge_mm), 0.0, 1.0)
+            canvas.image += self.flow_ghost / abs(order) * (-1) ** order * coverage_of(ghost, 0.8)

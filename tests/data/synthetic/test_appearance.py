@@ -5,8 +5,8 @@ import torch
 
 from sgr_diffusers.data.synthetic.anatomy_bank import BANK_SHAPE, LABEL_OF_REGION, balanced_order, knee_slices
 from sgr_diffusers.data.synthetic.appearance import VariedImages, varied_acquisition
+from sgr_diffusers.data.synthetic.canvas import REGIONS
 from sgr_diffusers.data.synthetic.fields import dead_leaves, smooth_fields, texture_fields
-from sgr_diffusers.data.synthetic.rendering import REGIONS
 
 SIZE = (48, 40)
 

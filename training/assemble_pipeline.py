@@ -57,29 +57,34 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--data-command", help="that wrote the data; without it, the card names none")
+    parser.add_argument("--data-command", help="command that wrote the data (default: the card names none)")
     parser.add_argument("--prior", required=True, nargs="+")
     parser.add_argument("--segmentation", required=True)
     parser.add_argument("--quality")
     parser.add_argument(
-        "--cg-iterations", type=int, default=5, help="default of the pipeline, found on validation scans"
+        "--cg-iterations",
+        type=int,
+        default=5,
+        help="default number of iterations of the pipeline, chosen on validation scans (default: %(default)s)",
     )
-    parser.add_argument("--license", help="of the weights; only for data that is neither synthetic nor SKM-TEA")
+    parser.add_argument(
+        "--license", help="license of the weights; only for data that is neither synthetic nor SKM-TEA"
+    )
     parser.add_argument(
         "--guidance-strength",
         type=float,
-        help="default of the pipeline; without it, the paper's, brought to this image size",
+        help="strength that the pipeline has as default (default: the paper's, for this image size)",
     )
     parser.add_argument(
         "--guidance-from",
         type=float,
         default=1.0,
-        help="default of the pipeline: images are pushed below this share of the training time; 1 for all steps",
+        help="share of the training time below which images are pushed; 1 for all steps (default: %(default)s)",
     )
-    parser.add_argument("--note", help="what the records do not say of the training, for the card")
+    parser.add_argument("--note", help="text for the card on what the records of the training do not say")
     parser.add_argument("--case-scan", type=int, default=0, help="number of the test scan that gives the case")
     parser.add_argument(
-        "--without-code", action="store_true", help="for a checkpoint inside of the package, whose code is there"
+        "--without-code", action="store_true", help="leave out the code, for a checkpoint inside of the package"
     )
     parser.add_argument("--output-dir", required=True)
     return parser.parse_args(arguments)

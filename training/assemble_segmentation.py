@@ -26,9 +26,9 @@ WRITTEN = (RECORD, "segmentation_model", "comparison.json", "README.md")
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", required=True, help="that the model was trained on")
+    parser.add_argument("--data-dir", required=True, help="data that the model was trained on")
     parser.add_argument("--run", required=True, help="output folder of train_segmentation.py")
-    parser.add_argument("--comparison", help="with the standard model")
+    parser.add_argument("--comparison", help="JSON file of the comparison with the standard model")
     parser.add_argument("--output-dir", required=True)
     return parser.parse_args(arguments)
 

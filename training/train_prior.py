@@ -53,22 +53,32 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--preset", default="small", choices=PRIOR_PRESETS, help="network (default: %(default)s)")
-    parser.add_argument("--block-out-channels", type=int, nargs="+", help="instead of the preset's")
-    parser.add_argument("--layers-per-block", type=int, help="instead of the preset's")
-    parser.add_argument("--attention-head-dim", type=int, help="instead of the preset's")
-    parser.add_argument("--dropout", type=float, help="instead of the preset's")
+    parser.add_argument(
+        "--block-out-channels", type=int, nargs="+", help="number of channels of each level (default: the preset's)"
+    )
+    parser.add_argument("--layers-per-block", type=int, help="number of layers of each level (default: the preset's)")
+    parser.add_argument(
+        "--attention-head-dim", type=int, help="number of channels of an attention head (default: the preset's)"
+    )
+    parser.add_argument("--dropout", type=float, help="share of the channels that is dropped (default: the preset's)")
     parser.add_argument(
         "--init-from", help="folder of a prior (a pipeline, or its `unet`) whose weights to start from"
     )
-    parser.add_argument("--prediction-type", choices=PREDICTION_TYPES, help="default: that of init_from, or epsilon")
     parser.add_argument(
-        "--snr-gamma", type=float, help="min-SNR weighting of the loss, or of the timesteps drawn; 5 in its paper"
+        "--prediction-type",
+        choices=PREDICTION_TYPES,
+        help="what the prior predicts (default: as --init-from does, or epsilon)",
+    )
+    parser.add_argument(
+        "--snr-gamma",
+        type=float,
+        help="gamma of the min-SNR weights of the loss, or of the timesteps that are drawn; 5 in the paper on it",
     )
     parser.add_argument(
         "--timestep-sampling",
         default="stratified",
         choices=TIMESTEP_SAMPLING,
-        help="importance: draw timesteps by their min-SNR weight instead of multiplying by it",
+        help="draw of the timesteps; importance: by their min-SNR weights (default: %(default)s)",
     )
     parser.add_argument("--no-mirror", action="store_true", help="do not mirror left and right")
     parser.add_argument("--no-phase", action="store_true", help="do not rotate the global phase")
@@ -76,10 +86,30 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--validation-timesteps", type=int, nargs="+", default=[10, 50, 100, 200, 300, 400, 500, 600, 750, 900]
     )
-    parser.add_argument("--validation-samples", type=int, default=4, help="unconditional samples, as pictures")
-    parser.add_argument("--validation-pictures", type=int, default=2, help="reconstructions, as pictures")
-    parser.add_argument("--validation-acceleration", type=float, default=8, help="of these; the nearest stored mask")
-    parser.add_argument("--validation-inference-steps", type=int, default=25, help="of samples and reconstructions")
+    parser.add_argument(
+        "--validation-samples",
+        type=int,
+        default=4,
+        help="number of unconditional samples that are drawn as pictures (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--validation-pictures",
+        type=int,
+        default=2,
+        help="number of reconstructions that are drawn as pictures (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--validation-acceleration",
+        type=float,
+        default=8,
+        help="acceleration of the reconstructions; the nearest stored mask is taken (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--validation-inference-steps",
+        type=int,
+        default=25,
+        help="number of reverse steps of samples and reconstructions (default: %(default)s)",
+    )
     TrainingOptions.add_arguments(parser, output_dir="runs/prior", learning_rate=4e-4, lr_warmup_steps=200)
     return parse_with_settings(parser, SETTINGS, arguments)
 

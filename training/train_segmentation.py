@@ -52,23 +52,63 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
-    parser.add_argument("--channels", type=int, nargs="+", help="of each level (default: 16 32 64 128 256)")
-    parser.add_argument("--strides", type=int, nargs="+", help="between the levels (default: 2 2 2 2)")
-    parser.add_argument("--num-res-units", type=int, help="of each level (default: 2)")
-    parser.add_argument("--dropout", type=float, help="share of channels (default: 0)")
+    parser.add_argument(
+        "--channels", type=int, nargs="+", help="number of channels of each level (default: 16 32 64 128 256)"
+    )
+    parser.add_argument("--strides", type=int, nargs="+", help="strides between the levels (default: 2 2 2 2)")
+    parser.add_argument("--num-res-units", type=int, help="number of residual units of each level (default: 2)")
+    parser.add_argument("--dropout", type=float, help="share of the channels that is dropped (default: 0)")
     parser.add_argument("--flip-average", action="store_true", help="the model averages over four flips when used")
     parser.add_argument("--init-from", help="folder of a segmentation model whose weights to start from")
-    parser.add_argument("--mirror-axes", default="x", choices=("none", "x", "both"), help="x is left-right")
-    parser.add_argument("--max-noise", type=float, default=0.05, help="largest standard deviation of Gaussian noise")
-    parser.add_argument("--gain-range", type=float, default=0.15, help="the image is scaled by 1 ± this at most")
-    parser.add_argument("--contrast-range", type=float, default=0.0, help="and raised to 1 ± this at most")
+    parser.add_argument(
+        "--mirror-axes",
+        default="x",
+        choices=("none", "x", "both"),
+        help="axes along which slices are mirrored; x is left-right (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-noise",
+        type=float,
+        default=0.05,
+        help="largest standard deviation of Gaussian noise (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gain-range",
+        type=float,
+        default=0.15,
+        help="largest deviation from 1 of a factor on the image (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--contrast-range",
+        type=float,
+        default=0.0,
+        help="largest deviation from 1 of an exponent of the image (default: %(default)s)",
+    )
     attack = parser.add_argument_group("adversarial training (multi-step projected gradient descent on the image)")
-    attack.add_argument("--adversarial-fraction", type=float, default=0.0, help="share of each batch attacked")
-    attack.add_argument("--adversarial-norm", default="linf", choices=ATTACK_NORMS)
-    attack.add_argument("--adversarial-radius", type=float, default=0.05, help="1 is the 0.99 quantile")
-    attack.add_argument("--adversarial-steps", type=int, default=5, help="forward and backward passes of an attack")
     attack.add_argument(
-        "--adversarial-loss", default="masked", choices=ATTACK_LOSSES, help="masked: pixels that are still right"
+        "--adversarial-fraction",
+        type=float,
+        default=0.0,
+        help="share of each batch that is attacked (default: %(default)s)",
+    )
+    attack.add_argument("--adversarial-norm", default="linf", choices=ATTACK_NORMS)
+    attack.add_argument(
+        "--adversarial-radius",
+        type=float,
+        default=0.05,
+        help="radius of an attack, in units of the 0.99 quantile (default: %(default)s)",
+    )
+    attack.add_argument(
+        "--adversarial-steps",
+        type=int,
+        default=5,
+        help="number of forward and backward passes of an attack (default: %(default)s)",
+    )
+    attack.add_argument(
+        "--adversarial-loss",
+        default="masked",
+        choices=ATTACK_LOSSES,
+        help="loss that an attack raises; masked: in pixels that are still right (default: %(default)s)",
     )
     attack.add_argument("--adversarial-validation-slices", type=int, default=64)
     TrainingOptions.add_arguments(

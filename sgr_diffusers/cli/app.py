@@ -19,15 +19,27 @@ def add_app(add_command: Callable[..., argparse.ArgumentParser], commands: Any) 
     command.add_argument("--model", help="folder or Hub repository of the pipeline (default: the bundled one)")
     command.add_argument("--device", help="for example cuda:1 (default: a GPU if there is one)")
     command.add_argument("--host", help="address to listen at (default: this machine alone)")
-    command.add_argument("--port", type=int, help="(default: the first free one from 7860 on)")
+    command.add_argument("--port", type=int, help="port to listen at (default: the first free port from 7860 on)")
     command.add_argument(
-        "--max-upload-mb", type=float, default=500.0, metavar="MB", help="largest file (default: %(default)s)"
+        "--max-upload-mb",
+        type=float,
+        default=500.0,
+        metavar="MB",
+        help="size of the largest file that is taken (default: %(default)s)",
     )
     command.add_argument(
-        "--max-minutes", type=float, default=10.0, metavar="MIN", help="longest reconstruction (default: %(default)s)"
+        "--max-minutes",
+        type=float,
+        default=10.0,
+        metavar="MIN",
+        help="duration of the longest reconstruction (default: %(default)s)",
     )
     command.add_argument(
-        "--max-queue", type=int, default=20, metavar="N", help="most visitors that wait (default: %(default)s)"
+        "--max-queue",
+        type=int,
+        default=20,
+        metavar="N",
+        help="largest number of visitors that wait (default: %(default)s)",
     )
 
 

@@ -16,7 +16,7 @@ def add_convert_arguments(command: argparse.ArgumentParser) -> None:
     direction.add_argument(
         "--to-authors",
         metavar="PIPELINE_DIR",
-        help="the other way: write prior.pt and segmentation.pt of this folder or Hub repository",
+        help="convert this folder or Hub repository to prior.pt and segmentation.pt",
     )
     command.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier run")
     command.add_argument(
@@ -29,27 +29,33 @@ def add_convert_arguments(command: argparse.ArgumentParser) -> None:
         "--num-head-channels",
         type=int,
         metavar="N",
-        help="channels of an attention head (default: 64 for the paper's architecture, else needed)",
+        help="number of channels of an attention head (default: 64 for the paper's architecture, else needed)",
     )
     prior.add_argument(
-        "--sample-size", type=int, nargs=2, metavar=("Y", "X"), help="of the training images, for the record"
+        "--sample-size", type=int, nargs=2, metavar=("Y", "X"), help="size of the training images, for the record"
     )
-    prior.add_argument("--prior-entry", metavar="NAME", help="which network of the file, if it holds several")
+    prior.add_argument(
+        "--prior-entry", metavar="NAME", help="name of the network in the file, if the file holds several"
+    )
     segmentation = command.add_argument_group("segmentation network")
     segmentation.add_argument("--segmentation", type=Path, metavar="FILE.pt", help="checkpoint of a MONAI UNet")
     segmentation.add_argument(
         "--class-names",
         nargs="+",
         metavar="NAME",
-        help="of its output channels without the background (default: SKM-TEA's, for five channels)",
+        help="names of the output channels without the background (default: SKM-TEA's, for five channels)",
     )
     segmentation.add_argument(
-        "--strides", type=int, nargs="+", metavar="N", help="between its levels (default: 2 where not shown to be 1)"
+        "--strides",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="strides between the levels (default: 2 where the weights do not show a 1)",
     )
     segmentation.add_argument(
         "--flip-average", action="store_true", help="average over four flips of the image, as the authors' code does"
     )
-    segmentation.add_argument("--segmentation-entry", metavar="NAME", help="which network of the file")
+    segmentation.add_argument("--segmentation-entry", metavar="NAME", help="name of the network in the file")
 
 
 def run_convert(args: argparse.Namespace) -> None:

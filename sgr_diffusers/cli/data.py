@@ -28,15 +28,23 @@ def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands
         nargs=3,
         default=[100, 8, 16],
         metavar=("TRAIN", "VAL", "TEST"),
-        help="numbers (default: 100 8 16)",
+        help="number of scans in each split (default: 100 8 16)",
     )
     command.add_argument(
-        "--matrix", type=int, default=[64, 96, 80], help="slices, rows, columns (default: 64 96 80)", **three
+        "--matrix",
+        type=int,
+        default=[64, 96, 80],
+        help="number of slices, rows and columns (default: 64 96 80)",
+        **three,
     )
     command.add_argument(
-        "--voxel-size", type=float, default=[2.5, 1.6, 1.6], help="in mm (default: 2.5 1.6 1.6)", **three
+        "--voxel-size",
+        type=float,
+        default=[2.5, 1.6, 1.6],
+        help="edge lengths of a voxel in mm (default: 2.5 1.6 1.6)",
+        **three,
     )
-    command.add_argument("--coils", type=int, default=8, help="receive coils (default: %(default)s)")
+    command.add_argument("--coils", type=int, default=8, help="number of receive coils (default: %(default)s)")
     command.add_argument(
         "--appearance",
         choices=("standard", "varied"),
@@ -46,12 +54,17 @@ def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands
     command.add_argument(
         "--echoes", type=int, choices=(1, 2), help="number of echoes (default: 2; 1 with --appearance varied)"
     )
-    command.add_argument("--snr", type=float, default=100.0, help="of the fully sampled image (default: %(default)s)")
     command.add_argument(
-        "--finding-probability", type=float, default=0.12, help="of each rare finding in a scan (default: %(default)s)"
+        "--snr", type=float, default=100.0, help="signal over noise of the fully sampled image (default: %(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the data set (default: %(default)s)")
-    command.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    command.add_argument(
+        "--finding-probability",
+        type=float,
+        default=0.12,
+        help="probability of each rare finding in a scan (default: %(default)s)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of the data set (default: %(default)s)")
+    command.add_argument("--workers", type=int, default=1, help="number of processes (default: %(default)s)")
 
 
 def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
@@ -70,10 +83,12 @@ def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any)
         "Fetch the four scans of SKM-TEA that are on the Hub; an interrupted run goes on where it was",
         "sgr data fetch-mini --output runs/mini",
     )
-    command.add_argument("--output", type=Path, metavar="DIR", help="folder (default: beside the cache of the Hub)")
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder to unpack to (default: beside the cache of the Hub)"
+    )
     command.add_argument("--repo", metavar="NAME", help="dataset repository (default: arjundd/skm-tea-mini)")
     command.add_argument("--revision", help="branch, tag or commit (default: the newest)")
-    command.add_argument("--keep-tarballs", action="store_true", help="do not delete them once they are unpacked")
+    command.add_argument("--keep-tarballs", action="store_true", help="keep the tarballs once they are unpacked")
     command = add_command(
         parts,
         "check",
@@ -82,7 +97,7 @@ def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any)
         "sgr data check runs/knee --read",
     )
     command.add_argument("data", type=Path, metavar="DATA_DIR", help="folder in the SKM-TEA layout")
-    command.add_argument("--read", action="store_true", help="also read every slice, as long as that takes")
+    command.add_argument("--read", action="store_true", help="also read every slice, which can take long")
     command = add_command(
         parts,
         "preview",
@@ -92,8 +107,12 @@ def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any)
     )
     command.add_argument("data", type=Path, metavar="DATA_DIR", help="folder in the SKM-TEA layout")
     command.add_argument("--split", default="train", help="name of the split (default: %(default)s)")
-    command.add_argument("--scan", type=int, default=0, help="number within the split (default: %(default)s)")
-    command.add_argument("--n-slices", type=int, default=16, help="spread over the scan (default: %(default)s)")
+    command.add_argument(
+        "--scan", type=int, default=0, help="number of the scan within the split (default: %(default)s)"
+    )
+    command.add_argument(
+        "--n-slices", type=int, default=16, help="number of slices, spread over the scan (default: %(default)s)"
+    )
     command.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
 
     command = add_command(

@@ -49,7 +49,7 @@ def add_evaluation_commands(commands: Any, add_command: Callable[..., argparse.A
     command.add_argument("results", type=Path, metavar="RESULTS", help="folder of `sgr evaluate`, or a table1.csv")
     command.add_argument("--output", type=Path, metavar="DIR", help="folder to make (needed for a results folder)")
     command.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier report")
-    command.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -82,7 +82,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="segmentation model that guides and measures in place of the pipeline's",
     )
     add(command, "limit", type=int, metavar="N", help="stop after N units of work")
-    add(command, "dry-run", action="store_true", help="print the number of units and what they will cost, and stop")
+    add(command, "dry-run", action="store_true", help="print the number of units and the expected duration, and stop")
 
     data = command.add_argument_group("what to evaluate")
     add(data, "split", default="test", help="name of the split (default: %(default)s)")
@@ -94,28 +94,61 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="'relevant' (with at least --min-foreground labelled pixels), 'paper', 'all', N for every N-th, "
         "START:STOP[:STEP], or numbers like 20,24,30 (default: %(default)s)",
     )
-    add(data, "min-foreground", type=int, default=20, metavar="PIXELS", help="(default: %(default)s)")
-    add(data, "n-slices-per-scan", type=int, metavar="K", help="K of these of each scan, evenly spread (default: all)")
+    add(
+        data,
+        "min-foreground",
+        type=int,
+        default=20,
+        metavar="PIXELS",
+        help="least number of labelled pixels of a relevant slice (default: %(default)s)",
+    )
+    add(
+        data,
+        "n-slices-per-scan",
+        type=int,
+        metavar="K",
+        help="take K of these slices of each scan, evenly spread (default: all)",
+    )
     add(
         data,
         "finding-slices",
         type=int,
         default=0,
         metavar="K",
-        help="of synthetic scans with a rare finding, K more slices that show it (default: %(default)s)",
+        help="take K more slices that show the finding, in synthetic scans with a rare finding (default: %(default)s)",
     )
-    add(data, "accelerations", type=float, nargs="+", default=[4.0, 8.0, 12.0, 16.0], help="(default: 4 8 12 16)")
-    add(data, "reference", choices=REFERENCES, default="both", help="'fully_sampled' needs no manual labels")
+    add(
+        data,
+        "accelerations",
+        type=float,
+        nargs="+",
+        default=[4.0, 8.0, 12.0, 16.0],
+        help="accelerations of the stored masks (default: 4 8 12 16)",
+    )
+    add(
+        data,
+        "reference",
+        choices=REFERENCES,
+        default="both",
+        help="segmentation to compare with; 'fully_sampled' needs no manual labels (default: %(default)s)",
+    )
     add(
         data,
         "second-segmentation",
         metavar="DIR",
-        help="segmentation model that guidance never sees, to segment all reconstructions, too",
+        help="segmentation model that guidance never sees, and that also segments all reconstructions",
     )
 
     method = command.add_argument_group("how to reconstruct")
-    add(method, "methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default: both)")
-    add(method, "scheduler", metavar="CLASS", help="of diffusers (default: the pipeline's)")
+    add(
+        method,
+        "methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        help="methods to evaluate (default: both)",
+    )
+    add(method, "scheduler", metavar="CLASS", help="scheduler class of diffusers (default: the pipeline's)")
     add(
         method,
         "guidance-from",
@@ -124,20 +157,53 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="images are pushed below this share of the training time; 1 for all steps, as in the paper (default: the "
         "checkpoint's)",
     )
-    add(method, "strengths", type=float, nargs="+", default=[], help="further ones, for the ablation (paper Fig. 6)")
-    add(method, "ablation-acceleration", type=float, help="of these (default: the highest)")
-    add(method, "ablation-slices", type=int, metavar="K", help="of each scan (default: all that are evaluated)")
-    add(method, "rr-samples", type=int, default=16, help="of repeated reconstruction (default: %(default)s)")
+    add(
+        method,
+        "strengths",
+        type=float,
+        nargs="+",
+        default=[],
+        help="further strengths, for the ablation (paper Fig. 6)",
+    )
+    add(method, "ablation-acceleration", type=float, help="acceleration of the ablation (default: the highest)")
+    add(
+        method,
+        "ablation-slices",
+        type=int,
+        metavar="K",
+        help="number of slices of each scan in the ablation (default: all that are evaluated)",
+    )
+    add(
+        method,
+        "rr-samples",
+        type=int,
+        default=16,
+        help="number of samples of repeated reconstruction (default: %(default)s)",
+    )
     add(
         method,
         "rr-curve-slices",
         type=int,
         default=0,
         metavar="K",
-        help="of each scan, K slices with --rr-curve-samples samples (default: %(default)s)",
+        help="take --rr-curve-samples samples of K slices of each scan (default: %(default)s)",
     )
-    add(method, "rr-curve-samples", type=int, default=64, metavar="N", help="(default: %(default)s)")
-    add(method, "rr-curve-accelerations", type=float, nargs="+", default=[], help="(default: the highest)")
+    add(
+        method,
+        "rr-curve-samples",
+        type=int,
+        default=64,
+        metavar="N",
+        help="number of samples of these slices (default: %(default)s)",
+    )
+    add(
+        method,
+        "rr-curve-accelerations",
+        type=float,
+        nargs="+",
+        default=[],
+        help="accelerations at which these samples are taken (default: the highest)",
+    )
 
     machine = command.add_argument_group("where to compute")
     groups = {"data": data, "method": method, "machine": machine}
@@ -154,10 +220,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "num-threads",
         type=int,
         default=1,
-        help="of a process; results are equal to the last bit for any number of processes, not of threads "
-        "(default: %(default)s)",
+        help="number of threads of a process; results are equal to the last bit for any number of processes, not of "
+        "threads (default: %(default)s)",
     )
-    add(machine, "num-processes", type=int, default=1, help="start so many on this machine (default: %(default)s)")
+    add(
+        machine,
+        "num-processes",
+        type=int,
+        default=1,
+        help="number of processes to start on this machine (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:

@@ -109,7 +109,7 @@ def _add_demo(commands: Any) -> None:
         "--output",
         type=Path,
         default=Path("sgr_demo"),
-        help="folder; an earlier demo is replaced (default: %(default)s)",
+        help="folder to write to; an earlier demo is replaced (default: %(default)s)",
     )
     command.add_argument(
         "--accelerations",
@@ -117,12 +117,12 @@ def _add_demo(commands: Any) -> None:
         nargs="+",
         default=[4.0, 8.0, 16.0],
         metavar="A",
-        help="of the stored masks (default: 4 8 16)",
+        help="accelerations of the stored masks (default: 4 8 16)",
     )
     command.add_argument(
-        "--steps", type=int, default=20, help="reverse steps; 100 in the paper (default: %(default)s)"
+        "--steps", type=int, default=20, help="number of reverse steps; 100 in the paper (default: %(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     command.add_argument("--model", help="folder or Hub repository of another pipeline (default: the bundled one)")
 
 
@@ -132,7 +132,7 @@ def _add_reconstruct(commands: Any) -> None:
         "reconstruct",
         _run_reconstruct,
         "Bound the tissues in a scan: raw k-space (SKM-TEA, fastMRI, ISMRMRD, numpy, cfl) -> NIfTI, "
-        "volumes.csv (of the slices reconstructed, all together) and figure.png",
+        "volumes.csv (all reconstructed slices together) and figure.png",
         "sgr reconstruct scan.h5 --slices 20:24 --acceleration 8 --output bounds",
     )
     command.set_defaults(check=_check_reconstruct)
@@ -142,11 +142,20 @@ def _add_reconstruct(commands: Any) -> None:
     command.add_argument("--ismrmrd", action="store_true", help="also write images.h5, images in the ISMRMRD format")
     data = command.add_argument_group("what to read")
     data.add_argument(
-        "--slices", type=_slices, metavar="START:STOP[:STEP]", help="from 0, without STOP (default: all)"
+        "--slices",
+        type=_slices,
+        metavar="START:STOP[:STEP]",
+        help="range of slices, counted from 0, STOP not included (default: all)",
     )
-    data.add_argument("--echo", type=_FROM_ONE, default=1, help="from 1 (default: %(default)s)")
     data.add_argument(
-        "--repetition", type=_FROM_ZERO, default=0, metavar="N", help="from 0, of ISMRMRD (default: %(default)s)"
+        "--echo", type=_FROM_ONE, default=1, help="number of the echo, counted from 1 (default: %(default)s)"
+    )
+    data.add_argument(
+        "--repetition",
+        type=_FROM_ZERO,
+        default=0,
+        metavar="N",
+        help="number of the repetition in ISMRMRD files, counted from 0 (default: %(default)s)",
     )
     data.add_argument("--group", metavar="NAME", help="HDF5 group of the scan (default: the only one there is)")
     data.add_argument("--coils", type=_FROM_ONE, metavar="N", help="compress to N virtual coils (default: all coils)")
@@ -164,8 +173,8 @@ def _add_reconstruct(commands: Any) -> None:
         type=_POSITIVE,
         nargs=3,
         metavar=("X", "Y", "Z"),
-        help="edge lengths in mm, X between slices (default: of the file, or of the annotations beside it; not needed "
-        "with --target none)",
+        help="edge lengths of a voxel in mm, X between slices (default: as the file or the annotations beside it say; "
+        "not needed with --target none)",
     )
     method = command.add_argument_group("how to reconstruct")
     method.add_argument(

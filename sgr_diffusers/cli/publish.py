@@ -33,17 +33,23 @@ def add_publish(commands: Any, add_command: AddCommand) -> None:
         "Publish a pipeline with its code, a card filled from its records, and its evaluation results",
         "sgr publish model runs/pipeline --repo org/knee-sgr",
     )
-    command.add_argument("folder", type=Path, metavar="DIR", help="of the pipeline, with the records of its training")
+    command.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder of the pipeline, with the records of its training"
+    )
     _add_target(command)
-    command.add_argument("--dataset", metavar="NAME", help="repository of the data it was trained and tested on")
+    command.add_argument(
+        "--dataset", metavar="NAME", help="repository of the data that the pipeline was trained and tested on"
+    )
     command.add_argument(
         "--report",
         type=Path,
         metavar="DIR",
-        help="of `sgr report` on this pipeline: its Table 1 and figures for the card",
+        help="folder of `sgr report` on this pipeline, whose Table 1 and figures the card shows",
     )
     command.add_argument(
-        "--license", metavar="NAME", help="of the weights; only where the data is neither synthetic nor SKM-TEA"
+        "--license",
+        metavar="NAME",
+        help="license of the weights; only where the data is neither synthetic nor SKM-TEA",
     )
     command.add_argument("--skip-snippet", action="store_true", help="do not run the card's example first")
     command = add_command(
@@ -53,14 +59,18 @@ def add_publish(commands: Any, add_command: AddCommand) -> None:
         "Publish a synthetic data set; of people's data nothing but an index (--index)",
         "sgr publish dataset runs/knee --repo org/synthetic-knee",
     )
-    command.add_argument("folder", type=Path, metavar="DATA_DIR", help="in the SKM-TEA layout")
+    command.add_argument("folder", type=Path, metavar="DATA_DIR", help="folder in the SKM-TEA layout")
     _add_target(command)
-    command.add_argument("--index", action="store_true", help="only which slices there are, from the annotations")
+    command.add_argument(
+        "--index", action="store_true", help="publish only a table of the slices, made from the annotations"
+    )
     command = add_command(
         parts, "space", _publish_space, "Publish the Space, the app in a browser", "sgr publish space --repo org/sgr"
     )
     _add_target(command)
-    command.add_argument("--model", metavar="NAME", help="repository of the pipeline it shows, for its card")
+    command.add_argument(
+        "--model", metavar="NAME", help="repository of the pipeline that the Space shows, for the card"
+    )
     command.add_argument(
         "--package",
         metavar="SPEC",
@@ -70,8 +80,10 @@ def add_publish(commands: Any, add_command: AddCommand) -> None:
 
 def _add_target(command: argparse.ArgumentParser) -> None:
     command.add_argument("--repo", required=True, metavar="NAME", help="repository, like org/name")
-    command.add_argument("--private", action="store_true", default=None, help="if it is made now")
-    command.add_argument("--message", help="of the commit")
+    command.add_argument(
+        "--private", action="store_true", default=None, help="make the repository private, if it does not exist yet"
+    )
+    command.add_argument("--message", help="message of the commit")
     how = command.add_mutually_exclusive_group()
     how.add_argument("--yes", action="store_true", help="push without asking")
     how.add_argument("--dry-run", action="store_true", help="show what would change and push nothing")

@@ -39,66 +39,68 @@ def _option(default: Any, help: str, **argument: Any) -> Any:
 
 @dataclass
 class TrainingOptions:
-    """What both training scripts can be told. Every field is a command line option of the same name."""
+    """Settings of a training run. Every field is a command line option of the same name."""
 
     output_dir: str = _option("runs/training", "folder for checkpoints, log, weights and record, seen by all nodes")
     overwrite_output_dir: bool = _option(
         False, "delete checkpoints, weights and pictures of an earlier run in that folder"
     )
-    seed: int = _option(0, "of the weights, the order of the data, noise and augmentation")
+    seed: int = _option(0, "seed of the weights, the order of the data, noise and augmentation")
     # length
     max_train_steps: int | None = _option(None, "stop after this many optimizer steps", type=int)
     max_train_minutes: float | None = _option(
-        None, "stop after this much time, that before a resume included", type=float
+        None, "stop after this much time, the time before a resume included", type=float
     )
-    num_train_epochs: float | None = _option(None, "stop after the slices have come this many times", type=float)
+    num_train_epochs: float | None = _option(None, "stop after this many passes through the slices", type=float)
     # batches
-    train_batch_size: int = _option(8, "slices per process and micro-step")
-    gradient_accumulation_steps: int = _option(1, "micro-steps per optimizer step")
+    train_batch_size: int = _option(8, "number of slices per process and micro-step")
+    gradient_accumulation_steps: int = _option(1, "number of micro-steps per optimizer step")
     foreground_fraction: float = _option(0.0, "share of the slices drawn from those that show any tissue class")
-    dataloader_num_workers: int = _option(0, "processes that read data; 0: a thread does")
+    dataloader_num_workers: int = _option(0, "number of processes that read data; with 0 a thread reads it")
     # optimizer
-    learning_rate: float = _option(1e-4, "after the warm-up")
+    learning_rate: float = _option(1e-4, "learning rate after the warm-up")
     scale_lr: bool = _option(False, "multiply the learning rate by slices per optimizer step, over all processes")
     lr_scheduler: str = _option(
         "constant",
         "course of the learning rate after the warm-up; `trapezoidal` is constant, then falls linearly to 0",
         choices=LR_SCHEDULERS,
     )
-    lr_warmup_steps: int = _option(0, "steps in which the learning rate rises linearly from 0")
+    lr_warmup_steps: int = _option(0, "number of steps in which the learning rate rises linearly from 0")
     lr_cooldown_fraction: float = _option(0.2, "share of the run (steps or minutes) in which `trapezoidal` falls")
-    lr_num_cycles: int = _option(1, "falls of `cosine_with_restarts`")
-    lr_power: float = _option(1.0, "of `polynomial`")
-    adam_beta1: float = _option(0.9, "of AdamW")
-    adam_beta2: float = _option(0.999, "of AdamW")
-    adam_epsilon: float = _option(1e-8, "of AdamW")
-    weight_decay: float = _option(0.0, "of AdamW", also=("adam_weight_decay",))
-    use_8bit_adam: bool = _option(False, "AdamW of bitsandbytes, whose state takes a quarter of the memory")
-    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm; 0: not at all")
+    lr_num_cycles: int = _option(1, "number of falls of `cosine_with_restarts`")
+    lr_power: float = _option(1.0, "exponent of `polynomial`")
+    adam_beta1: float = _option(0.9, "decay of the mean gradient in AdamW")
+    adam_beta2: float = _option(0.999, "decay of the mean squared gradient in AdamW")
+    adam_epsilon: float = _option(1e-8, "least divisor in AdamW")
+    weight_decay: float = _option(0.0, "weight decay of AdamW", also=("adam_weight_decay",))
+    use_8bit_adam: bool = _option(False, "use AdamW of bitsandbytes, whose state takes a quarter of the memory")
+    max_grad_norm: float = _option(1.0, "norm that gradients are clipped to; 0 clips nothing")
     ema_decay: float = _option(
-        0.999, "largest decay of the averaged weights, which are the ones kept; 0: no averaging"
+        0.999, "largest decay of the averaged weights, which are the weights that are kept; 0 averages nothing"
     )
     ema_power: float = _option(0.75, "the decay rises with the steps as 1 - (1 + n) ** -power")
     # machine
     mixed_precision: str = _option("no", "precision of the network calls", choices=("no", "fp16", "bf16"))
-    gradient_checkpointing: bool = _option(False, "less memory, more time")
+    gradient_checkpointing: bool = _option(False, "compute activations twice: less memory, more time")
     compile: bool = _option(False, "compile the network by torch.compile, and check its gradient first")
-    allow_tf32: bool = _option(False, "faster float32 products on Ampere GPUs and later, with 10 bits of mantissa")
-    num_threads: int | None = _option(None, "threads of PyTorch", type=int)
-    cpu: bool = _option(False, "do not use a GPU that is there")
+    allow_tf32: bool = _option(False, "multiply float32 with 10 bits of mantissa: faster on Ampere GPUs and later")
+    num_threads: int | None = _option(None, "number of threads of PyTorch", type=int)
+    cpu: bool = _option(False, "compute on the CPU even where there is a GPU")
     skip_memory_check: bool = _option(False, "hold preloaded slices even if they seem not to fit into memory")
     # what is written
-    validation_steps: int = _option(1000, "steps between validations; 0: only at the end")
-    logging_steps: int = _option(50, "steps between lines of the log")
-    checkpointing_steps: int = _option(1000, "steps between checkpoints; 0: only at the end")
-    checkpoints_total_limit: int = _option(2, "number of checkpoints kept; 0: all")
-    resume_from_checkpoint: str | None = _option(None, "`latest`, or a checkpoint folder", type=str)
-    report_to: Sequence[str] = _option((), "trackers", type=str, nargs="*", choices=TRACKERS)
-    tracker_project_name: str = _option("sgr_diffusers", "project that the trackers file the run under")
+    validation_steps: int = _option(1000, "number of steps between validations; 0 validates only at the end")
+    logging_steps: int = _option(50, "number of steps between lines of the log")
+    checkpointing_steps: int = _option(1000, "number of steps between checkpoints; 0 writes one only at the end")
+    checkpoints_total_limit: int = _option(2, "number of checkpoints that are kept; 0 keeps all")
+    resume_from_checkpoint: str | None = _option(None, "checkpoint folder to resume from, or `latest`", type=str)
+    report_to: Sequence[str] = _option((), "names of the trackers to report to", type=str, nargs="*", choices=TRACKERS)
+    tracker_project_name: str = _option("sgr_diffusers", "name of the project in the trackers")
     # Hub
     push_to_hub: bool = _option(False, "publish the weights, with a card, when the training is over")
-    hub_model_id: str | None = _option(None, "repository; without it, the name of the output folder", type=str)
-    hub_token: str | None = _option(None, "without it, that of `hf auth login`; never written down", type=str)
+    hub_model_id: str | None = _option(None, "name of the repository (default: that of the output folder)", type=str)
+    hub_token: str | None = _option(
+        None, "token of the Hub, which is never written down (default: that of `hf auth login`)", type=str
+    )
     hub_private_repo: bool = _option(False, "make the repository private")
 
     def __post_init__(self) -> None:
@@ -143,7 +145,8 @@ class TrainingOptions:
                 argument["action"] = "store_true"
             else:
                 argument = {"type": option.type, **argument}
-                argument["help"] += " (default: %(default)s)"
+                if argument["default"] is not None and "(default" not in argument["help"]:
+                    argument["help"] += " (default: %(default)s)"
             names = (*argument.pop("also", ()), option.name)
             parser.add_argument(*(flag_of(name) for name in names), dest=option.name, **argument)
 

@@ -128,10 +128,10 @@ def choose_prediction_type(given: str | None, init_from: str | None) -> str:
     scheduler = prior_folder(init_from).parent / "scheduler" if init_from else None
     if scheduler is None or not scheduler.is_dir():
         return given or "epsilon"
-    found = DDIMScheduler.load_config(scheduler).get("prediction_type", "epsilon")
-    if given not in (None, found):
-        raise ValueError(f"`init_from` {init_from} predicts {found}, not {given}: leave out --prediction-type.")
-    return found
+    trained_type = DDIMScheduler.load_config(scheduler).get("prediction_type", "epsilon")
+    if given not in (None, trained_type):
+        raise ValueError(f"`init_from` {init_from} predicts {trained_type}, not {given}: leave out --prediction-type.")
+    return trained_type
 
 
 def create_model(args: argparse.Namespace) -> UNet2DModel:

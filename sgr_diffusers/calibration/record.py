@@ -87,11 +87,11 @@ class Calibration:
         missing = [name for name in SPLITS if name not in self.splits]
         if missing:
             raise ValueError(f"`splits` must name the scans of {', '.join(SPLITS)}, got none of {', '.join(missing)}.")
-        for one, other in combinations(self.splits, 2):
-            both = sorted(set(self.splits[one]) & set(self.splits[other]))
+        for split, other in combinations(self.splits, 2):
+            both = sorted(set(self.splits[split]) & set(self.splits[other]))
             if both:
                 raise ValueError(
-                    f"`splits` must not share scans, got {_few(both)} in {one} and {other}. Calibrate on scans that "
+                    f"`splits` must not share scans, got {_few(both)} in {split} and {other}. Calibrate on scans that "
                     "nothing was trained, chosen or tuned on."
                 )
         for entry in self.quantiles:

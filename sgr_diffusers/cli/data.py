@@ -171,9 +171,11 @@ def _run_data_check(args: argparse.Namespace) -> None:
 
     reports = []
     # line by line: a full data set takes minutes
-    for line in report_text(reports.append(one) or one for one in check_folder(args.data, read_arrays=args.read)):
+    for line in report_text(
+        reports.append(report) or report for report in check_folder(args.data, read_arrays=args.read)
+    ):
         print(line, flush=True)
-    n_bad = sum(bool(one.faults) for one in reports)
+    n_bad = sum(bool(report.faults) for report in reports)
     if n_bad:
         raise ValueError(f"{n_bad} of {len(reports)} scans of {args.data} cannot be used.")
 
@@ -189,10 +191,10 @@ def _run_data_preview(args: argparse.Namespace) -> None:
         raise ValueError(f"--scan {args.scan}: the split {args.split} has scans 0 to {len(scans) - 1}.")
     scan = scans[args.scan]
     labels = scan.labels()
-    shown = np.linspace(0.05, 0.8, args.n_slices) * (scan.n_slices - 1)
-    shown = np.unique(shown.round().astype(int))
-    images = np.stack([np.abs(scan.target(int(index))) for index in shown])
-    titles = [f"{scan.scan_id}, slice {index}" for index in shown]
+    numbers = np.linspace(0.05, 0.8, args.n_slices) * (scan.n_slices - 1)
+    numbers = np.unique(numbers.round().astype(int))
+    images = np.stack([np.abs(scan.target(int(index))) for index in numbers])
+    titles = [f"{scan.scan_id}, slice {index}" for index in numbers]
     names = [name.replace("_", " ") for name in scan.class_names]
-    figure = contact_sheet(images, labels[shown], titles, class_names=names)
+    figure = contact_sheet(images, labels[numbers], titles, class_names=names)
     figure.savefig(args.output, dpi=100)

@@ -333,11 +333,11 @@ def _silent(*_: Any, **__: Any) -> None:
 
 def _launch(argv: list[str], n_processes: int, n_threads: int) -> None:
     """The same command in several processes, as `torchrun` starts them."""
-    own = [] if argv[:1] == ["evaluate"] else ["evaluate"]
+    command = [] if argv[:1] == ["evaluate"] else ["evaluate"]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}", "--no_python"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
     process = subprocess.Popen(
-        [sys.executable, *launcher, sys.executable, "-m", "sgr_diffusers.cli", *own, *argv], env=environment
+        [sys.executable, *launcher, sys.executable, "-m", "sgr_diffusers.cli", *command, *argv], env=environment
     )
     try:
         code = process.wait()

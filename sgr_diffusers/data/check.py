@@ -92,14 +92,14 @@ def report_text(reports: Iterable[ScanReport]) -> Iterator[str]:
     """Lines of a table, as the scans are looked at, and a summary at the end."""
     yield f"{'split':11} {'scan':14} {'matrix':14} {'coils':>5} {'echoes':>6} {'MB':>8} {'labelled':>8}  masks"
     n_scans = n_bad = n_bytes = 0
-    for one in reports:
-        n_scans, n_bad, n_bytes = n_scans + 1, n_bad + bool(one.faults), n_bytes + one.n_bytes
-        matrix = "x".join(map(str, one.matrix_shape))
-        known = ["-" if value is None else value for value in (one.n_coils, one.n_echoes, one.n_labelled)]
-        masks = " ".join(name.removeprefix("poisson_") for name in one.masks) or "-"
+    for report in reports:
+        n_scans, n_bad, n_bytes = n_scans + 1, n_bad + bool(report.faults), n_bytes + report.n_bytes
+        matrix = "x".join(map(str, report.matrix_shape))
+        known = ["-" if value is None else value for value in (report.n_coils, report.n_echoes, report.n_labelled)]
+        masks = " ".join(name.removeprefix("poisson_") for name in report.masks) or "-"
         yield (
-            f"{one.split:11} {one.scan_id:14} {matrix:14} {known[0]:>5} {known[1]:>6} {one.n_bytes / 1e6:8.1f} "
-            f"{known[2]:>8}  {masks}"
+            f"{report.split:11} {report.scan_id:14} {matrix:14} {known[0]:>5} {known[1]:>6} "
+            f"{report.n_bytes / 1e6:8.1f} {known[2]:>8}  {masks}"
         )
-        yield from (f"            {fault}" for fault in one.faults)
+        yield from (f"            {fault}" for fault in report.faults)
     yield f"{n_scans} scans, {n_bytes / 1e9:.2f} GB; {n_scans - n_bad} can be used, {n_bad} cannot"

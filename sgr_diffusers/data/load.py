@@ -169,7 +169,7 @@ def resolve_root(data_dir_or_repo: str | os.PathLike, streaming: bool = False) -
 
     with hub_errors(f"`data_dir_or_repo` {text}"):
         info = HfApi().dataset_info(text)
-    if not find_tarballs([one.rfilename for one in info.siblings or []]):
+    if not find_tarballs([file.rfilename for file in info.siblings or []]):
         return f"hf://datasets/{text}"
     if streaming:
         raise ValueError(

@@ -63,7 +63,7 @@ def fetch_mini(
     folder = default_folder(repository) if folder is None else Path(folder)
     with hub_errors(f"`repository` {repository}"):
         info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision, files_metadata=True)
-    versions = {one.rfilename: getattr(one.lfs, "sha256", None) or one.blob_id for one in info.siblings or []}
+    versions = {file.rfilename: getattr(file.lfs, "sha256", None) or file.blob_id for file in info.siblings or []}
     files = list(versions)
     tarballs = find_tarballs(files, parts)
     annotations = [name for name in files if PurePosixPath(name).match("annotations/v1.0.0/*.json")]
@@ -79,10 +79,10 @@ def fetch_mini(
 
     def fetch(name: str) -> Path:
         with hub_errors(f"{name} of {repository}"):
-            found = hf_hub_download(
+            path = hf_hub_download(
                 repository, name, repo_type="dataset", revision=info.sha, endpoint=endpoint, local_dir=downloads
             )
-        return Path(found)
+        return Path(path)
 
     done = _read_done(folder)
     for part, name in tarballs.items():
@@ -110,7 +110,7 @@ def fetch_mini(
 
 def _below(part: str, path: PurePosixPath) -> PurePosixPath | None:
     """Path of a member below the folder of its part, whatever the tarball puts before it."""
-    if any(one.startswith("._") for one in path.parts):  # what macOS adds to tarballs
+    if any(part_name.startswith("._") for part_name in path.parts):  # what macOS adds to tarballs
         return None
     parts = path.parts[path.parts.index(part) :] if part in path.parts else (part, *path.parts)
     return PurePosixPath(*parts)
@@ -132,7 +132,7 @@ def _incomplete(folder: Path, sizes: dict[str, int]) -> bool:
 def _copy_annotations(source: Path, folder: Path, report: Any) -> None:
     content = json.loads(source.read_text())
     listed = content.get("images", [])
-    have = [one for one in listed if (folder / "files_recon_calib-24" / f"{one['scan_id']}.h5").is_file()]
+    have = [entry for entry in listed if (folder / "files_recon_calib-24" / f"{entry['scan_id']}.h5").is_file()]
     if len(have) < len(listed):
         report(f"{source.name}: {len(listed) - len(have)} of {len(listed)} scans are not in this set and left out")
     write_json(folder / "annotations" / "v1.0.0" / source.name, {**content, "images": have})

@@ -58,10 +58,10 @@ class SliceSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         """Indices without end."""
-        own, everyone = self.stride
+        n_of_process, everyone = self.stride
         first = self.start
         while True:
-            yield from (self.index(first + offset) for offset in range(own))
+            yield from (self.index(first + offset) for offset in range(n_of_process))
             first += everyone
 
     def index(self, n: int) -> int:

@@ -171,8 +171,8 @@ class SkmTeaScan:
         if isinstance(index, slice):
             numbers = range(self.n_slices)[index]
             merged = np.zeros((len(numbers), *self.matrix_shape[1:]), np.uint8)
-            for one, number in zip(merged, numbers, strict=True):
-                one[:] = merge_labels(labels[number], self.class_names)
+            for label, number in zip(merged, numbers, strict=True):
+                label[:] = merge_labels(labels[number], self.class_names)
             return merged
         return merge_labels(labels[self._slice_number(index)], self.class_names)
 

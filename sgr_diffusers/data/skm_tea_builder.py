@@ -37,8 +37,8 @@ class SkippedDataWarning(UserWarning):
 
     def __init__(self, skipped: list[dict[str, Any]]) -> None:
         """The message counts them and quotes the first."""
-        n_scans = sum(one["slice"] is None for one in skipped)
-        quoted = "; ".join(f"scan {one['scan_id']}, {one['file']}: {one['reason']}" for one in skipped[:3])
+        n_scans = sum(entry["slice"] is None for entry in skipped)
+        quoted = "; ".join(f"scan {entry['scan_id']}, {entry['file']}: {entry['reason']}" for entry in skipped[:3])
         more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         super().__init__(f"skipped {n_scans} scans and {len(skipped) - n_scans} single slices: {quoted}{more}")
         self.skipped = skipped
@@ -214,7 +214,7 @@ def _skipped(fault: DataFault, number: int | None) -> dict[str, Any]:
 def skipped_of(builder: SkmTeaBuilder) -> list[dict[str, Any]]:
     """What was left out of the index of a builder."""
     files = sorted(Path(builder.cache_dir).glob("skipped-*.json"))
-    return [one for file in files for one in json.loads(file.read_text())]
+    return [entry for file in files for entry in json.loads(file.read_text())]
 
 
 def warn_of_skipped(skipped: list[dict[str, Any]]) -> None:

@@ -55,7 +55,7 @@ def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: 
     guidance_from = pipe.config.guidance_from
     strengths = sampler.strengths(pipe.config.guidance_strength, guidance_from)
     plan = guidance_plan([SegmentationGuidance()], strengths, sampler.is_guided_from(guidance_from))
-    pushed = [own for step in plan for _, own in step] or strengths
+    pushed = [strength_of_step for step in plan for _, strength_of_step in step] or strengths
     return sum(pushed) / len(pushed)
 
 
@@ -141,8 +141,8 @@ class UnitComputer:
         parts = images.split(self.settings.batch_size)
         multiple = size_multiple(self.pipe.unet)
         with torch.no_grad():
-            found = [segment(model, part, multiple).argmax(dim=1).to(torch.uint8).cpu() for part in parts]
-        return torch.cat(found).numpy()
+            labels = [segment(model, part, multiple).argmax(dim=1).to(torch.uint8).cpu() for part in parts]
+        return torch.cat(labels).numpy()
 
     def _reference(self, unit: Unit) -> dict[str, Any]:
         scan, pipe = self.data.scans[unit.scan_id], self.pipe

@@ -79,12 +79,12 @@ def _samples_by_slice(results: EvaluationResults) -> dict[Slice, dict[float, lis
     blocks: dict[tuple[Slice, float], dict[int, dict[str, Any]]] = defaultdict(dict)
     for unit, row in results.of_kind("RR"):
         blocks[(unit.scan_id, unit.slice), unit.acceleration] |= {image["sample"]: image for image in row["images"]}
-    found: dict[Slice, dict[float, list[dict[str, Any]]]] = defaultdict(dict)
+    samples: dict[Slice, dict[float, list[dict[str, Any]]]] = defaultdict(dict)
     for (key, acceleration), images in blocks.items():
         ordered = [images[k] for k in sorted(images)]
         if [image["sample"] for image in ordered] == list(range(len(ordered))):
-            found[key][acceleration] = ordered
-    return found
+            samples[key][acceleration] = ordered
+    return samples
 
 
 def _truth(row: dict[str, Any], references: str) -> _Truth:
@@ -125,15 +125,15 @@ def _count_guided(
         column = "labels" if segmenter == "guiding" else "second_labels"
         for label in range(1, n_classes + 1):
             lower, upper = (labels_of(row, images[label, target][column]) == label for target in ("lower", "upper"))
-            found = {} if truth.finding is None else truth.finding == label
+            finding = {} if truth.finding is None else truth.finding == label
             yield {
                 **head,
                 "segmenter": segmenter,
                 "reference": reference,
                 "label": label,
                 **_count_pair(lower, upper, truth_map == label),
-                "finding": 0 if truth.finding is None else int(found.sum()),
-                "finding_lower": 0 if truth.finding is None else int((found & lower).sum()),
+                "finding": 0 if truth.finding is None else int(finding.sum()),
+                "finding_lower": 0 if truth.finding is None else int((finding & lower).sum()),
             }
 
 
@@ -145,19 +145,21 @@ class _SampleCounts:
         maps = {"guiding": [labels_of(row, image["labels"]) for image in images]}
         if any(segmenter == "second" for segmenter, _ in truth.maps):
             maps["second"] = [labels_of(row, image["second_labels"]) for image in images]
-        self.volume = {name: np.stack([_histogram(one, n_classes) for one in found]) for name, found in maps.items()}
+        self.volume = {
+            name: np.stack([_histogram(labels, n_classes) for labels in samples]) for name, samples in maps.items()
+        }
         self.inside, self.truth = {}, {}
         for key, truth_map in truth.maps.items():
             self.truth[key] = _histogram(truth_map, n_classes)
             self.inside[key] = np.stack(
-                [_histogram(np.where(one == truth_map, one, 0), n_classes) for one in maps[key[0]]]
+                [_histogram(np.where(labels == truth_map, labels, 0), n_classes) for labels in maps[key[0]]]
             )
         self.finding = np.zeros(n_classes + 1, np.int64)
-        self.in_finding = {name: np.zeros_like(found) for name, found in self.volume.items()}
+        self.in_finding = {name: np.zeros_like(samples) for name, samples in self.volume.items()}
         if truth.finding is not None:
             self.finding = _histogram(truth.finding, n_classes)
-            for name, found in maps.items():
-                overlap = [_histogram(np.where(one == truth.finding, one, 0), n_classes) for one in found]
+            for name, samples in maps.items():
+                overlap = [_histogram(np.where(labels == truth.finding, labels, 0), n_classes) for labels in samples]
                 self.in_finding[name] = np.stack(overlap)
 
     def __len__(self) -> int:
@@ -208,8 +210,8 @@ def _count_unguided(
             sets += [("RR_curve", size, k, k * size) for k in range(len(counts) // size)]
     for method, size, subset, start in sets:
         more = {"method": method, "n_samples": size if method in ("RR", "RR_curve") else 0, "subset": subset}
-        for found in counts.bounds(start, start + size):
-            yield {**head, **more, **found}
+        for counted in counts.bounds(start, start + size):
+            yield {**head, **more, **counted}
 
 
 def equal_budget_samples(results: EvaluationResults) -> dict[tuple[str, int, float], int]:
@@ -221,13 +223,13 @@ def equal_budget_samples(results: EvaluationResults) -> dict[tuple[str, int, flo
     per_sample = {}
     for unit, row in results.of_kind("RR"):
         per_sample[unit.scan_id, unit.slice, unit.acceleration] = row["n_forward"] / unit.n_samples
-    found = {}
+    n_samples = {}
     for unit, row in results.of_kind("SGR"):
         key = (unit.scan_id, unit.slice, unit.acceleration)
         if unit.strength is None and per_sample.get(key):
             cost = row["n_forward"] + BACKWARD_COST * row["n_backward"]
-            found[key] = int(np.ceil(cost / per_sample[key]))
-    return found
+            n_samples[key] = int(np.ceil(cost / per_sample[key]))
+    return n_samples
 
 
 def complete_slices(results: EvaluationResults) -> dict[float, set[Slice]]:
@@ -241,4 +243,6 @@ def complete_slices(results: EvaluationResults) -> dict[float, set[Slice]]:
         for acceleration, images in by_acceleration.items():
             if len(images) >= results.rr_samples:
                 done[acceleration]["RR"].add(key)
-    return {acceleration: set.intersection(known, *found.values()) for acceleration, found in sorted(done.items())}
+    return {
+        acceleration: set.intersection(known, *by_method.values()) for acceleration, by_method in sorted(done.items())
+    }

@@ -61,9 +61,9 @@ def score_figure(tables: ScoreTables, strength: float) -> "Figure":
         for ax, name in zip(row, SCORES, strict=True):
             for method, style in _STYLES.items():
                 part = scores[(scores["reference"] == reference) & (scores["method"] == method)]
-                own, second = (part[part["segmenter"] == one] for one in ("guiding", "second"))
-                if len(own):
-                    _band(ax, own["acceleration"], own, name, style)
+                guiding, second = (part[part["segmenter"] == segmenter] for segmenter in ("guiding", "second"))
+                if len(guiding):
+                    _band(ax, guiding["acceleration"], guiding, name, style)
                 if len(second):
                     label = f"{style['label']}, second network"
                     ax.plot(second["acceleration"], second[name], **{**style, "linestyle": "--", "label": label})
@@ -143,9 +143,9 @@ def coverage_figure(tables: ScoreTables, strength: float) -> "Figure":
             ax.plot(part["width"], part["covered"], markersize=4, **style)
             for point in part.to_dict("records"):
                 if point["width"] == point["width"]:
-                    place = (point["width"], point["covered"])
+                    xy = (point["width"], point["covered"])
                     text = f"{point['acceleration']:g}x"
-                    ax.annotate(text, place, fontsize=7, xytext=(3, 3), textcoords="offset points")
+                    ax.annotate(text, xy, fontsize=7, xytext=(3, 3), textcoords="offset points")
         ax.set_ylim(-0.03, 1.08)
         second = ",\nsecond network" if segmenter == "second" else ""
         ax.set_title(f"{_REFERENCES[reference]}{second}", fontsize=9)

@@ -33,19 +33,19 @@ class _Example:
 
 def _examples(results: EvaluationResults) -> list[_Example]:
     """Each example slice with the class that covers most of it and has not been shown yet."""
-    found: list[_Example] = []
+    examples: list[_Example] = []
     for scan_id, index in results.config["examples"]:
         row = results.rows.get(Unit("reference", scan_id, index))
         if row is None or row["target_magnitude"] is None:
             continue
         labels = labels_of(row, row["fully_sampled"])
         areas = np.bincount(labels.ravel(), minlength=len(results.class_names) + 1)[1:]
-        fresh = [k for k in np.argsort(-areas, kind="stable") if areas[k] and k + 1 not in {e.label for e in found}]
+        fresh = [k for k in np.argsort(-areas, kind="stable") if areas[k] and k + 1 not in {e.label for e in examples}]
         label = int((fresh or [int(areas.argmax())])[0]) + 1
         views = _views(results, row, label)
         if views:
-            found.append(_Example(scan_id, index, label, views))
-    return sorted(found, key=lambda example: example.label)
+            examples.append(_Example(scan_id, index, label, views))
+    return sorted(examples, key=lambda example: example.label)
 
 
 def _views(results: EvaluationResults, row: dict[str, Any], label: int) -> dict[tuple[float, str], BoundPanels]:
@@ -57,8 +57,10 @@ def _views(results: EvaluationResults, row: dict[str, Any], label: int) -> dict[
         if (unit.scan_id, unit.slice) != (scan_id, index) or unit.strength is not None:
             continue
         zero_filled = magnitude_of(row, guided["zero_filled"])
-        own = {image["target"]: image for image in guided["images"] if image["class_number"] == label}
-        views[unit.acceleration, "SGR"] = _view(row, label, zero_filled, own["lower"], own["upper"], target, reference)
+        by_target = {image["target"]: image for image in guided["images"] if image["class_number"] == label}
+        views[unit.acceleration, "SGR"] = _view(
+            row, label, zero_filled, by_target["lower"], by_target["upper"], target, reference
+        )
         samples = results.samples(scan_id, index, unit.acceleration)[: results.rr_samples]
         if len(samples) == results.rr_samples:
             masks = np.stack([labels_of(row, sample["labels"]) == label for sample in samples])
@@ -96,8 +98,8 @@ def bounds_figure(results: EvaluationResults) -> "Figure | None":
     rows = []
     for example in _examples(results):
         highest = max(acceleration for acceleration, _ in example.views)
-        shown = [view for key, view in example.views.items() if key[0] == highest]
-        window = joint_window([mask for view in shown for mask in view.masks])
+        views = [view for key, view in example.views.items() if key[0] == highest]
+        window = joint_window([mask for view in views for mask in view.masks])
         for method in ("SGR", "RR"):
             view = example.views.get((highest, method))
             if view is not None:

@@ -52,13 +52,13 @@ def scheduler_settings(pipe: SGRMRIPipeline) -> dict[str, Any]:
 
 def library_versions() -> dict[str, str]:
     """Versions of what computes the results; "-" for a package that runs from its source tree only."""
-    found = {}
+    versions = {}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "-"
-    return found
+            versions[name] = "-"
+    return versions
 
 
 def open_results(
@@ -95,14 +95,14 @@ def open_results(
     if path.exists():
         content = read_config(output)
         both = set(slices) & set(content["slices"])
-        found = difference(content["identity"], identity)
-        found += difference(
+        differences = difference(content["identity"], identity)
+        differences += difference(
             {"slices": {scan: content["slices"][scan] for scan in both}, "data": _part(content["fingerprint"], both)},
             {"slices": {scan: slices[scan] for scan in both}, "data": _part(data.fingerprint, both)},
         )
-        if found:
+        if differences:
             raise ValueError(
-                f"`output` {output} holds results of another configuration. {'; '.join(found)}. Choose another "
+                f"`output` {output} holds results of another configuration. {'; '.join(differences)}. Choose another "
                 "folder, or the settings that it was begun with."
             )
     else:

@@ -56,11 +56,11 @@ class EvaluationResults:
 
     def samples(self, scan_id: str, index: int, acceleration: float) -> list[dict[str, Any]]:
         """Images of all unguided samples of a slice, by number, up to the first that is missing."""
-        found = {}
+        images = {}
         for unit, row in self.rows.items():
             if (unit.kind, unit.scan_id, unit.slice, unit.acceleration) == ("RR", scan_id, index, acceleration):
-                found |= {image["sample"]: image for image in row["images"]}
-        return [found[k] for k in range(len(found)) if k in found]
+                images |= {image["sample"]: image for image in row["images"]}
+        return [images[k] for k in range(len(images)) if k in images]
 
 
 def labels_of(row: dict[str, Any], packed: bytes) -> UInt8[np.ndarray, "y x"]:

@@ -46,13 +46,13 @@ def _with_interval(row: Mapping[str, Any], name: str, digits: int = 3) -> str:
 
 
 def _head(row: Mapping[str, Any], *names: str) -> dict[str, str]:
-    found = {}
+    facts = {}
     for name in names:
         value = row[name]
         if name in ("acceleration", "strength", "n_samples"):
             value = {"acceleration": "{:g}x", "strength": "{:.4g}", "n_samples": "{:g}"}[name].format(value)
-        found[name.replace("n_", "")] = _METHODS.get(value, str(value).replace("_", " "))
-    return found
+        facts[name.replace("n_", "")] = _METHODS.get(value, str(value).replace("_", " "))
+    return facts
 
 
 def _score_table(frame: pd.DataFrame, heads: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
@@ -197,10 +197,10 @@ def render_page(
 
 
 def _warnings(results: EvaluationResults) -> list[str]:
-    found = []
+    warnings = []
     if results.missing:
-        found.append(
+        warnings.append(
             f"{len(results.missing)} of {len(results.missing) + len(results.rows)} units of work are not done. Scores "
             "are of the slices for which all methods are."
         )
-    return found + results.damaged
+    return warnings + results.damaged

@@ -117,7 +117,7 @@ class EvaluationPlan:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "EvaluationPlan":
         """The plan that `to_json` wrote; fields that it does not know yet have their defaults."""
-        known = {one.name for one in fields(cls)}
+        known = {entry.name for entry in fields(cls)}
         return cls(
             **{
                 key: tuple(value) if isinstance(value, list) else value
@@ -172,8 +172,8 @@ def _rounds(slices: Mapping[str, Sequence[int]]) -> list[tuple[int, str, int]]:
     rounds = []
     for scan_id, numbers in slices.items():
         middle = (len(numbers) - 1) / 2
-        order = sorted(range(len(numbers)), key=lambda place: (abs(place - middle), place))
-        rounds += [(number, scan_id, numbers[place]) for number, place in enumerate(order)]
+        order = sorted(range(len(numbers)), key=lambda index: (abs(index - middle), index))
+        rounds += [(number, scan_id, numbers[index]) for number, index in enumerate(order)]
     return sorted(rounds, key=lambda entry: entry[0])  # stable: scans stay in order
 
 
@@ -192,7 +192,7 @@ def share_out(units: Iterable[Unit], n_processes: int, n_classes: int) -> list[l
     shares: list[list[Unit]] = [[] for _ in range(n_processes)]
     loads = [0.0] * n_processes
     for unit in units:
-        place = loads.index(min(loads))
-        shares[place].append(unit)
-        loads[place] += unit.cost(n_classes)
+        number = loads.index(min(loads))
+        shares[number].append(unit)
+        loads[number] += unit.cost(n_classes)
     return shares

@@ -59,8 +59,8 @@ def write_report(
             if len(frame):
                 frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
         figures = _write_figures(folder, results, tables)
-        shown = [*rows, *(paper_rows(rows) if is_skm_tea else [])]
-        (folder / "report.html").write_text(render_page(results, tables, shown, claims, figures), encoding="utf-8")
+        table = [*rows, *(paper_rows(rows) if is_skm_tea else [])]
+        (folder / "report.html").write_text(render_page(results, tables, table, claims, figures), encoding="utf-8")
         n_slices = len(tables.counts.loc[tables.counts["part"] == "main", ["scan_id", "slice"]].drop_duplicates())
         record = {
             "bootstrap_seed": seed,
@@ -71,7 +71,7 @@ def write_report(
     lines = list(results.damaged)
     if results.missing:
         lines.append(f"{len(results.missing)} units of work are not done; scores are of the slices that are complete.")
-    lines += [table1_markdown(shown), ""]
+    lines += [table1_markdown(table), ""]
     lines += [f"{claim['holds']:>3}  {claim['claim']}: {claim['numbers']}" for claim in claims]
     return [*lines, f"{Path(output) / 'report.html'}"]
 

@@ -124,11 +124,11 @@ def load_segmentation(name: str, folder: str, device: torch.device) -> nn.Module
         ValueError: there is none.
     """
     places = [Path(folder), Path(folder) / "segmentation_model"]
-    found = [place for place in places if (place / "config.json").is_file()]
-    if not found:
+    folders = [place for place in places if (place / "config.json").is_file()]
+    if not folders:
         raise ValueError(f"`{name}` {folder} holds no segmentation model (a config.json and weights).")
     try:
-        return SegmentationUNet.from_pretrained(found[0]).eval().to(device)
+        return SegmentationUNet.from_pretrained(folders[0]).eval().to(device)
     except Exception as error:  # whatever a foreign folder can do
         raise ValueError(f"`{name}` {folder} cannot be loaded: {type(error).__name__}: {error}") from error
 
@@ -166,8 +166,8 @@ def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
     if request.scheduler is not None:
         pipe.scheduler = _scheduler(pipe, request.scheduler)
     if request.segmentation is not None:
-        own = load_segmentation("segmentation", request.segmentation, process.device)
-        pipe.register_modules(segmentation_model=own)
+        segmentation = load_segmentation("segmentation", request.segmentation, process.device)
+        pipe.register_modules(segmentation_model=segmentation)
     if request.guidance_from is not None:
         if not 0 < request.guidance_from <= 1:
             raise ValueError(
@@ -297,7 +297,7 @@ def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[di
     kinds = {unit.kind for unit in prepared.outstanding.todo}
     if kinds <= set(prepared.outstanding.seconds):
         return prepared.outstanding.seconds, "mean of the units that are done"
-    found: dict[str, float] = {}
+    by_kind: dict[str, float] = {}
     for kind in sorted(kinds):
         unit = next(unit for unit in prepared.outstanding.todo if unit.kind == kind)
         n_steps = request.settings.num_inference_steps
@@ -307,8 +307,8 @@ def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[di
             few = n_steps // 5
             first, second = (_seconds(prepared.computer, unit, n) for n in (few, 2 * few))
             whole = first + max(second - first, 0.0) / few * (n_steps - few)
-        found[kind] = whole / max(unit.n_samples, 1)
-    return found, "one slice timed, nothing else running"
+        by_kind[kind] = whole / max(unit.n_samples, 1)
+    return by_kind, "one slice timed, nothing else running"
 
 
 def _seconds(computer: UnitComputer, unit: Unit, n_steps: int) -> float:

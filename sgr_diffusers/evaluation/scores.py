@@ -163,16 +163,16 @@ def _matrix(volumes: pd.DataFrame, name: str, columns: str = "label") -> Float[n
 def _estimates(
     volumes: pd.DataFrame, names: Sequence[str], statistic: Callable, seed: int, columns: str = "label"
 ) -> dict[str, float]:
-    found = {}
+    summary = {}
     for name in names:
         values = _matrix(volumes, name, columns)
-        one = bootstrap.estimate(values, statistic, seed)
-        found |= {name: one.value, f"{name}_ci_low": one.low, f"{name}_ci_high": one.high}
+        estimate = bootstrap.estimate(values, statistic, seed)
+        summary |= {name: estimate.value, f"{name}_ci_low": estimate.low, f"{name}_ci_high": estimate.high}
         if statistic is bootstrap.median:
             known = values[~np.isnan(values)]
             quartiles = np.percentile(known, (25, 75)) if len(known) else (np.nan, np.nan)
-            found |= {f"{name}_q25": float(quartiles[0]), f"{name}_q75": float(quartiles[1])}
-    return found
+            summary |= {f"{name}_q25": float(quartiles[0]), f"{name}_q75": float(quartiles[1])}
+    return summary
 
 
 def _score_rows(
@@ -240,8 +240,8 @@ def _growth_rows(volumes: pd.DataFrame, default: float, seed: int) -> Iterator[d
     if ends[0] == ends[1]:
         return
     is_shown = (volumes["method"] == "RR") | ((volumes["method"] == "SGR") & np.isclose(volumes["strength"], default))
-    shown = volumes[is_shown & volumes["acceleration"].isin(ends)]
-    for key, part in shown.groupby(["method", "segmenter", "reference"], sort=True):
+    compared = volumes[is_shown & volumes["acceleration"].isin(ends)]
+    for key, part in compared.groupby(["method", "segmenter", "reference"], sort=True):
         table = part.pivot_table("uncertain_share", "scan_id", ["acceleration", "label"], dropna=False)
         table = table.reindex(columns=pd.MultiIndex.from_product([ends, sorted(part["label"].unique())]))
         table = table.dropna(how="all")
@@ -251,11 +251,11 @@ def _growth_rows(volumes: pd.DataFrame, default: float, seed: int) -> Iterator[d
             medians = [bootstrap.median(by_end[:, :, end].reshape(len(resampled), -1)) for end in (0, 1)]
             return _ratio(medians[1], medians[0])
 
-        one = bootstrap.estimate(table.to_numpy(np.float64), growth, seed)
+        estimate = bootstrap.estimate(table.to_numpy(np.float64), growth, seed)
         yield {
             **dict(zip(("method", "segmenter", "reference"), key, strict=True)),
             **{"from_acceleration": ends[0], "to_acceleration": ends[1], "n_scans": len(table)},
-            **{"growth": one.value, "growth_ci_low": one.low, "growth_ci_high": one.high},
+            **{"growth": estimate.value, "growth_ci_low": estimate.low, "growth_ci_high": estimate.high},
         }
 
 
@@ -266,12 +266,12 @@ def _quality_differences(quality: pd.DataFrame, default: float, seed: int) -> di
         quality["method"] == "RR",
     ):
         means.append(quality[is_own].groupby("scan_id")[list(QUALITY)].mean())
-    found = {}
+    columns = {}
     for name in QUALITY:
         values = (means[0][name] - means[1][name]).to_numpy(np.float64)[:, None]
-        one = bootstrap.estimate(values, bootstrap.mean, seed)
-        found |= {name: one.value, f"{name}_ci_low": one.low, f"{name}_ci_high": one.high}
-    return found
+        estimate = bootstrap.estimate(values, bootstrap.mean, seed)
+        columns |= {name: estimate.value, f"{name}_ci_low": estimate.low, f"{name}_ci_high": estimate.high}
+    return columns
 
 
 def _curve_rows(counts: pd.DataFrame, default: float, seed: int) -> Iterator[dict[str, Any]]:
@@ -307,12 +307,12 @@ def _finding_rows(counts: pd.DataFrame, default: float) -> Iterator[dict[str, An
 
     The bounds admit the finding where S_low leaves its voxels out; one that S_low fills up was overlooked.
     """
-    shown = counts[
+    compared = counts[
         (counts["reference"] == "manual")
         & (counts["finding"] > 0)
         & ((counts["method"] == "RR") | ((counts["method"] == "SGR") & np.isclose(counts["strength"], default)))
     ]
-    for key, part in shown.groupby(["acceleration", "method", "segmenter"], sort=True):
+    for key, part in compared.groupby(["acceleration", "method", "segmenter"], sort=True):
         volumes = part.groupby(["scan_id", "label"])[_COUNTS].sum()
         admitted = 1 - volumes["finding_lower"] / volumes["finding"]
         covered = (volumes["lower"] <= volumes["truth"]) & (volumes["truth"] <= volumes["upper"])

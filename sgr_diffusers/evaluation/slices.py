@@ -60,9 +60,9 @@ def parse_protocol(text: str, min_foreground: int = 20) -> SliceSelection | tupl
         return parse_selection(int(text))
     if _LIST.fullmatch(text) and "," in text:
         return tuple(sorted({int(part) for part in text.split(",")}))
-    found = _RANGE.fullmatch(text)
-    if found and found[3] != "0":
-        start, stop, step = (int(part) if part else None for part in found.groups())
+    match = _RANGE.fullmatch(text)
+    if match and match[3] != "0":
+        start, stop, step = (int(part) if part else None for part in match.groups())
         return SliceSelection(every=step or 1, start=start or 0, stop=stop)
     if text in ("all", "paper"):
         return parse_selection(text)
@@ -126,7 +126,7 @@ def choose_data(
     if with_labels and n_finding_slices > 0:
         findings = {scan_id: _finding_slices(scan, n_finding_slices) for scan_id, scan in scans.items()}
     return EvaluationData(
-        name, scans, slices, {scan_id: found for scan_id, found in findings.items() if found}, fingerprint
+        name, scans, slices, {scan_id: of_scan for scan_id, of_scan in findings.items() if of_scan}, fingerprint
     )
 
 
@@ -167,12 +167,12 @@ def _name(root: str, split: str, scans: Iterable[SkmTeaScan]) -> str:
 def _fingerprint(root: str, split: str, scans: Iterable[SkmTeaScan]) -> dict[str, str]:
     """Of each scan: what its annotation says and how large its files are. They may be moved, but not changed."""
     entries = {entry["scan_id"]: entry for entry in read_annotations(root, split)}
-    found = {}
+    digests = {}
     for scan in scans:
         sizes = [os.path.getsize(path) if path.exists() else None for path in (scan.kspace_file, scan.labels_file)]
         text = json.dumps([entries[scan.scan_id], sizes], sort_keys=True, default=str)
-        found[scan.scan_id] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return found
+        digests[scan.scan_id] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digests
 
 
 def _finding_slices(scan: SkmTeaScan, n: int) -> tuple[int, ...]:

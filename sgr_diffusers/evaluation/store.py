@@ -111,10 +111,10 @@ def write_shard(folder: str | os.PathLike, unit: Unit, row: Mapping[str, Any], v
         versions: versions of the libraries, kept with the file.
     """
     path = shard_path(folder, unit)
-    own = {name: getattr(unit, name) for name in ("kind", "scan_id", "slice", "acceleration", "strength")}
-    own |= {"first_sample": unit.first_sample, "n_samples": unit.n_samples, "schema_version": SCHEMA_VERSION}
+    key = {name: getattr(unit, name) for name in ("kind", "scan_id", "slice", "acceleration", "strength")}
+    key |= {"first_sample": unit.first_sample, "n_samples": unit.n_samples, "schema_version": SCHEMA_VERSION}
     schema = SCHEMA.with_metadata({_VERSIONS: json.dumps(dict(versions), sort_keys=True)})
-    table = pa.Table.from_pylist([{**row, **own}], schema=schema)
+    table = pa.Table.from_pylist([{**row, **key}], schema=schema)
     with whole_file(path) as partial:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
     return path

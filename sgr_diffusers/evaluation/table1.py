@@ -66,12 +66,12 @@ def table1_rows(tables: ScoreTables, strength: float) -> list[dict[str, Any]]:
         strength: strength b of the SGR to show.
     """
     scores = tables.scores
-    own = (scores["method"] == "SGR") & ((scores["strength"] - strength).abs() <= 1e-6 * strength)
+    is_guided = (scores["method"] == "SGR") & ((scores["strength"] - strength).abs() <= 1e-6 * strength)
     is_shown = (scores["group"] == "all") & (scores["segmenter"] == "guiding")
-    shown = scores[is_shown & (own | (scores["method"] == "RR"))]
-    shown = shown.assign(order=shown["method"].map({"SGR": 0, "RR": 1}))
-    shown = shown.sort_values(["reference", "acceleration", "order"])
-    return [{name: row.get(name) for name in COLUMNS} for row in shown.to_dict("records")]
+    table = scores[is_shown & (is_guided | (scores["method"] == "RR"))]
+    table = table.assign(order=table["method"].map({"SGR": 0, "RR": 1}))
+    table = table.sort_values(["reference", "acceleration", "order"])
+    return [{name: row.get(name) for name in COLUMNS} for row in table.to_dict("records")]
 
 
 def write_table1(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -149,11 +149,11 @@ def check_claims(rows: Sequence[Mapping[str, Any]], growth: Sequence[Mapping[str
     """
     references = [row["reference"] for row in rows]
     reference = "fully_sampled" if "fully_sampled" in references else "manual"
-    found = {(row["acceleration"], row["method"]): row for row in rows if row["reference"] == reference}
-    accelerations = sorted(key[0] for key in found if key[1] == "SGR" and (key[0], "RR") in found)
+    by_method = {(row["acceleration"], row["method"]): row for row in rows if row["reference"] == reference}
+    accelerations = sorted(key[0] for key in by_method if key[1] == "SGR" and (key[0], "RR") in by_method)
     if not accelerations:
         return []
-    pairs = [(found[a, "SGR"], found[a, "RR"]) for a in accelerations]
+    pairs = [(by_method[a, "SGR"], by_method[a, "RR"]) for a in accelerations]
     claims = []
     for name, text in (("precision_lower", "precision of S_low"), ("recall_upper", "recall of S_up")):
         above = [sgr[name] - rr[name] for sgr, rr in pairs]
@@ -162,7 +162,8 @@ def check_claims(rows: Sequence[Mapping[str, Any]], growth: Sequence[Mapping[str
     if len(accelerations) > 1:
         factors = {
             method: _ratio(
-                found[accelerations[-1], method]["uncertain_share"], found[accelerations[0], method]["uncertain_share"]
+                by_method[accelerations[-1], method]["uncertain_share"],
+                by_method[accelerations[0], method]["uncertain_share"],
             )
             for method in ("SGR", "RR")
         }
@@ -195,6 +196,6 @@ def _ratio(part: float, whole: float) -> float:
 def save_table1(folder: Path, rows: Sequence[Mapping[str, Any]], is_skm_tea: bool) -> None:
     """Write `table1.csv`, `table1.md` and `table1.tex`; the paper's numbers stand in the latter two, for its data."""
     write_table1(folder / "table1.csv", rows)
-    shown = [*rows, *(paper_rows(rows) if is_skm_tea else [])]
-    (folder / "table1.md").write_text(table1_markdown(shown) + "\n")
-    (folder / "table1.tex").write_text(table1_latex(shown))
+    table = [*rows, *(paper_rows(rows) if is_skm_tea else [])]
+    (folder / "table1.md").write_text(table1_markdown(table) + "\n")
+    (folder / "table1.tex").write_text(table1_latex(table))

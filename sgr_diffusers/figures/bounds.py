@@ -239,10 +239,10 @@ def draw_rows(
     )
     used = set()
     for number, row in enumerate(rows):
-        for place, axes in enumerate(grid[number]):
+        for column, axes in enumerate(grid[number]):
             axes.set_axis_off()
-            if place < len(row.panels):
-                used |= _draw_panel(axes, row.panels[place], row, with_title=number == 0)
+            if column < len(row.panels):
+                used |= _draw_panel(axes, row.panels[column], row, with_title=number == 0)
         first = grid[number][0]
         first.text(-0.06, 0.5, row.label, transform=first.transAxes, ha="right", va="center", fontsize=8)
     if used & {AGREES, DEVIATES, VIOLATES}:
@@ -298,7 +298,9 @@ def pixel_edges(mask: Pixels) -> tuple[np.ndarray, np.ndarray]:
     horizontal = np.stack([x - 1.5, x - 0.5, np.full(len(x), np.nan)], 1), np.stack([y - 0.5] * 3, 1)
     y, x = np.nonzero(padded[:, 1:] != padded[:, :-1])
     vertical = np.stack([x - 0.5] * 3, 1), np.stack([y - 1.5, y - 0.5, np.full(len(y), np.nan)], 1)
-    xs, ys = (np.concatenate([one.ravel(), two.ravel()]) for one, two in zip(horizontal, vertical, strict=True))
+    xs, ys = (
+        np.concatenate([first.ravel(), second.ravel()]) for first, second in zip(horizontal, vertical, strict=True)
+    )
     return xs, ys
 
 

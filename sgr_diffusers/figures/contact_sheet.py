@@ -46,8 +46,8 @@ def contact_sheet(
             ax = axes[row * layers + layer, column]
             ax.imshow(image, cmap="gray", vmin=0, vmax=1.1 * np.quantile(image, 0.99))
             if layer:
-                shown = np.ma.masked_equal(labels[number], 0)
-                ax.imshow(shown, cmap=colours, vmin=0, vmax=9, alpha=0.75, interpolation="nearest")
+                overlay = np.ma.masked_equal(labels[number], 0)
+                ax.imshow(overlay, cmap=colours, vmin=0, vmax=9, alpha=0.75, interpolation="nearest")
             elif titles:
                 ax.set_title(titles[number], fontsize=7)
     if class_names:

@@ -45,8 +45,8 @@ def indicator(logits: Float[Tensor, "batch out_class y x"], classes: Classes) ->
         classes: `(batch,)`, the class of each sample, from 1; or `(batch, n_classes + 1)`, true for those that count
             as one tissue.
     """
-    own, others = _own_and_others(logits, classes)
-    return own.amax(dim=1) > others.amax(dim=1)  # on the CPU a hundred times faster than argmax
+    of_class, others = _own_and_others(logits, classes)
+    return of_class.amax(dim=1) > others.amax(dim=1)  # on the CPU a hundred times faster than argmax
 
 
 def class_log_odds(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Float[Tensor, "batch y x"]:
@@ -57,8 +57,8 @@ def class_log_odds(logits: Float[Tensor, "batch out_class y x"], classes: Classe
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    own, others = _own_and_others(logits, classes)
-    return own.logsumexp(dim=1) - others.logsumexp(dim=1)
+    of_class, others = _own_and_others(logits, classes)
+    return of_class.logsumexp(dim=1) - others.logsumexp(dim=1)
 
 
 def _own_and_others(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

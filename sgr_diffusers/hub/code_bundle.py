@@ -93,23 +93,23 @@ def _bundle() -> dict[str, str]:
 
 def _needed_modules() -> list[str]:
     """The pipeline's module and all that it imports from the package, in turn, by dotted name."""
-    found, waiting = [], [_START]
+    modules, waiting = [], [_START]
     while waiting:
         module = waiting.pop(0)
-        if module not in found:
-            found.append(module)
+        if module not in modules:
+            modules.append(module)
             if module != _SELF:
                 waiting += [target for _, target in _package_imports(module)]
-    return found
+    return modules
 
 
 def _package_imports(module: str) -> list[tuple[ast.ImportFrom, str]]:
     """Imports of a module from the package, with the module that each names."""
     parents = module.split(".")[:-1]
-    found = []
+    imports = []
     for node in ast.walk(ast.parse(_source(module))):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             is_relative = isinstance(node, ast.ImportFrom) and node.level > 0
             if any(name.split(".")[0] == PACKAGE.name for name in names) or (is_relative and not node.module):
                 raise ValueError(
@@ -117,8 +117,8 @@ def _package_imports(module: str) -> list[tuple[ast.ImportFrom, str]]:
                     "import names from modules of the package relatively, `from .module import name`."
                 )
             if is_relative:
-                found.append((node, ".".join([*parents[: len(parents) - node.level + 1], node.module])))
-    return found
+                imports.append((node, ".".join([*parents[: len(parents) - node.level + 1], node.module])))
+    return imports
 
 
 def _flat_name(module: str) -> str:

@@ -39,8 +39,8 @@ def redact(text: str) -> str:
     """A text without tokens."""
     from huggingface_hub import get_token
 
-    own = os.environ.get("HF_TOKEN") or get_token()
-    text = text.replace(own, "hf_***") if own else text
+    token = os.environ.get("HF_TOKEN") or get_token()
+    text = text.replace(token, "hf_***") if token else text
     return re.sub(r"(hf_|api_org_)[A-Za-z0-9]{8,}", r"\1***", text)
 
 

@@ -114,7 +114,11 @@ def check_folder(folder: str | Path) -> None:
             elif path.suffix == ".json" and ".index." not in path.name:
                 _check_counts(read_json(path), path)
         pickles = sorted(path.name for path in files if path.suffix in PICKLES)
-        alone = [one for one in pickles if not (component / one).with_suffix(".safetensors").is_file()]
+        alone = [
+            pickle_name
+            for pickle_name in pickles
+            if not (component / pickle_name).with_suffix(".safetensors").is_file()
+        ]
         if alone:  # the same name: another variant's safetensors do not keep diffusers from this one
             raise UnsafeCheckpointError(
                 f"`{name}` has weights only as {alone[0]}, and files that are unpickled can run any code. Ask for "
@@ -146,16 +150,16 @@ def _check_component(name: str, value: Any, file: str | Path) -> None:
     library, class_name = value
     base = SchedulerMixin if name == "scheduler" else ModelMixin
     if library == "diffusers":
-        found = getattr(diffusers, class_name, None)
+        component_class = getattr(diffusers, class_name, None)
     elif optional and library == SEGMENTATION_FILE and class_name == OWN_SEGMENTATION:
         return
     elif library in sys.modules:  # looked up, never imported: the caller has done that
-        found = getattr(sys.modules[library], class_name, None)
+        component_class = getattr(sys.modules[library], class_name, None)
     elif "." not in library and not hasattr(diffusers.pipelines, library) and library not in sys.stdlib_module_names:
         return  # a file of the component's folder, which diffusers loads only behind `trust_remote_code`
     else:
-        found = None
-    if not (isinstance(found, type) and issubclass(found, base)):
+        component_class = None
+    if not (isinstance(component_class, type) and issubclass(component_class, base)):
         raise UnsafeCheckpointError(
             f"`{name}` of {_short(file)} must name a {base.__name__} of diffusers, or of a module that has been "
             f"imported before, got {_shown(value)}. If it is a class of your own, import its module first."
@@ -191,7 +195,7 @@ def _check_settings(index: dict[str, Any], file: str | Path) -> None:
     if (
         not isinstance(trained_with, dict)
         or not isinstance(trained_with.get("prediction_type"), str)
-        or not (levels is None or (is_list and all(isinstance(one, int | float) for one in levels)))
+        or not (levels is None or (is_list and all(isinstance(level, int | float) for level in levels)))
     ):
         raise UnsafeCheckpointError(
             f"`trained_with` of {_short(file)} must hold `prediction_type` and a few `alphas_cumprod`, got "
@@ -207,7 +211,7 @@ def _check_denoising_variance(table: Any, file: str | Path) -> None:
     is_table = all(isinstance(column, list) and 0 < len(column) <= 100 for column in columns)
     is_table = is_table and len({len(column) for column in columns}) == 1
     numbers = itertools.chain(*columns) if is_table else ()
-    is_table = is_table and all(isinstance(one, int | float) and 0 < one < math.inf for one in numbers)
+    is_table = is_table and all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers)
     if not is_table or any(low >= high for low, high in itertools.pairwise(columns[0])):
         raise UnsafeCheckpointError(
             f"`denoising_variance` of {_short(file)} must hold the lists `noise_to_signal`, rising, and `error` of as "
@@ -220,7 +224,7 @@ def _check_extent(content: Any, file: str | Path) -> None:
     level, depth, n_entries = [content], 0, 0
     while level:
         depth, n_entries = depth + 1, n_entries + len(level)
-        texts = [one for one in level if isinstance(one, str)]
+        texts = [entry for entry in level if isinstance(entry, str)]
         too_long = any(len(text) > _LONGEST_TEXT for text in texts)
         if depth > _DEEPEST or n_entries > _MOST_ENTRIES or too_long:
             raise UnsafeCheckpointError(
@@ -228,11 +232,11 @@ def _check_extent(content: Any, file: str | Path) -> None:
                 f"texts of up to {_LONGEST_TEXT} characters. This is not the configuration of a pipeline."
             )
         below = []
-        for one in level:
-            if isinstance(one, dict):
-                below += [*one, *one.values()]
-            elif isinstance(one, list):
-                below += one
+        for entry in level:
+            if isinstance(entry, dict):
+                below += [*entry, *entry.values()]
+            elif isinstance(entry, list):
+                below += entry
         level = below
 
 
@@ -241,18 +245,20 @@ def _check_counts(content: Any, file: str | Path) -> None:
     level = [("", content)]
     while level:
         below = []
-        for name, one in level:
+        for name, value in level:
             most = _LARGEST.get(name, _LARGEST_COUNT)
-            if isinstance(one, int) and abs(one) > most:
+            if isinstance(value, int) and abs(value) > most:
                 raise UnsafeCheckpointError(
-                    f"{_short(file)} must have no {name or 'count'} above {most}, got {_shown(one)}."
+                    f"{_short(file)} must have no {name or 'count'} above {most}, got {_shown(value)}."
                 )
-            if isinstance(one, list) and name in _LARGEST and len(one) > _MOST_LEVELS:
-                raise UnsafeCheckpointError(f"{_short(file)} must have at most {_MOST_LEVELS} {name}, got {len(one)}.")
-            if isinstance(one, dict):
-                below += one.items()
-            elif isinstance(one, list):
-                below += [(name, part) for part in one]
+            if isinstance(value, list) and name in _LARGEST and len(value) > _MOST_LEVELS:
+                raise UnsafeCheckpointError(
+                    f"{_short(file)} must have at most {_MOST_LEVELS} {name}, got {len(value)}."
+                )
+            if isinstance(value, dict):
+                below += value.items()
+            elif isinstance(value, list):
+                below += [(name, part) for part in value]
         level = below
 
 

@@ -150,22 +150,22 @@ def _load(path: Path, maps: bool = False, group: str | None = None) -> dict[str,
         raise ValueError(f"{path} cannot be read: {foreign}.")
     with open_hdf5(path) as file:
         node = find_group(file, path, group)
-        found = {
+        arrays = {
             name: np.asarray(read_dataset(data, path))
             for name, data in _named(lambda key: child(node, key))
             if data is not None
         }
         size = node.attrs.get("voxel_size_mm")
-    return found if size is None else {"voxel_size_mm": np.asarray(size), **found}
+    return arrays if size is None else {"voxel_size_mm": np.asarray(size), **arrays}
 
 
 def _named(look_up: Callable[[str], Any]) -> list[tuple[str, Any]]:
     """What is found under each name that an array may have."""
-    found = []
+    arrays = []
     for name, keys in _NAMES.items():
         items = [item for item in map(look_up, keys) if item is not None and not hasattr(item, "keys")]
-        found.append((name, items[0] if items else None))
-    return found
+        arrays.append((name, items[0] if items else None))
+    return arrays
 
 
 def _read_npy(path: Path) -> Shaped[np.ndarray, "..."]:
@@ -178,7 +178,7 @@ def _read_npy(path: Path) -> Shaped[np.ndarray, "..."]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     """Arrays of a .npz file that have a meaning here; other members are not looked at."""
-    found = {}
+    arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
             members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
@@ -193,10 +193,10 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 if array_bytes > entry.file_size:
                     raise ValueError(f"`{name}` has {entry.file_size} bytes, but its header claims {array_bytes}")
                 with archive.open(entry) as stream:
-                    found[name] = np.lib.format.read_array(stream, allow_pickle=False)
+                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
     except Exception as error:  # zip, zlib and numpy raise a dozen kinds
         raise ValueError(f"{path} cannot be read: damaged, or not numpy's ({error}). Write it again.") from error
-    return found
+    return arrays
 
 
 def _claimed_bytes(stream: Any) -> int:

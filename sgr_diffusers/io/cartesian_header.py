@@ -107,9 +107,9 @@ class CartesianHeader:
         """
         if plausible_voxel_size(sizes_mm):
             return tuple(float(size) for size in sizes_mm)
-        shown = " x ".join(f"{size:.4g}" for size in sizes_mm)
+        text = " x ".join(f"{size:.4g}" for size in sizes_mm)
         warn_suspect(
-            f"the header of {path} gives voxels of {shown} mm (encodedSpace: field of view {self.encoded_fov_mm} mm, "
+            f"the header of {path} gives voxels of {text} mm (encodedSpace: field of view {self.encoded_fov_mm} mm, "
             f"matrix {self.encoded_matrix}): it seems to be in another unit. The voxel size is taken as unknown."
         )
         return None
@@ -170,13 +170,13 @@ def _check_sizes(header: CartesianHeader, path: Path) -> None:
 
 def _children(element: Any, name: str) -> list[Any]:
     """Children of that name, whatever the namespace."""
-    return [one for one in element if isinstance(one.tag, str) and one.tag.rpartition("}")[2] == name]
+    return [child for child in element if isinstance(child.tag, str) and child.tag.rpartition("}")[2] == name]
 
 
 def _text(element: Any, *names: str) -> str | None:
     for name in names:
-        found = [] if element is None else _children(element, name)
-        element = found[0] if found else None
+        children = [] if element is None else _children(element, name)
+        element = children[0] if children else None
     return None if element is None else (element.text or "").strip()
 
 

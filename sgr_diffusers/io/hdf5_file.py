@@ -70,10 +70,10 @@ def find_group(file: "h5py.File", path: Path, group: str | None) -> "h5py.Group"
     groups = {name.rpartition("/")[0] or "/" for name, _ in _links(file, path) if _last(name) in ("kspace", "xml")}
     choices = sorted(groups)
     if group is not None:
-        found = child(file, group)
-        if not isinstance(found, h5py.Group):
+        node = child(file, group)
+        if not isinstance(node, h5py.Group):
             raise ValueError(f"`group` {group!r}: {path} has no such group. It holds a scan in {choices}.")
-        return found
+        return node
     if "/" in groups or not groups:
         return file["/"]
     if len(groups) > 1:
@@ -135,8 +135,8 @@ def read_selections(
     check_claimed_bytes(max(_n_bytes(data, shape), _chunk_bytes(data)), path, f"`{_name(data)}`")
     dtype = np.complex64 if data.dtype.kind == "c" else data.dtype
     array = np.empty(shape, dtype)
-    for place, selection in enumerate(selections):
-        array[place] = _read(data, path, selection)
+    for number, selection in enumerate(selections):
+        array[number] = _read(data, path, selection)
     return array
 
 
@@ -180,7 +180,7 @@ def _missing_filters(data: "h5py.Dataset") -> list[str]:
     import h5py
 
     settings = data.id.get_create_plist()
-    filters = [settings.get_filter(place) for place in range(settings.get_nfilters())]
+    filters = [settings.get_filter(number) for number in range(settings.get_nfilters())]
     return [
         f"{code} ({name.decode(errors='replace')})" if name else str(code)
         for code, _, _, name in filters

@@ -171,10 +171,10 @@ def select_lines(
             f"acquisitions {why}.{there}"
         )
     for name in ("phase", "set"):  # as of a heartbeat, or of flow encoding: no averages of one image
-        found = sorted(set(counters[name][rows].tolist()))
-        if len(found) > 1:
+        values = sorted(set(counters[name][rows].tolist()))
+        if len(values) > 1:
             raise ValueError(
-                f"{path} holds several images of each slice, with the counter `{name}` {found}. Split the file."
+                f"{path} holds several images of each slice, with the counter `{name}` {values}. Split the file."
             )
     return rows
 
@@ -241,5 +241,5 @@ def _check_trajectories(data: Any, heads: np.ndarray, rows: np.ndarray, path: Pa
                 f"{path} says Cartesian, but the trajectory of its acquisition {row} is no straight line."
             )
         directions.append(chord / np.linalg.norm(chord))
-    if any(abs(one @ directions[0]) < 0.99 for one in directions):
+    if any(abs(direction @ directions[0]) < 0.99 for direction in directions):
         raise ValueError(f"{path} says Cartesian, but the trajectories of its acquisitions are not parallel lines.")

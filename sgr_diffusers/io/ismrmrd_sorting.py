@@ -129,11 +129,11 @@ def sort_lines(
 
     kspace = np.zeros((len(numbers), first.shape[0], n_z, n_y, n_x), np.complex64)
     count, squares = np.zeros(shape, np.int64), np.zeros(shape)
-    for row, *place in zip(places.rows.tolist(), places.slice, places.partition, places.phase, strict=True):
+    for row, *position in zip(places.rows.tolist(), places.slice, places.partition, places.phase, strict=True):
         samples = _samples(lines[row], readouts[row])
-        kspace[place[0], :, place[1], place[2], readouts[row].target] += samples.T
-        count[tuple(place)] += 1
-        squares[tuple(place)] += float(np.linalg.norm(samples)) ** 2
+        kspace[position[0], :, position[1], position[2], readouts[row].target] += samples.T
+        count[tuple(position)] += 1
+        squares[tuple(position)] += float(np.linalg.norm(samples)) ** 2
     kspace /= np.maximum(count, 1)[:, None, ..., None]
     check_finite(kspace, "data", path, numbers)
     _check_averages(heads, places, kspace, count, squares, path)
@@ -157,7 +157,7 @@ def _encoded_places(
     partition = np.zeros_like(phase)
     if n_z > 1:
         partition = _centred(counters["kspace_encode_step_2"].astype(int), header.step_2, n_z, "2", path)
-    place_of = {number: place for place, number in enumerate(numbers)}
+    place_of = {number: position for position, number in enumerate(numbers)}
     return _Places(rows, np.array([place_of[number] for number in counters["slice"].tolist()]), partition, phase)
 
 
@@ -295,8 +295,8 @@ def _without_foreign_calibration(
         reason = "cover other readout samples"
     elif is_double.any():
         pairs = [
-            (_samples(lines[row], readouts[row]), _samples(lines[imaging[place]], readouts[imaging[place]]))
-            for row, place in zip(places.rows[is_double].tolist(), flat[is_double].tolist(), strict=True)
+            (_samples(lines[row], readouts[row]), _samples(lines[imaging[position]], readouts[imaging[position]]))
+            for row, position in zip(places.rows[is_double].tolist(), flat[is_double].tolist(), strict=True)
         ]
         ratio = sum(np.linalg.norm(a - b) ** 2 for a, b in pairs) / max(
             sum(np.linalg.norm(b) ** 2 for _, b in pairs), 1e-30
@@ -321,13 +321,13 @@ def _energy_beside_imaging(lines: Lines, places: _Places, is_calibration: np.nda
     energy = np.array([np.linalg.norm(lines[row]) ** 2 for row in places.rows.tolist()])
     imaging, calibration = np.flatnonzero(~is_calibration), np.flatnonzero(is_calibration)
     ratios = []
-    for place in calibration[:: max(len(calibration) // _MOST_COMPARED, 1)]:
-        distance = np.abs(places.phase[imaging] - places.phase[place])
-        distance = distance + np.abs(places.partition[imaging] - places.partition[place])
-        distance = np.where(places.slice[imaging] == places.slice[place], distance, np.iinfo(int).max)
+    for position in calibration[:: max(len(calibration) // _MOST_COMPARED, 1)]:
+        distance = np.abs(places.phase[imaging] - places.phase[position])
+        distance = distance + np.abs(places.partition[imaging] - places.partition[position])
+        distance = np.where(places.slice[imaging] == places.slice[position], distance, np.iinfo(int).max)
         nearest = int(distance.argmin())
         if distance[nearest] <= _NEIGHBOURHOOD and energy[imaging[nearest]] > 0:
-            ratios.append(energy[place] / energy[imaging[nearest]])
+            ratios.append(energy[position] / energy[imaging[nearest]])
     return float(np.median(ratios)) if ratios else 1.0
 
 
@@ -350,10 +350,10 @@ def _check_averages(
     is_labelled = len(keys) == len(places.rows)
     if is_labelled and ratio <= _DISAGREEMENT:
         return
-    place = tuple(int(one) for one in np.unravel_index(int(count.argmax()), count.shape))
+    position = tuple(int(index) for index in np.unravel_index(int(count.argmax()), count.shape))
     text = (
         f"{path} has up to {int(count.max())} acquisitions with the same labels (kspace_encode_step_1, _2 and slice; "
-        f"for example at partition {place[1]}, line {place[2]} of the matrix), which differ from their mean by "
+        f"for example at partition {position[1]}, line {position[2]} of the matrix), which differ from their mean by "
         f"{ratio:.2g} of its energy"
     )
     if not is_labelled and ratio > _UNLABELLED_DISAGREEMENT:

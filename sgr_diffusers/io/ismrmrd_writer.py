@@ -51,12 +51,12 @@ def write_ismrmrd_images(
     axes = [LPS_TO_RAS @ affine[:3, column] / np.linalg.norm(affine[:3, column]) for column in range(3)]
     kinds = {"c": ismrmrd.IMTYPE_COMPLEX, "f": ismrmrd.IMTYPE_MAGNITUDE, "u": ismrmrd.IMTYPE_MAGNITUDE}
     with ismrmrd.Dataset(str(path), group) as dataset:
-        for number, one in enumerate(array):
-            image = ismrmrd.Image.from_array(np.ascontiguousarray(one), transpose=False)
+        for number, plane in enumerate(array):
+            image = ismrmrd.Image.from_array(np.ascontiguousarray(plane), transpose=False)
             if voxel_size_mm is not None:
                 image.field_of_view[:] = (n_x * size[2], n_y * size[1], size[0])
             if is_known:
                 image.position[:] = LPS_TO_RAS @ (affine @ [number, n_y // 2, n_x // 2, 1])[:3]
                 image.slice_dir[:], image.phase_dir[:], image.read_dir[:] = axes
-            image.slice, image.image_index, image.image_type = number, number + 1, kinds[one.dtype.kind]
+            image.slice, image.image_index, image.image_type = number, number + 1, kinds[plane.dtype.kind]
             dataset.append_image(series, image)

@@ -19,8 +19,8 @@ def slice_energy(kspace: Complex[np.ndarray, "slice coil *axes"]) -> Float[np.nd
     """Sum of |k|^2 over slices and coils, in float64, without a copy of the whole k-space."""
     energy = np.zeros(kspace.shape[2:])
     for coils in kspace:
-        for one in coils:
-            energy += one.real.astype(np.float64) ** 2 + one.imag.astype(np.float64) ** 2
+        for coil in coils:
+            energy += coil.real.astype(np.float64) ** 2 + coil.imag.astype(np.float64) ** 2
     return energy
 
 
@@ -42,7 +42,7 @@ def check_centre(energy: Float[np.ndarray, "*axes"], path: Path, axes: tuple[str
     highest = energy.max(initial=0.0)
     if near >= _SUSPECT * highest:
         return
-    peak = tuple(int(place) for place in np.unravel_index(int(energy.argmax()), energy.shape))
+    peak = tuple(int(index) for index in np.unravel_index(int(energy.argmax()), energy.shape))
     text = (
         f"the k-space centre of {path} should be at ({', '.join(axes)}) = {centre}, but the energy of the data peaks "
         f"at {peak}; about the centre it has {near / highest:.1e} of that. {remedy}"

@@ -111,7 +111,7 @@ def check_finite(array: Complex[np.ndarray, "slice *rest"], name: str, path: Pat
         ValueError: some are not; their slices are named.
     """
     if not np.isfinite(array).all():
-        bad = [index for index, one in zip(indices, array, strict=True) if not np.isfinite(one).all()]
+        bad = [index for index, values in zip(indices, array, strict=True) if not np.isfinite(values).all()]
         raise ValueError(
             f"`{name}` of {path} has values that are not finite in the slices {bad}. Leave them out by `slices`."
         )

@@ -108,7 +108,7 @@ def stored_masks(node: "h5py.Group") -> tuple[str, ...]:
     """Names of the masks in a group, from the lowest acceleration to the highest."""
     masks = child(node, "masks")
     names = list(masks) if hasattr(masks, "keys") else []
-    numbers = {name: float(found[0]) if (found := re.findall(r"\d+(?:\.\d+)?", name)) else 0.0 for name in names}
+    numbers = {name: float(digits[0]) if (digits := re.findall(r"\d+(?:\.\d+)?", name)) else 0.0 for name in names}
     return tuple(sorted(names, key=lambda name: (numbers[name], name)))
 
 
@@ -183,4 +183,6 @@ def _read_annotation(
 
 
 def _find_entry(entries: list[dict[str, Any]], path: Path) -> dict[str, Any] | None:
-    return next((one for one in entries if one.get("scan_id") == path.stem or one.get("file_name") == path.name), None)
+    return next(
+        (entry for entry in entries if entry.get("scan_id") == path.stem or entry.get("file_name") == path.name), None
+    )

@@ -88,7 +88,7 @@ def slice_stack(header: CartesianHeader, heads: Shaped[np.ndarray, " line"], pat
             "as unknown."
         )
         return SliceStack(numbers, thickness, directions, None)
-    numbers, positions = tuple(numbers[place] for place in order), positions[order]
+    numbers, positions = tuple(numbers[number] for number in order), positions[order]
     steps = np.diff(positions, axis=0)
     distances = np.linalg.norm(steps, axis=1)
     spacing, along = float(np.median(distances)), steps.sum(axis=0)
@@ -160,12 +160,12 @@ def _slice_positions(
         return None
     if len(numbers) > 1 and not positions.any():
         return None  # never set
-    _, first, place = np.unique(heads["idx"]["slice"], return_index=True, return_inverse=True)
-    spread = np.linalg.norm(positions - positions[first][place], axis=1)
+    _, first, inverse = np.unique(heads["idx"]["slice"], return_index=True, return_inverse=True)
+    spread = np.linalg.norm(positions - positions[first][inverse], axis=1)
     worst = int(spread.argmax())
     if spread[worst] > max(thickness / 2, 1.0):
         raise ValueError(
-            f"acquisitions of slice {numbers[int(place[worst])]} of {path} lie {spread[worst]:.4g} mm apart, but a "
+            f"acquisitions of slice {numbers[int(inverse[worst])]} of {path} lie {spread[worst]:.4g} mm apart, but a "
             f"slice is {thickness:.4g} mm thick: the slice counter is wrong. Correct it in the file."
         )
     return positions[first]

@@ -46,7 +46,9 @@ def compress_coils(
     coils = kspace.shape[1]
     if not 1 <= n_coils <= coils:
         raise ValueError(f"`n_coils` must be from 1 to {coils}, the coils of `kspace`, got {n_coils}.")
-    covariance = sum(one.flatten(1).to(torch.complex128) @ one.flatten(1).to(torch.complex128).mH for one in kspace)
+    covariance = sum(
+        of_slice.flatten(1).to(torch.complex128) @ of_slice.flatten(1).to(torch.complex128).mH for of_slice in kspace
+    )
     if not bool(covariance.isfinite().all()) or not bool(covariance.any()):
         raise ValueError("`kspace` is zero everywhere or not finite: there is nothing to find virtual coils from.")
     values, vectors = torch.linalg.eigh(covariance)  # ascending

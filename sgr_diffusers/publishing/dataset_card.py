@@ -150,7 +150,7 @@ def _slice_rows(split: str, image: dict[str, Any]) -> list[dict[str, Any]]:
             "n_slices": shape[0],
             "matrix_shape": shape,
             "voxel_size_mm": [float(size) for size in image["voxel_spacing"]],
-            "orientation": [str(one) for one in image["orientation"]],
+            "orientation": [str(direction) for direction in image["orientation"]],
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"an entry of the annotations of {split} is not as SKM-TEA has it: {error!r}.") from error
@@ -164,10 +164,10 @@ def _slice_rows(split: str, image: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _annotations(folder: Path) -> dict[str, list[dict[str, Any]]]:
     files = {split: folder / "annotations" / "v1.0.0" / f"{split}.json" for split in SPLITS}
-    found = {split: file for split, file in files.items() if file.is_file()}
-    if not found:
+    existing = {split: file for split, file in files.items() if file.is_file()}
+    if not existing:
         raise ValueError(f"{folder} has no annotations/v1.0.0/*.json: not a folder in the SKM-TEA layout.")
     try:
-        return {split: json.loads(file.read_text(encoding="utf-8"))["images"] for split, file in found.items()}
+        return {split: json.loads(file.read_text(encoding="utf-8"))["images"] for split, file in existing.items()}
     except (ValueError, KeyError) as error:
         raise ValueError(f"the annotations of {folder} cannot be read: {error!r}.") from error

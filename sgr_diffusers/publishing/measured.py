@@ -29,12 +29,12 @@ def check_measured(folder: Path) -> None:
     # The hash is of weights as they are loaded.
     for dtype in dict.fromkeys(dtype for _, dtype in claims.values()) or ["float32"]:
         pipe = load_pipeline(folder, "cpu", dtype)
-        found = [weights_hash(network) for network in (pipe.unet, pipe.segmentation_model)]
+        hashes = [weights_hash(network) for network in (pipe.unet, pipe.segmentation_model)]
         for name, (claimed, of_dtype) in claims.items():
-            if of_dtype == dtype and claimed.split("-")[:2] != found:  # a second segmentation model may follow
+            if of_dtype == dtype and claimed.split("-")[:2] != hashes:  # a second segmentation model may follow
                 raise ValueError(
                     f"evaluation/{name} is of other weights than those of the pipeline: {claimed} there, "
-                    f"{'-'.join(found)} here. Evaluate this pipeline (sgr evaluate DATA_DIR --model DIR), or remove "
+                    f"{'-'.join(hashes)} here. Evaluate this pipeline (sgr evaluate DATA_DIR --model DIR), or remove "
                     "the folder `evaluation`."
                 )
 

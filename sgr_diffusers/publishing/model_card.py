@@ -242,13 +242,13 @@ def _metadata(facts: dict[str, Any], source: str | Path, dataset: str | None, li
             task_name="Bounds of tissues in undersampled MRI",
             dataset_type=dataset or {SYNTHETIC: "synthetic-knee", SKM_TEA: "skm-tea"}.get(name, "skm-tea-layout"),
             dataset_name=evaluation.get("data") or name or "data in the SKM-TEA layout",
-            dataset_config=f"{one['acceleration']:g}x, reference {one['reference'].replace('_', ' ')}",
-            dataset_split=one["split"],
-            metric_type=one["metric"],
-            metric_name=_SCORE_NAMES[one["metric"]],
-            metric_value=round(one["value"], 4),
+            dataset_config=f"{score['acceleration']:g}x, reference {score['reference'].replace('_', ' ')}",
+            dataset_split=score["split"],
+            metric_type=score["metric"],
+            metric_name=_SCORE_NAMES[score["metric"]],
+            metric_value=round(score["value"], 4),
         )
-        for one in facts["scores"]
+        for score in facts["scores"]
     ]
     return ModelCardData(
         library_name="diffusers",
@@ -277,12 +277,12 @@ def write_eval_results(folder: str | Path, dataset: str) -> list[str]:
     entries = [
         EvalResultEntry(
             dataset_id=dataset,
-            task_id=f"{one['metric']}_{one['acceleration']:g}x_{one['reference']}",
-            value=round(one["value"], 4),
-            notes=f"{_SCORE_NAMES[one['metric']]} at {one['acceleration']:g}x, guided bounds"
-            + (f", {one['split']} split" if one["split"] else ""),
+            task_id=f"{score['metric']}_{score['acceleration']:g}x_{score['reference']}",
+            value=round(score["value"], 4),
+            notes=f"{_SCORE_NAMES[score['metric']]} at {score['acceleration']:g}x, guided bounds"
+            + (f", {score['split']} split" if score["split"] else ""),
         )
-        for one in _scores(Path(folder))
+        for score in _scores(Path(folder))
     ]
     if not entries:
         return []

@@ -95,14 +95,14 @@ def publish(
         if not look_only:
             raise
         report(f"What is there could not be compared, so that all is shown as new: {error}")
-        changes, place = _all_new(_files(stage)), f"{repo_id}:"
+        changes, title = _all_new(_files(stage)), f"{repo_id}:"
     else:
-        place = f"{repo_id} on {api.endpoint}{'' if changes.head else ', a new repository'}:"
+        title = f"{repo_id} on {api.endpoint}{'' if changes.head else ', a new repository'}:"
     to_gate = gated and not changes.is_gated
     if not changes.new and not changes.changed and not to_gate:
         report(f"{repo_id} is up to date.")
         return None
-    report(place)
+    report(title)
     for line in [*changes.lines(), *(["  gated: only readers who agree to its conditions"] if to_gate else [])]:
         report(line)
     if look_only or not is_sure(f"Push to {repo_id}?"):
@@ -138,24 +138,24 @@ def check_stage(stage: Path, kind: str) -> None:
         faults += [f"README.md: {fault}" for fault in card_faults(card.read_text(encoding="utf-8"), kind, stage)]
     else:
         faults.append("README.md is missing")
-    own = os.environ.get("HF_TOKEN") or _login_token()
+    token = os.environ.get("HF_TOKEN") or _login_token()
     for path in sorted(path for path in stage.rglob("*") if path.is_file()):
         name = path.relative_to(stage).as_posix()
         if path.suffix in PICKLES and kind != "dataset":
             faults.append(f"{name} would have to be unpickled; only safetensors are published")
-        if _holds_token(path, own):
+        if _holds_token(path, token):
             faults.append(f"{name} holds what looks like a token of the Hub")
     if faults:
         raise ValueError("this cannot be published: " + "; ".join(faults) + ".")
 
 
-def _holds_token(path: Path, own: str | None) -> bool:
+def _holds_token(path: Path, token: str | None) -> bool:
     """Whether any file, be it text or not, has something in it like a token, or the one in use."""
     end = b""
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             content = end + block
-            if token_like(content) or (own and own.encode() in content):
+            if token_like(content) or (token and token.encode() in content):
                 return True
             end = content[-1024:]  # a token may begin in one block and end in the next
     return False
@@ -171,8 +171,8 @@ def compare(api: Any, stage: Path, repo_id: str, kind: str) -> Changes:
     except RepositoryNotFoundError:
         return _all_new(here)
     head = info.sha
-    found = api.verify_repo_checksums(repo_id, repo_type=kind, revision=head, local_dir=stage)
-    changed, new = sorted(mismatch["path"] for mismatch in found.mismatches), sorted(found.extra_paths)
+    verification = api.verify_repo_checksums(repo_id, repo_type=kind, revision=head, local_dir=stage)
+    changed, new = sorted(mismatch["path"] for mismatch in verification.mismatches), sorted(verification.extra_paths)
     card = ""
     if "README.md" in changed:
         try:
@@ -182,7 +182,7 @@ def compare(api: Any, stage: Path, repo_id: str, kind: str) -> Changes:
         card = _card_diff(old, here)
     elif "README.md" in new:
         card = _card_diff("", here)
-    only_there = sorted(set(found.missing_paths) - {".gitattributes"})
+    only_there = sorted(set(verification.missing_paths) - {".gitattributes"})
     return Changes(
         new,
         changed,

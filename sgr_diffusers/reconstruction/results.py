@@ -30,16 +30,16 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
         `noise_residual`, what noise alone would leave of it.
     """
     rows = []
-    for place, name in enumerate(volume.classes):
+    for number, name in enumerate(volume.classes):
         row: dict[str, Any] = {"sampling": volume.label, "class": name}
-        masks = dict(zip(volume.targets, np.moveaxis(volume.masks[:, place], 1, 0), strict=True))
+        masks = dict(zip(volume.targets, np.moveaxis(volume.masks[:, number], 1, 0), strict=True))
         row |= {f"{'unguided' if target == 'none' else target}_mm3": _mm3(volume, masks[target]) for target in masks}
-        known = None if volume.reference_masks is None else volume.reference_masks[:, place]
+        known = None if volume.reference_masks is None else volume.reference_masks[:, number]
         row["fully_sampled_mm3"] = None if known is None else _mm3(volume, known)
         if volume.targets == TARGETS["both"]:
             row["uncertain_share"] = float(uncertain_share(np.float64(row["lower_mm3"]), np.float64(row["upper_mm3"])))
-        own = 0 if volume.targets == ("none",) else place
-        row["residual"] = float(volume.data_residual[own].max())
+        reconstruction = 0 if volume.targets == ("none",) else number
+        row["residual"] = float(volume.data_residual[reconstruction].max())
         row["noise_residual"] = volume.noise_residual
         rows.append(row)
     if not rows:  # no segmentation model
@@ -93,12 +93,12 @@ def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "
     if volumes[0].targets == ("none",):
         return _plain_figure(volumes, title)
     rows = []
-    for place, name in enumerate(volumes[0].classes):
-        shown = _shown_slice(volumes, place)
-        views = [_view(volume, place, shown) for volume in volumes]
+    for number, name in enumerate(volumes[0].classes):
+        slice_number = _shown_slice(volumes, number)
+        views = [_view(volume, number, slice_number) for volume in volumes]
         window = joint_window([mask for view in views for mask in view.masks])
         for volume, view in zip(volumes, views, strict=True):
-            label = f"{name.replace('_', ' ')}\n{volume.label}\nslice {volume.numbers[shown]}"
+            label = f"{name.replace('_', ' ')}\n{volume.label}\nslice {volume.numbers[slice_number]}"
             rows.append(bound_row(view, label.replace(" cartilage", "\ncartilage"), window, _captions(volume, view)))
     return draw_rows(rows, title)
 
@@ -126,10 +126,13 @@ def write_images(
         step = abs(volume.numbers[1] - volume.numbers[0]) if len(volume.numbers) > 1 else 1
         spacing = (volume.voxel_size_mm[0] * step, *volume.voxel_size_mm[1:])
         geometry = {"orientation": None if orientation is None else tuple(orientation), "affine": affine}
-    for own in range(volume.magnitudes.shape[1]):
+    for class_number in range(volume.magnitudes.shape[1]):
         for number, target in enumerate(volume.targets):
-            stem = "unguided" if target == "none" else f"{volume.classes[own]}_{target}"
-            image, segmentation = volume.magnitudes[:, own, number], volume.segmentations[:, own, number]
+            stem = "unguided" if target == "none" else f"{volume.classes[class_number]}_{target}"
+            image, segmentation = (
+                volume.magnitudes[:, class_number, number],
+                volume.segmentations[:, class_number, number],
+            )
             arrays = {"image": image} | ({"segmentation": segmentation} if volume.labels else {})
             for name, array in arrays.items():
                 write_nifti(folder / f"{stem}_{name}.nii.gz", array, spacing, **geometry)
@@ -138,22 +141,22 @@ def write_images(
                     write_ismrmrd_images(folder / "images.h5", array, spacing, series=f"{stem}_{name}", **geometry)
 
 
-def _shown_slice(volumes: Sequence[VolumeReconstruction], place: int) -> int:
+def _shown_slice(volumes: Sequence[VolumeReconstruction], number: int) -> int:
     """Slice with most of the class in the fully sampled image; where it has none, in any of the bounds."""
     reference = volumes[0].reference_masks
-    if reference is not None and reference[:, place].any():
-        return int(np.argmax(volume_mm3(reference[:, place])))
-    return int(np.argmax(sum(volume_mm3(volume.masks[:, place], axes=(1, 2, 3)) for volume in volumes)))
+    if reference is not None and reference[:, number].any():
+        return int(np.argmax(volume_mm3(reference[:, number])))
+    return int(np.argmax(sum(volume_mm3(volume.masks[:, number], axes=(1, 2, 3)) for volume in volumes)))
 
 
-def _view(volume: VolumeReconstruction, place: int, shown: int) -> BoundPanels:
-    arrays: dict[str, Any] = {"zero_filled": volume.zero_filled[shown]}
+def _view(volume: VolumeReconstruction, class_number: int, slice_number: int) -> BoundPanels:
+    arrays: dict[str, Any] = {"zero_filled": volume.zero_filled[slice_number]}
     for number, target in enumerate(volume.targets):
-        arrays[f"{target}_image"] = volume.magnitudes[shown, place, number]
-        arrays[target] = volume.masks[shown, place, number]
+        arrays[f"{target}_image"] = volume.magnitudes[slice_number, class_number, number]
+        arrays[target] = volume.masks[slice_number, class_number, number]
     if volume.reference_masks is not None:
-        arrays["fully_sampled"] = volume.fully_sampled[shown]
-        arrays["reference"] = volume.reference_masks[shown, place]
+        arrays["fully_sampled"] = volume.fully_sampled[slice_number]
+        arrays["reference"] = volume.reference_masks[slice_number, class_number]
     return BoundPanels(**arrays)
 
 
@@ -171,18 +174,18 @@ def _plain_figure(volumes: Sequence[VolumeReconstruction], title: str) -> "Figur
     rows = []
     for volume in volumes:
         tissue = np.isin(volume.segmentations[:, 0, 0], volume.labels)
-        shown = int(np.argmax(tissue.sum(axis=(1, 2))))
-        image = volume.magnitudes[shown, 0, 0]
-        labels = np.where(tissue[shown], volume.segmentations[shown, 0, 0], 0).astype(np.uint8)
-        panels = [Panel("zero-filled", volume.zero_filled[shown])]
+        slice_number = int(np.argmax(tissue.sum(axis=(1, 2))))
+        image = volume.magnitudes[slice_number, 0, 0]
+        labels = np.where(tissue[slice_number], volume.segmentations[slice_number, 0, 0], 0).astype(np.uint8)
+        panels = [Panel("zero-filled", volume.zero_filled[slice_number])]
         if volume.fully_sampled is not None:
-            panels.insert(0, Panel("fully sampled", volume.fully_sampled[shown]))
+            panels.insert(0, Panel("fully sampled", volume.fully_sampled[slice_number]))
         panels.append(Panel("unguided", image))
         if volume.labels:
             panels.append(Panel("segmentation", image, labels, classes=True))
         window = (slice(0, image.shape[0]), slice(0, image.shape[1]))
         peak = float(np.quantile(image, 0.995)) or 1.0
-        rows.append(PanelRow(f"{volume.label}\nslice {volume.numbers[shown]}", panels, window, peak))
+        rows.append(PanelRow(f"{volume.label}\nslice {volume.numbers[slice_number]}", panels, window, peak))
     return draw_rows(rows, title, class_names=_names_by_label(volumes[0]))
 
 

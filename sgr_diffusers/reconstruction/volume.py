@@ -99,11 +99,11 @@ def load_pipeline(
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {DTYPES}, got {dtype!r}.")
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=place)
+        torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=torch_device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`device` {device!r} cannot be used ({str(error).splitlines()[0]}). Try 'cpu'.") from error
-    if dtype == "bfloat16" and place.type == "cpu" and has_fast_bfloat16() is False:
+    if dtype == "bfloat16" and torch_device.type == "cpu" and has_fast_bfloat16() is False:
         warnings.warn(
             "`dtype` bfloat16 is much slower than float32 on this processor, which has neither AVX512_BF16 nor AMX. "
             "Leave it out.",
@@ -123,7 +123,7 @@ def load_pipeline(
         )
     except Exception as error:  # whatever a foreign folder or the network can do
         raise ValueError(f"`model` {source} cannot be loaded: {type(error).__name__}: {error}") from error
-    pipe.to(place)
+    pipe.to(torch_device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

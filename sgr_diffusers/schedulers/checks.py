@@ -190,24 +190,24 @@ def _check_timesteps(scheduler: SchedulerMixin, timesteps: Sequence[int]) -> Non
 def _check_trained_with(scheduler: SchedulerMixin, trained_with: dict[str, Any] | None) -> None:
     if trained_with is None:
         return
-    found = noise_fingerprint(scheduler)
-    if found["prediction_type"] != trained_with["prediction_type"]:
+    fingerprint = noise_fingerprint(scheduler)
+    if fingerprint["prediction_type"] != trained_with["prediction_type"]:
         raise ValueError(
-            f"`scheduler` has prediction_type={found['prediction_type']!r}, but the prior predicts "
+            f"`scheduler` has prediction_type={fingerprint['prediction_type']!r}, but the prior predicts "
             f"{trained_with['prediction_type']!r}. Create it by `from_config(pipe.scheduler.config)` of the scheduler "
             "that came with the prior, or set its prediction_type."
         )
     n_train = trained_with.get("num_train_timesteps")  # not in checkpoints saved by earlier versions
-    if n_train not in (None, found["num_train_timesteps"]):
+    if n_train not in (None, fingerprint["num_train_timesteps"]):
         raise ValueError(
             f"`scheduler` must have num_train_timesteps={n_train}, the unit of the times that the prior was trained "
-            f"with, got {found['num_train_timesteps']}."
+            f"with, got {fingerprint['num_train_timesteps']}."
         )
-    if found["alphas_cumprod"] is not None and trained_with["alphas_cumprod"] is not None:
-        pairs = zip(found["alphas_cumprod"], trained_with["alphas_cumprod"], strict=True)
+    if fingerprint["alphas_cumprod"] is not None and trained_with["alphas_cumprod"] is not None:
+        pairs = zip(fingerprint["alphas_cumprod"], trained_with["alphas_cumprod"], strict=True)
         if max(abs(a - b) for a, b in pairs) > 1e-3:
             raise ValueError(
                 "`scheduler` has other noise levels than the prior was trained with: abar at the quarters of training "
-                f"time is {found['alphas_cumprod']}, not {trained_with['alphas_cumprod']}. Give it the prior's "
+                f"time is {fingerprint['alphas_cumprod']}, not {trained_with['alphas_cumprod']}. Give it the prior's "
                 "beta_start, beta_end and beta_schedule; class defaults differ between schedulers."
             )

@@ -185,16 +185,16 @@ class ScheduledSampler:
         """Eta of the sampler: 1 if each step adds all of its noise afresh, 0 if it follows the predicted noise."""
         if self._name == "LTXEulerAncestralRFScheduler":
             return float(self._scheduler.config.eta)
-        own = FRESH_NOISE.get(setting_of(self._scheduler, "algorithm_type"), FRESH_NOISE.get(self._name, 0.0))
-        return float(self._step_arguments.get("eta", own))
+        share = FRESH_NOISE.get(setting_of(self._scheduler, "algorithm_type"), FRESH_NOISE.get(self._name, 0.0))
+        return float(self._step_arguments.get("eta", share))
 
     @property
     def push_exponent(self) -> float:
         """How the push of a step has to go with its share of the training time (`default_strength`)."""
-        own = PUSH_EXPONENT.get(setting_of(self._scheduler, "algorithm_type"), PUSH_EXPONENT.get(self._name, 1.0))
+        exponent = PUSH_EXPONENT.get(setting_of(self._scheduler, "algorithm_type"), PUSH_EXPONENT.get(self._name, 1.0))
         if "eta" not in self._step_arguments:
-            return own
-        return own + (PUSH_EXPONENT["DDPMScheduler"] - own) * self.fresh_noise**2
+            return exponent
+        return exponent + (PUSH_EXPONENT["DDPMScheduler"] - exponent) * self.fresh_noise**2
 
     def is_guided_from(self, guidance_from: float) -> list[bool]:
         """Whether guidance has set in by each evaluation; `guidance_from` as in `SGRMRIPipeline`."""

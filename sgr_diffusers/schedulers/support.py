@@ -187,5 +187,5 @@ def forgets_noise(scheduler: SchedulerMixin) -> bool:
 def setting_of(scheduler: SchedulerMixin, name: str, default: Any = None) -> Any:
     """A setting of the class's own; its config may hold others, carried along by `from_config` without effect."""
     classes = type(scheduler).__mro__
-    is_own = any(name in inspect.signature(one.__init__).parameters for one in classes if one is not object)
+    is_own = any(name in inspect.signature(base.__init__).parameters for base in classes if base is not object)
     return scheduler.config.get(name, default) if is_own else default

@@ -77,7 +77,7 @@ def adversarial_images(
         change = torch.zeros_like(clean)
         if random_start:
             change = _project(clean, radius * _random_direction(clean, norm, generator), radius, norm)
-        found, fewest_right = change, torch.full_like(radius, torch.inf)
+        best_change, fewest_right = change, torch.full_like(radius, torch.inf)
         for step in range(steps + 1):
             perturbed = (clean + change).requires_grad_()
             with torch.set_grad_enabled(step < steps):
@@ -85,12 +85,15 @@ def adversarial_images(
                 total = attack_loss(logits, labels, loss).sum()
             n_right = _right_pixels(logits, labels, loss)
             is_better = n_right <= fewest_right
-            found, fewest_right = torch.where(is_better, change, found), torch.where(is_better, n_right, fewest_right)
+            best_change, fewest_right = (
+                torch.where(is_better, change, best_change),
+                torch.where(is_better, n_right, fewest_right),
+            )
             if step < steps:
                 (gradient,) = torch.autograd.grad(total, perturbed)
                 ascent = gradient.sign() if norm == "linf" else _unit_length(gradient)
                 change = _project(clean, change + step_size * ascent, radius, norm)
-        return clean + found
+        return clean + best_change
 
 
 def attack_loss(

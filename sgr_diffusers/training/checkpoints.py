@@ -112,7 +112,7 @@ def prepare_output_dir(accelerator: Accelerator, options: TrainingOptions, name:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if options.overwrite_output_dir:
             failed = [*folder.glob("nonfinite-step-*"), *folder.glob("damaged-checkpoint-*")]
-            for path in [*old, *failed, *(folder / one for one in (name, f"{name}_best", "pictures", "hub"))]:
+            for path in [*old, *failed, *(folder / entry for entry in (name, f"{name}_best", "pictures", "hub"))]:
                 if path.exists():
                     remove_folder(path)
             (folder / "training_record.json").unlink(missing_ok=True)
@@ -317,7 +317,11 @@ class Checkpoints:
                 "another one, or `latest` for the newest that is whole."
             )
         step = json.loads((path / STATE_FILE).read_text())["step"]
-        later = [one.name for one in all_checkpoints(self.output_dir) if int(one.name.split("-")[1]) > step]
+        later = [
+            checkpoint.name
+            for checkpoint in all_checkpoints(self.output_dir)
+            if int(checkpoint.name.split("-")[1]) > step
+        ]
         if later:
             raise ValueError(
                 f"`resume_from_checkpoint`: {self.output_dir} holds {later}, which are later than {path}. Move them "

@@ -152,13 +152,13 @@ class Log:
 
 
 def _numbers(values: dict[Any, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    numbers: list[tuple[str, float]] = []
     for key, value in values.items():
         if isinstance(value, dict):
-            found += _numbers(value, f"{prefix}{key}/")
+            numbers += _numbers(value, f"{prefix}{key}/")
         elif isinstance(value, (int, float)):
-            found.append((f"{prefix}{key}", float(value)))
-    return found
+            numbers.append((f"{prefix}{key}", float(value)))
+    return numbers
 
 
 def _send_pictures(tracker: Any, name: str, images: UInt8[np.ndarray, "n y x"], step: int) -> None:

@@ -233,11 +233,11 @@ class _Run:
         losses, used = [], []
         for micro_step in range(options.gradient_accumulation_steps):
             batch = next(batches)
-            place = options.seed, state.step, micro_step, accelerator.process_index
+            stream = options.seed, state.step, micro_step, accelerator.process_index
             # Dropout inside a network knows no generator but the global one: the one place where that is set.
-            torch.manual_seed(random_seed(*place, 1))
+            torch.manual_seed(random_seed(*stream, 1))
             with accelerator.accumulate(self.wrapped):
-                loss = self.compute_loss(self.wrapped, batch, step_generator(*place))
+                loss = self.compute_loss(self.wrapped, batch, step_generator(*stream))
                 losses.append(loss.item())
                 used.append(batch)
                 accelerator.backward(loss)
@@ -340,7 +340,7 @@ def _check_finite(
     rows = gather_object(rows) if accelerator.distributed_type != DistributedType.NO else rows
     bad = [row for row in rows if not math.isfinite(row["loss"])]
     what = f"The loss is {bad[0]['loss']}" if bad else f"The loss is finite, but its gradient has the norm {norm}"
-    suspects = [one for row in bad or rows for one in row["slices"]]
+    suspects = [suspect for row in bad or rows for suspect in row["slices"]]
     report = {"step": step, "gradient_norm": norm, "batches": rows}
     folder = checkpoints.save_diagnosis(report, batches)
     raise FloatingPointError(

@@ -150,7 +150,7 @@ class PriorPictures:
         pictures, results = {}, {}
         if self.n_samples:
             samples = sample_images(unet, scheduler, self.n_samples, self.size, generator, self.n_steps)
-            pictures["samples"] = np.stack([_grey(one, 1.1) for one in samples.norm(dim=1).cpu().numpy()])
+            pictures["samples"] = np.stack([_grey(sample, 1.1) for sample in samples.norm(dim=1).cpu().numpy()])
         pipe = SGRMRIPipeline(unet, DDIMScheduler.from_config(scheduler.config), None)
         pipe.set_progress_bar_config(disable=True)
         rows, scores = [], []
@@ -168,9 +168,9 @@ class PriorPictures:
                 .cpu()
             )
             scores.append(psnr(images[None], target[None]))
-            full, found = target.abs().numpy(), images.abs().numpy()
+            full, reconstructed = target.abs().numpy(), images.abs().numpy()
             white = 1.1 * float(np.quantile(full, 0.99))
-            rows += [_grey(full, white), _grey(found, white), _grey(5 * np.abs(found - full), white)]
+            rows += [_grey(full, white), _grey(reconstructed, white), _grey(5 * np.abs(reconstructed - full), white)]
         if rows and len({row.shape for row in rows}) == 1:
             pictures["reconstructions"] = np.stack(rows)
         if scores:
@@ -205,7 +205,7 @@ class PriorValidation:
         n_timesteps = self.scheduler.config.num_train_timesteps
         if not len(self.images):
             raise ValueError("`images` is empty: at least one validation slice is needed.")
-        if not self.timesteps or not all(0 <= one < n_timesteps for one in self.timesteps):
+        if not self.timesteps or not all(0 <= timestep < n_timesteps for timestep in self.timesteps):
             raise ValueError(f"`timesteps` of the validation must be in 0..{n_timesteps - 1}, got {self.timesteps}.")
         if self.pictures is not None and not 1 <= self.pictures.n_steps <= n_timesteps:
             raise ValueError(
@@ -223,8 +223,8 @@ class PriorValidation:
         for key in ("eps_mse", "x0_mse"):
             logger.info("validation  %-8s %s", key, " ".join(f"{row[key]:8.5f}" for row in table.values()))
         mean = float(np.mean([row["eps_mse"] for row in table.values()]))
-        shown = "".join(f"  {key} {value:.2f}" for key, value in outcome.results.items())
-        logger.info("validation  mean eps_mse %.5f%s", mean, shown)
+        text = "".join(f"  {key} {value:.2f}" for key, value in outcome.results.items())
+        logger.info("validation  mean eps_mse %.5f%s", mean, text)
         return Validation({"val_eps_mse": mean, **outcome.results, "val_errors": table}, outcome.pictures)
 
 

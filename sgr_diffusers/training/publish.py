@@ -98,5 +98,5 @@ def upload_run(options: TrainingOptions, record: dict[str, Any], repository: str
 
 
 def _last_pictures(output_dir: Path) -> list[Path]:
-    found = sorted((output_dir / "pictures").glob("*.png"))
-    return [path for path in found if path.name.split("_")[0] == found[-1].name.split("_")[0]]
+    pictures = sorted((output_dir / "pictures").glob("*.png"))
+    return [path for path in pictures if path.name.split("_")[0] == pictures[-1].name.split("_")[0]]

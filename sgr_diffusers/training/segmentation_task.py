@@ -206,6 +206,6 @@ class SegmentationValidation:
             items = [self.held_out[int(index)] for index in chosen[start : start + batch_size]]
             magnitude = magnitude_of(torch.stack([item["image"] for item in items])).to(device)
             labels = torch.stack([item["labels"] for item in items]).to(device)
-            found = self.attack(network, magnitude, labels, step_generator(self.seed, start)).cpu()
-            for item, image in zip(items, found, strict=True):
+            attacked = self.attack(network, magnitude, labels, step_generator(self.seed, start)).cpu()
+            for item, image in zip(items, attacked, strict=True):
                 yield {**item, "image": torch.cat([image, torch.zeros_like(image)])}

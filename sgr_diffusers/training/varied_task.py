@@ -135,10 +135,10 @@ class VariedDice:
         """Return `val_dice`, the mean over classes of `val_dice_per_class`, each over all pixels of all images."""
         was_training = network.training
         network.eval()
-        found = torch.cat([network(part).argmax(dim=1) for part in self.magnitude.split(16)])
+        segmentation = torch.cat([network(part).argmax(dim=1) for part in self.magnitude.split(16)])
         network.train(was_training)
         dice = {}
         for number, name in enumerate(self.class_names, 1):
-            own, true = found == number, self.labels == number
-            dice[name] = float(2 * (own & true).sum() / (own.sum() + true.sum()).clamp_min(1))
+            segmented, true = segmentation == number, self.labels == number
+            dice[name] = float(2 * (segmented & true).sum() / (segmented.sum() + true.sum()).clamp_min(1))
         return Validation({"val_dice": float(np.mean(list(dice.values()))), "val_dice_per_class": dice})

@@ -118,9 +118,9 @@ class SimulatedScanner:
         scale = np.quantile(magnitude, 0.99)
         if scale == 0:
             raise ValueError("`image` must show something, got an empty one.")
-        place = np.float32(index * config.slice_thickness_mm)
+        position_mm = np.float32(index * config.slice_thickness_mm)
         slope_y, slope_x = self.phase_slope
-        phase = 0.7 * self.phase_waves(place, self.rows, self.columns) + self.phase_offset
+        phase = 0.7 * self.phase_waves(position_mm, self.rows, self.columns) + self.phase_offset
         phase = phase + slope_y * self.rows + slope_x * self.columns
         signal = self.maps * (magnitude * (self.unit / scale) * np.exp(1j * phase))
         noise = self._noise(index, signal.shape)

@@ -31,8 +31,8 @@ def loop_sensitivities(
     turn = np.linspace(0, 2 * np.pi, n_segments + 1)
     maps = np.empty((n_coils, *a.shape), np.complex64)
     for coil in range(n_coils):
-        ring, place = divmod(coil, per_ring)
-        angle = 2 * np.pi * (place + 0.5 * ring) / per_ring
+        ring, number = divmod(coil, per_ring)
+        angle = 2 * np.pi * (number + 0.5 * ring) / per_ring
         outward = np.array([0.0, np.cos(angle), np.sin(angle)])
         around, along = np.array([0.0, -np.sin(angle), np.cos(angle)]), np.array([1.0, 0.0, 0.0])
         centre = radius_mm * outward + (ring - 0.5 * (n_rings - 1)) * 70.0 * along

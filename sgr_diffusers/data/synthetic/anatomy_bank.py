@@ -168,7 +168,7 @@ def render_bank(
     seeds = range(seed, seed + -(-n_slices // slices_per_knee))
     render = partial(_slices_of_knee, slices_per_knee=slices_per_knee)
     if n_processes == 1:
-        knees = [render(one) for one in seeds]
+        knees = [render(seed_of_knee) for seed_of_knee in seeds]
     else:
         with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as pool:
             knees = list(pool.map(render, seeds))

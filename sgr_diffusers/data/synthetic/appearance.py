@@ -237,7 +237,9 @@ def _paint(
     fibres, septa = texture_fields(generator, n, size, fibrous=True)
     fine = torch.randn(regions.shape, generator=generator, device=regions.device)
     septa = torch.exp(-((septa / view_per_image(uniform(generator, (n,), 0.05, 0.3))) ** 2))
-    relative = sum(spread(texture[..., number]) * one for number, one in enumerate((fractal, fibres, fine, septa)))
+    relative = sum(
+        spread(texture[..., number]) * strength for number, strength in enumerate((fractal, fibres, fine, septa))
+    )
     # some images mix two levels in a tissue smoothly, as diseased or oedematous tissue does
     mixing = view_per_image(0.3 * uniform(generator, (n,)) ** 3) * torch.tanh(partition)
     image = (spread(level) * (1 + relative + mixing)).clamp_min(0)

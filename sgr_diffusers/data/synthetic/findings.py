@@ -36,10 +36,10 @@ def _without_findings(path: str, scan_id: str) -> SyntheticScan | None:
 
     with h5py.File(path, "r") as file:
         text = file.attrs.get("config")
-    found = re.fullmatch(r"SYN_(train|val|test)_(\d+)", scan_id)
-    if text is None or found is None:
+    match = re.fullmatch(r"SYN_(train|val|test)_(\d+)", scan_id)
+    if text is None or match is None:
         return None
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
-    scan = SyntheticScan(SyntheticKneeConfig(**settings), found[1], int(found[2]))
+    scan = SyntheticScan(SyntheticKneeConfig(**settings), match[1], int(match[2]))
     scan.knee.findings = []  # drawn last, and looked at only when a slice is painted
     return scan

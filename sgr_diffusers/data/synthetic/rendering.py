@@ -153,10 +153,10 @@ class KneeRenderer:
             depth[name] = distance / np.maximum(thickness, 0.3)
         # opposing sheets never overlap: each yields where the other bone is closer, and bone wins over foreign
         # cartilage
-        for one, other in (("femoral", "tibial"), ("femoral", "patellar")):
-            middle = 0.5 * (cartilage[one] - cartilage[other])
-            cartilage[one] = np.maximum(cartilage[one], np.where(cartilage[other] < 1.0, middle + 0.25, -99.0))
-            cartilage[other] = np.maximum(cartilage[other], np.where(cartilage[one] < 1.0, 0.25 - middle, -99.0))
+        for first, other in (("femoral", "tibial"), ("femoral", "patellar")):
+            middle = 0.5 * (cartilage[first] - cartilage[other])
+            cartilage[first] = np.maximum(cartilage[first], np.where(cartilage[other] < 1.0, middle + 0.25, -99.0))
+            cartilage[other] = np.maximum(cartilage[other], np.where(cartilage[first] < 1.0, 0.25 - middle, -99.0))
         for name, own in (("femoral", "femur"), ("tibial", "tibia"), ("patellar", "patella")):
             for bone_name, surface in bones.items():
                 if bone_name != own:

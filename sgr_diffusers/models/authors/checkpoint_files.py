@@ -41,32 +41,34 @@ def read_state_dict(path: str | Path, anchors: tuple[str, ...], entry: str | Non
             several, or tensors beside it.
     """
     content = _load(Path(path))
-    found = {".".join(part for part in (*where, prefix[:-1]) if part): (mapping, prefix)
-             for where, mapping in _mappings(content, ())
-             for prefix in _prefixes(mapping, anchors)}  # fmt: skip
-    if not found:
+    candidates = {
+        ".".join(part for part in (*where, prefix[:-1]) if part): (mapping, prefix)
+        for where, mapping in _mappings(content, ())
+        for prefix in _prefixes(mapping, anchors)
+    }
+    if not candidates:
         raise ValueError(
             f"{path} holds no network of the kind wanted: no key in it is or ends in {' or '.join(anchors)}. It holds "
             f"{_contents(content)}."
         )
-    if entry is None and len(found) > 1:
+    if entry is None and len(candidates) > 1:
         raise ValueError(
-            f"{path} holds {len(found)} networks, {_listed(found)}. Say which one is meant by `entry` (on the command "
-            "line --prior-entry or --segmentation-entry)."
+            f"{path} holds {len(candidates)} networks, {_listed(candidates)}. Choose a network by `entry` (on the "
+            "command line --prior-entry or --segmentation-entry)."
         )
-    if entry is not None and entry not in found:
-        raise ValueError(f"`entry` must be one of those in {path}, {_listed(found)}, got {entry!r}.")
-    mapping, prefix = next(iter(found.values())) if entry is None else found[entry]
+    if entry is not None and entry not in candidates:
+        raise ValueError(f"`entry` must be one of those in {path}, {_listed(candidates)}, got {entry!r}.")
+    mapping, prefix = next(iter(candidates.values())) if entry is None else candidates[entry]
     beside = [key for key in mapping if not key.startswith(prefix) and key != _COUNTER]
     if beside and entry is None:
         raise ValueError(
             f"{path} holds a network under {prefix!r}, and beside it {shortened(beside)}. If these are not part of "
-            f"it, leave them out by `entry` {next(iter(found))!r} (on the command line --prior-entry or "
+            f"it, leave them out by `entry` {next(iter(candidates))!r} (on the command line --prior-entry or "
             "--segmentation-entry)."
         )
-    inner = tuple(other for where, other in found.values() if where is mapping and len(other) > len(prefix))
-    own = [key for key in mapping if key.startswith(prefix) and not key.startswith(inner)]
-    state = {key.removeprefix(prefix): mapping[key] for key in own}
+    inner = tuple(other for where, other in candidates.values() if where is mapping and len(other) > len(prefix))
+    keys = [key for key in mapping if key.startswith(prefix) and not key.startswith(inner)]
+    state = {key.removeprefix(prefix): mapping[key] for key in keys}
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{path}: {key!r} is of type {type(value).__name__}, where a tensor is expected.")
@@ -163,17 +165,17 @@ def _mappings(content: Any, where: tuple[str, ...]) -> Iterator[tuple[tuple[str,
 
 def _prefixes(mapping: Mapping[str, Any], anchors: tuple[str, ...]) -> list[str]:
     """What stands before an anchor, an empty text or one that ends in a point, once each."""
-    found = {
+    prefixes = {
         key.removesuffix(anchor): None
         for key in mapping
         for anchor in anchors
         if key == anchor or key.endswith(f".{anchor}")
     }
-    return list(found)
+    return list(prefixes)
 
 
-def _listed(found: Mapping[str, Any]) -> str:
-    return ", ".join(repr(name) if name else "'' (the file itself)" for name in found)
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(repr(name) if name else "'' (the file itself)" for name in names)
 
 
 def _contents(content: Any) -> str:

@@ -132,12 +132,12 @@ def authors_flags(unet: UNet2DModel, new_attention_order: bool = False) -> dict[
 
 def _children(state: Mapping[str, Tensor], part: str) -> dict[int, dict[int, set[str]]]:
     """Block number -> child number -> first names below it, of `input_blocks` or `output_blocks`."""
-    found: dict[int, dict[int, set[str]]] = {}
+    children: dict[int, dict[int, set[str]]] = {}
     for key in state:
         names = key.split(".")
         if names[0] == part and len(names) > 3 and names[1].isdigit() and names[2].isdigit():
-            found.setdefault(int(names[1]), {}).setdefault(int(names[2]), set()).add(names[3])
-    return found
+            children.setdefault(int(names[1]), {}).setdefault(int(names[2]), set()).add(names[3])
+    return children
 
 
 def _read_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -165,11 +165,11 @@ def _read_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
     resizing = [n for n, children in sorted(up.items()) if any(_is_resampler(children.get(k)) for k in (1, 2))]
     n_levels = len(resizing) + 1
     n_blocks = (resizing[0] if resizing else max(up, default=0)) + 1  # L + 1
-    for part, found in (("input_blocks", down), ("output_blocks", up)):
+    for part, blocks in (("input_blocks", down), ("output_blocks", up)):
         expected = set(
             range(n_levels * n_blocks)
         )  # L + 1 a level; in the encoder the first convolution is one of them
-        absent, surplus = sorted(expected - set(found)), sorted(set(found) - expected)
+        absent, surplus = sorted(expected - set(blocks)), sorted(set(blocks) - expected)
         if absent or surplus:
             raise ValueError(
                 f"{part}.{(absent or surplus)[0]} {'has no weights' if absent else 'is one too many'} for {n_levels} "

@@ -79,7 +79,9 @@ def test_an_averaged_model_of_torch_is_read(saved):
 def test_of_two_networks_one_must_be_named(saved, state):
     averaged = {key: value + 1 for key, value in state.items()}
     path = saved({"state_dict": state, "ema": averaged})
-    with pytest.raises(ValueError, match=r"holds 2 networks, 'state_dict', 'ema'\. Say which one .* --prior-entry"):
+    with pytest.raises(
+        ValueError, match=r"holds 2 networks, 'state_dict', 'ema'\. Choose a network by .* --prior-entry"
+    ):
         read_state_dict(path, ANCHORS)
     assert_same(read_state_dict(path, ANCHORS, "ema"), averaged)
     with pytest.raises(ValueError, match=r"`entry` must be one of .*'state_dict', 'ema', got 'average'"):

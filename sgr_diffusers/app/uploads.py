@@ -1,4 +1,4 @@
-"""Checks an uploaded, untrusted file and describes what can be chosen of it, or raises an error that can be shown."""
+"""Checks an uploaded, untrusted file and lists what a visitor can choose, or raises an error that can be shown."""
 
 import os
 import re
@@ -56,7 +56,7 @@ def safe_name(name: str) -> str:
 
 
 def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) -> CaseInfo:
-    """Look into a file before anything of it is reconstructed.
+    """Look into a file before a reconstruction.
 
     Args:
         path: path of the file.

@@ -81,7 +81,7 @@ def labels_path(root: str, scan_id: str) -> str:
 
 
 def read_annotations(root: str, split: str) -> list[dict[str, Any]]:
-    """Entries of the annotation file of a split, each checked for what is used of it.
+    """Read the entries of the annotation file of a split, and check the fields that are used.
 
     Raises:
         FileNotFoundError: the file of "train", "val" or "test" is missing.
@@ -290,7 +290,7 @@ def _read(scan_id: str, path: str, key: str, index: int, echo: int | None) -> np
 
 
 def _finite(array: np.ndarray, scan_id: str, path: str, key: str, index: int) -> np.ndarray:
-    """The array, if all of it is finite. An inner product shows that in a fraction of the time."""
+    """Return the array if all values are finite. An inner product shows that in a fraction of the time."""
     flat = array.reshape(-1).view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.isfinite(np.dot(flat, flat))

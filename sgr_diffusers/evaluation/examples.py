@@ -32,7 +32,7 @@ class _Example:
 
 
 def _examples(results: EvaluationResults) -> list[_Example]:
-    """Each example slice with the class that covers most of it and has not been shown yet."""
+    """Choose for each example slice the largest class that no other example shows yet."""
     examples: list[_Example] = []
     for scan_id, index in results.config["examples"]:
         row = results.rows.get(Unit("reference", scan_id, index))

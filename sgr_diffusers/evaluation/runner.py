@@ -55,7 +55,7 @@ class EvaluationRequest:
         min_foreground: least number of labelled pixels of a slice, for the protocol "relevant".
         n_slices_per_scan: number of slices of each scan, evenly spread over what the protocol leaves; `None` for all.
         max_scans: largest number of scans; the first ones are taken.
-        n_finding_slices: number of further slices of each scan with a rare finding, those that show most of it.
+        n_finding_slices: number of further slices of each scan with a rare finding, those with most of the finding.
         references: "both", "fully_sampled" or "manual"; the latter two need or leave out manual labels.
         second_segmentation: folder of a segmentation model, or of a pipeline with one, that guidance never sees.
         scheduler: name of a scheduler class of diffusers; `None` for the pipeline's.

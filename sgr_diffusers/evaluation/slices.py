@@ -93,7 +93,7 @@ def choose_data(
         n_slices_per_scan: number of slices of each scan, evenly spread over those that the protocol leaves; `None` for
             all.
         max_scans: largest number of scans; the first ones are taken.
-        n_finding_slices: number of further slices of each scan with a rare finding, those that show most of it.
+        n_finding_slices: number of further slices of each scan with a rare finding, those with most of the finding.
         echo: number of the echo, 1 or 2; the paper uses 1.
         with_labels: whether every scan must have a segmentation.
 
@@ -199,7 +199,7 @@ def manual_labels(scan: SkmTeaScan, index: int) -> UInt8[np.ndarray, "y x"]:
 
 
 def choose_examples(data: EvaluationData, with_labels: bool = True) -> list[tuple[str, int]]:
-    """Slices to keep images of, for the figures: for each class the evaluated slice that shows most of it.
+    """Choose slices to keep images of, for the figures: for each class the evaluated slice in which it is largest.
 
     A slice is chosen once and a scan before it is chosen again, so that the figures show several knees. Without
     labels: the middle slices of the first scans.

@@ -1,4 +1,4 @@
-"""Checks of a file before anything of it is read: is it a regular file, may it be read, what is it."""
+"""Checks a file before it is read: whether it is a regular file, may be read, and of which kind it is."""
 
 import errno
 import os

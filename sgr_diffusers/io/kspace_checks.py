@@ -1,4 +1,4 @@
-"""Checks of k-space against what a file says of it: is its centre where it should be, does the mask fit."""
+"""Checks k-space against the statements of its file: whether the centre lies where it should, and the mask fits."""
 
 from pathlib import Path
 

@@ -26,7 +26,7 @@ class Step:
     """What is the same for all images of one network evaluation.
 
     Attributes:
-        timestep: timestep that the network is told.
+        timestep: timestep at the input of the network.
         level: noise level of the images.
         n_iterations: most conjugate gradient iterations of data consistency.
         guidance: guidance that pushes in this step, each with its strength b (paper Eq. 14), positive.

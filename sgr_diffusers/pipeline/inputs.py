@@ -56,7 +56,7 @@ class Measurement:
         return estimate_coil_maps(self.kspace, self.mask, calibration_width, kernel_width, crop)
 
     def known_or_estimated_noise(self) -> Float[Tensor, "batch coil"]:
-        """The noise given, or what the outermost k-space of each slice shows of it."""
+        """Return the noise given, or estimate it from the outermost k-space of each slice."""
         return estimate_noise_std(self.kspace, self.mask) if self.noise_std is None else self.noise_std
 
 

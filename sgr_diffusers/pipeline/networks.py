@@ -74,7 +74,7 @@ def check_complete(**networks: object) -> None:
     """Refuse networks of which the files lacked something: diffusers warns, and leaves such weights without values.
 
     Raises:
-        ValueError: naming the network and a weight of it.
+        ValueError: naming the network and a weight.
     """
     for name, network in networks.items():
         if not isinstance(network, nn.Module) or any(hasattr(module, "_hf_hook") for module in network.modules()):

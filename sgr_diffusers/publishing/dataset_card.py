@@ -108,7 +108,7 @@ def stage_index(folder: str | Path, stage: Path, repo_id: str) -> None:
     """Make an index of a folder in the SKM-TEA layout from its annotations alone, with its card.
 
     Args:
-        folder: folder with `annotations/v1.0.0/*.json`; nothing else of it is opened.
+        folder: folder with `annotations/v1.0.0/*.json`, the only files that are opened.
         stage: empty folder to fill.
         repo_id: name of the repository, for the card.
 

@@ -27,7 +27,7 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
         Columns `sampling`, `class`; `lower_mm3`, `upper_mm3` or `unguided_mm3`, those there are; `fully_sampled_mm3`,
         by the same network (`None` if unknown); with both bounds `uncertain_share`, V_unc / V_up (NaN for an empty
         upper bound); `residual`, ||A x - y|| / ||y||, the larger one of the reconstructions of the class; and
-        `noise_residual`, what noise alone would leave of it.
+        `noise_residual`, the residual that noise alone would leave.
     """
     rows = []
     for number, name in enumerate(volume.classes):

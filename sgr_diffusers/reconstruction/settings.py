@@ -53,7 +53,7 @@ class SamplingSettings(CallSettings):
 
     @property
     def visited_timesteps(self) -> list[int] | None:
-        """Timesteps that the pipeline is told to visit; `None` for the scheduler's choice."""
+        """Timesteps that the pipeline visits; `None` for the scheduler's choice."""
         if self.fast:
             return fast_timesteps(self.num_inference_steps)
         return None if self.timesteps is None else list(self.timesteps)

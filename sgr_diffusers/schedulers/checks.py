@@ -1,7 +1,7 @@
 """Checks a diffusers scheduler against what it is to do, and refuses it if the image would be wrong.
 
 Whether a class can be used at all is in `schedulers.support`; here are its settings, the noise levels that the prior
-was trained with, and what the call asks of it.
+was trained with, and with the arguments of the call.
 """
 
 import inspect
@@ -30,7 +30,7 @@ _LIMITS = {
     "use_dynamic_shifting": ((False,), "the shift depends on an image size that is not that of the prior"),
     "invert_sigmas": ((False,), "it goes from image to noise"),
     "timestep_type": (("discrete",), "the prior is trained on discrete timesteps"),
-    "interpolation_type": (("linear",), "the prior would be told other times than those of the noise levels"),
+    "interpolation_type": (("linear",), "the times at the input of the prior would not be those of the noise levels"),
     "solver_p": ((None,), "another solver's memory is out of reach of data consistency"),
     "scale_factors": ((None, [], ()), "the image size must not change between steps"),
 }
@@ -45,7 +45,7 @@ def noise_fingerprint(scheduler: SchedulerMixin) -> dict[str, Any]:
 
     Returns:
         `prediction_type`; `alphas_cumprod`: abar at the start, the quarters and the end of training time, `None` for
-        schedulers without (flow matching); `num_train_timesteps`, the unit of the times that the network is told.
+        schedulers without (flow matching); `num_train_timesteps`, the unit of the times at the input of the network.
     """
     abar = getattr(scheduler, "alphas_cumprod", None)
     if abar is not None and prediction_type_of(scheduler) != "flow_prediction":

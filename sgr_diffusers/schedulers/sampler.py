@@ -115,7 +115,7 @@ class ScheduledSampler:
 
         Args:
             scheduler: one that `check_scheduler` accepts. It is stepped itself, unless its class does not know the
-                prior's prediction type: then a copy that is told eps instead.
+                prior's prediction type: then a copy that takes eps instead.
             num_inference_steps: number of steps, as in `scheduler.set_timesteps`.
             eta: share of fresh noise, for DDIM; others have their own or none.
             generators: generators of fresh noise, one for each image; equal ones give equal noise.
@@ -152,7 +152,7 @@ class ScheduledSampler:
 
     @property
     def timesteps(self) -> Tensor:
-        """What the network is told, one for each of its evaluations."""
+        """Timesteps at the input of the network, one for each evaluation."""
         return self._scheduler.timesteps
 
     @property
@@ -169,7 +169,7 @@ class ScheduledSampler:
         """Part of the training time that the step of each evaluation covers, the same for both evaluations of a step.
 
         Lengths in t, whatever the spacing, so that a sum over them does not depend on where and how many they are.
-        Timesteps of the caller's that start within the time that is guided share all of it: nothing is pushed above.
+        Where the caller's timesteps start within the guided time, they share the whole push: nothing is pushed above.
 
         Args:
             guidance_from: share of the training time below which images are pushed, as in `SGRMRIPipeline`.
@@ -203,7 +203,7 @@ class ScheduledSampler:
     def strengths(self, strength: float, guidance_from: float = 1.0) -> list[float]:
         """Default strength b of each evaluation, from that of 100 steps of DDIM with eta = 1.
 
-        Two evaluations of a step that are both pushed each count as half of it.
+        Where a step has two evaluations that are both pushed, each counts as half a step.
         """
         parts = [share / self.pushes_per_step for share in self.shares(guidance_from)]
         kind = (self.fresh_noise, self.push_exponent, strength, guidance_from)

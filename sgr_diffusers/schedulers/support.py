@@ -147,7 +147,7 @@ REFUSED = {
     "CogVideoXDPMScheduler": "its `step` asks for the clean image of the step before, replaced by consistency.",
     "KarrasVeScheduler": "its `step` asks for two noise levels, and diffusers has deprecated it.",
     "RePaintScheduler": "its `step` asks for an image and a mask in place of a measurement.",
-    "UnCLIPScheduler": "its `step` goes back a single training step unless it is told the next timestep.",
+    "UnCLIPScheduler": "its `step` goes back a single training step unless the next timestep is given.",
     "ScoreSdeVeScheduler": "it alternates predictor and corrector steps of its own.",
     "ScoreSdeVpScheduler": "it has no noise levels in discrete time, and diffusers has deprecated it.",
 }

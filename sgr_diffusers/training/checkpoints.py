@@ -285,7 +285,7 @@ class Checkpoints:
         logger.info("Resumed from %s.", path)
 
     def _find(self, which: str) -> Path | None:
-        """Checked by the main process alone; the others are told."""
+        """Check on the main process, and send the result to the others."""
         answer: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             try:

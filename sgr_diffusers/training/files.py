@@ -1,4 +1,4 @@
-"""Report errors of a full disk, lock a folder for one run, and seal folders so that damage can be told."""
+"""Report errors of a full disk, lock a folder for one run, and seal folders so that damage can be found."""
 
 import errno
 import hashlib

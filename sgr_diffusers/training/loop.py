@@ -37,7 +37,7 @@ __all__ = ["fit"]
 
 LossFunction = Callable[[nn.Module, dict[str, Any], Generator], Tensor]
 
-# What a resumed run must have in common with the interrupted one, and what it may change with a warning.
+# Options that a resumed run must have in common with the interrupted one, and those it may change with a warning.
 IDENTITY = (
     "seed train_batch_size gradient_accumulation_steps foreground_fraction adam_beta1 adam_beta2 adam_epsilon "
     "weight_decay use_8bit_adam max_grad_norm ema_decay ema_power mixed_precision"

@@ -51,7 +51,7 @@ def read_patients(source: str | os.PathLike) -> list[TumourPatient]:
     """Find the patients of the data set, in the order of their identifiers. Images are read later, slice by slice.
 
     Args:
-        source: folder that holds the published .mat files (in folders of it, too), with `cvind.mat` for the folds; or
+        source: folder that holds the published .mat files, also in folders below, with `cvind.mat` for the folds; or
             a packed HDF5 file with `image`, `tumour` (packed bits), `patient`, `fold` and `kind`.
 
     Raises:

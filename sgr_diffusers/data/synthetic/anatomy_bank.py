@@ -46,7 +46,7 @@ LABEL_OF_REGION = tuple(_CLASSES.index(name) + 1 if name in _CLASSES else 0 for 
 def knee_slices(
     seed: int, slices_per_knee: int = 8, finding_probability: float = 0.12
 ) -> Iterator[tuple[UInt8[np.ndarray, "y x"], UInt8[np.ndarray, "y x"]]]:
-    """Draw one knee, and yield axial slices of it at random levels.
+    """Draw a knee, and yield its axial slices at random levels.
 
     Args:
         seed: seed of the knee and of the levels of its slices.
@@ -107,7 +107,7 @@ def draw_pose(
         size: number of points (y, x) of the image grid.
         pitch: distance of neighbouring points along y and x, in pixels of the source.
         source_shape: number of pixels (y, x) of the source.
-        max_turn_degrees: largest rotation; half of the images are turned by a third of it at most.
+        max_turn_degrees: largest rotation; half of the images are turned by at most a third of that.
         max_shift: largest displacement of the centre, as share of the source's sides.
         elastic: amplitude of the smooth deformation, in pixels of the source.
     """

@@ -110,6 +110,7 @@ class ScheduledSampler:
         generators: list[Generator],
         device: torch.device,
         timesteps: Sequence[int] | None = None,
+        noise_signs: Float[Tensor, " image"] | None = None,
     ) -> None:
         """Set the timesteps.
 
@@ -121,6 +122,7 @@ class ScheduledSampler:
             generators: generators of fresh noise, one for each image; equal ones give equal noise.
             device: device of the latents.
             timesteps: timesteps to visit, in place of `num_inference_steps` of the scheduler's own choice.
+            noise_signs: sign, 1 or -1, that the fresh noise of each image is multiplied by; `None` for 1.
 
         Raises:
             ValueError: by the scheduler, if it cannot make that many steps; or it would start without noise, as
@@ -131,6 +133,7 @@ class ScheduledSampler:
         if self.prediction_type not in NATIVE_TYPES[self._name]:
             scheduler = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
         self._scheduler, self._generators = scheduler, generators
+        self._signs = 1.0 if noise_signs is None else noise_signs[:, None, None, None]
         self._has_own_timesteps = timesteps is not None
         if timesteps is None:
             scheduler.set_timesteps(num_inference_steps, device=device)
@@ -235,7 +238,8 @@ class ScheduledSampler:
 
     def step(self, level: NoiseLevel, timestep: Tensor, x0: Channels, eps: Channels) -> Channels:
         """Latents after the step, from the (data-consistent) clean image and the (pushed) noise of this one."""
-        scheduler = self._scheduler
+        # A step is linear in images and noise: the negative of a step of the negative image has the noise negated.
+        scheduler, x0, eps = self._scheduler, self._signs * x0, self._signs * eps
         latents = level.noisy_image(x0, eps)
         if NOISE_LEVEL[self._name] == "exploding":
             latents = latents / level.alpha
@@ -250,7 +254,7 @@ class ScheduledSampler:
         told = NoiseLevel(level.alpha, level.sigma, prediction_type_of(scheduler))
         output = told.to_model_output(x0, eps)
         self._latents = scheduler.step(output, timestep, latents, **self._step_arguments).prev_sample
-        return self._latents
+        return self._signs * self._latents
 
     def _sigma(self) -> Tensor:
         """Sigma of the next evaluation, in the scheduler's own count."""

@@ -224,6 +224,20 @@ def test_and_it_does_forget(name):
     assert float((results[1] - results[0]).norm() / results[0].norm()) < 0.05
 
 
+@pytest.mark.parametrize(("name", "prediction_type"), list(cases()))
+def test_noise_of_opposite_sign_gives_the_opposite_image(name, prediction_type):
+    """A denoiser that is odd, and the same generator with both signs, whatever the order and memory of the scheduler."""
+    alike, signs = [*seeded(1), *seeded(1)], torch.tensor([1.0, -1.0])
+    scheduler, n = create(name, prediction_type), n_steps_of(name, 10)
+    sampler = ScheduledSampler(scheduler, n, 1.0, alike, CPU, noise_signs=signs)
+    latents = torch.cat([draw(1, 2, 6, 6), -draw(1, 2, 6, 6)]) * sampler.init_noise_sigma
+    for t in sampler.timesteps[:-1]:
+        noisy, level = sampler.model_input(latents, t), sampler.level(t)
+        x0 = 0.5 * torch.tanh(noisy)
+        latents = sampler.step(level, t, x0, (noisy - level.alpha * x0) / level.sigma)
+        torch.testing.assert_close(latents[1], -latents[0])
+
+
 def test_fast_timesteps():
     times = fast_timesteps(25)
     assert len(times) == 25 and times[0] == 500 and times[-1] == 0

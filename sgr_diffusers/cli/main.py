@@ -233,6 +233,8 @@ def _check_reconstruct(args: argparse.Namespace) -> None:
     if not is_bart_pair(args.file):
         check_regular_file(args.file)
     check_replaceable(args.output, args.overwrite)
+    if args.num_samples > 1 and args.target != "none":
+        raise ValueError(f"--samples {args.num_samples} goes with --target none, got --target {args.target}.")
 
 
 def _run_reconstruct(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = ["Branches"]
@@ -41,6 +41,10 @@ class Branches:
     def expand(self, of_slices: Tensor) -> Tensor:
         """Repeat what there is once for each slice, for each of its images: `(slice, ...)` to `(image, ...)`."""
         return of_slices.repeat_interleave(self.per_slice, dim=0)
+
+    def alternating_signs(self, device: torch.device) -> Float[Tensor, " image"]:
+        """Sign of the noise of each image, 1 and -1 in turn within a slice."""
+        return torch.tensor([(-1.0) ** (image % self.per_slice) for image in range(len(self))], device=device)
 
     def are_equal(self, images: Tensor) -> bool:
         """Whether all images of a slice are the same."""

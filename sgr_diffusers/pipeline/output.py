@@ -24,9 +24,12 @@ class SGRMRIPipelineOutput(BaseOutput):
             exactly.
         noise_residual: residual `(batch,)`, float32: the `data_residual` that noise alone would leave.
         classes: names along the class axis; for target "none" a single one, "all" or the names asked for.
-        targets: names along the target axis: "lower" before "upper", or "none", or "sample_0", "sample_1", ...
+        targets: names along the target axis: "lower" before "upper", or "none", or "sample_0", "sample_1", ..., or
+            "mean".
         zero_filled: zero-filled image A^H y `(batch, y, x)`, complex64, in the unit of the k-space given.
         scale: number `(batch,)`, float32, that each slice was divided by to bring it to the scale of the prior.
+        standard_deviation: standard deviation `(batch, class, y, x)`, float32, of the samples in each pixel, in the
+            unit of the k-space given; `None` without `combine="mean"`.
     """
 
     images: Complex[Tensor, "batch class target y x"] | Complex[np.ndarray, "batch class target y x"]
@@ -38,6 +41,7 @@ class SGRMRIPipelineOutput(BaseOutput):
     targets: tuple[str, ...]
     zero_filled: Complex[Tensor, "batch y x"] | Complex[np.ndarray, "batch y x"]
     scale: Float[Tensor, "batch"] | Float[np.ndarray, "batch"]
+    standard_deviation: Float[Tensor, "batch class y x"] | Float[np.ndarray, "batch class y x"] | None = None
 
     def all_fields(self) -> tuple:
         """Values of all fields in order; `to_tuple` would leave out those that are `None`."""

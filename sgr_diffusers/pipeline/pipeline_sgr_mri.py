@@ -186,16 +186,21 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         return Problem.from_measurement(measurement, coil_maps, consistency, *scale, self.config.denoising_variance)
 
     def prepare_sampler(
-        self, settings: CallSettings, generators: list[Generator], timesteps: Sequence[int] | None = None
+        self,
+        settings: CallSettings,
+        generators: list[Generator],
+        timesteps: Sequence[int] | None = None,
+        noise_signs: Float[Tensor, " image"] | None = None,
     ) -> ScheduledSampler:
         """Set the timesteps of the scheduler.
 
         Args:
             settings: this and `timesteps` are those of the call.
             generators: generator of the noise of each image.
+            noise_signs: sign of the fresh noise of each image; `None` for 1.
         """
         steps = settings.num_inference_steps, settings.eta
-        return ScheduledSampler(self.scheduler, *steps, generators, self._execution_device, timesteps)
+        return ScheduledSampler(self.scheduler, *steps, generators, self._execution_device, timesteps, noise_signs)
 
     def prepare_guidance(
         self, guidance: Sequence[Guidance], sampler: ScheduledSampler, strength: float | None
@@ -259,6 +264,7 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         crop: float | None = None,
         final_consistency: str = "replace",
         num_samples: int = 1,
+        combine: str | None = None,
         voxel_size_mm: Sequence[float] | None = None,
         generator: Generator | list[Generator] | None = None,
         latents: Tensor | None = None,
@@ -302,6 +308,9 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
             final_consistency: method of the last step: "replace" measured entries of coil k-space (as in the paper's
                 experiments), "regularized", or "least_squares".
             num_samples: number of independent reconstructions of each slice, along the target axis, for target "none".
+            combine: "mean" for the mean of the samples and their standard deviation in place of the samples. They come
+                in pairs whose noise has opposite signs (antithetic variates), so that the mean of two is about as
+                close to the posterior mean as that of many independent ones. `None` for all samples.
             voxel_size_mm: edge lengths (x, y, z) of a voxel in mm; `None` counts voxels.
             generator: generator of all noise; one, or a list of one for each slice. One draw is taken from it for each
                 slice, the seed of that slice. `None`: a fresh seed.
@@ -338,6 +347,7 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
             crop=crop,
             final_consistency=final_consistency,
             num_samples=num_samples,
+            combine=combine,
             batch_size=batch_size,
         ).with_defaults(self.config)
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
@@ -365,10 +375,15 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         branches = Branches(n_slices, (0,) if target == "none" else class_numbers, targets)
 
         # 4. Timesteps, plan of guidance and noise
-        generators = image_generators(generator, n_slices, branches.per_slice, num_samples, self._execution_device)
-        sampler = self.prepare_sampler(settings, generators, timesteps)
+        in_pairs = combine == "mean"
+        generators = image_generators(
+            generator, n_slices, branches.per_slice, num_samples, self._execution_device, in_pairs
+        )
+        signs = branches.alternating_signs(self._execution_device) if in_pairs else None
+        sampler = self.prepare_sampler(settings, generators, timesteps, signs)
         plan = self.prepare_guidance(guidance, sampler, guidance_strength)
         latents = self.prepare_latents(branches, size, generators, sampler.init_noise_sigma, latents)  # image, 2, y, x
+        latents = latents if signs is None else signs[:, None, None, None] * latents
 
         # 5. Reverse steps; the last ends in the clean image, so that no noise is left whatever the scheduler ends with
         segment_images = None if self.segmentation_model is None else self.segment
@@ -386,7 +401,13 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
                 given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                 latents = (callback_on_step_end(self, i, t, given) or {}).get("latents", latents)
 
-        # 6. Full data consistency and segmentation
+        # 6. Full data consistency and segmentation, of the mean where it is asked for
+        deviation = None
+        if combine == "mean":
+            samples = denoiser.finish(latents, final_consistency)[0]  # slice, 1, sample, y, x
+            deviation = samples.std(dim=2, correction=0) * problem.scale[:, None, None, None]
+            latents, targets = latents.unflatten(0, (n_slices, num_samples)).mean(dim=1), ("mean",)
+            denoiser = Denoiser(self.unet, segment_images, problem, Branches(n_slices, (0,), targets), batch_size)
         images, residual, segmentations = denoiser.finish(latents, final_consistency)  # slice, class, target, (y, x)
         residual_of_noise = noise_residual(problem.kspace, measurement.mask, problem.noise_std)
         warn_of_residual(residual, residual_of_noise)
@@ -412,6 +433,7 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
             targets=targets,
             zero_filled=problem.zero_filled,
             scale=problem.scale,
+            standard_deviation=deviation,
         )
         if output_type == "np":
             output = output.numpy()

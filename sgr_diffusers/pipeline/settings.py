@@ -177,7 +177,13 @@ class CallSettings:
         unset="0.8, or 0 where pixels with signal would be lost",
     )
     final_consistency: str = setting("replace", one_of(FINAL_CONSISTENCY), "method of the last step")
-    num_samples: int = setting(1, whole_number(1), "number of reconstructions of each slice, for target 'none'", "")
+    num_samples: int = setting(
+        1,
+        whole_number(1),
+        "number of samples of each slice, for target 'none': of two or more, their mean and standard deviation",
+        option="samples",
+    )
+    combine: str | None = setting(None, one_of(("mean",)), "what samples are combined to", group="")
     batch_size: int | None = setting(
         None,
         whole_number(1),
@@ -189,6 +195,8 @@ class CallSettings:
     def __post_init__(self) -> None:
         """Check all settings."""
         _check_settings(self)
+        if self.combine is not None and self.num_samples < 2:
+            raise ValueError(f"`combine` needs `num_samples` of 2 or more, got {self.num_samples}.")
         if self.num_samples > 1 and self.target != "none":
             raise ValueError(
                 f"`num_samples` must be 1 for target={self.target!r}, got {self.num_samples}: branches of a slice "

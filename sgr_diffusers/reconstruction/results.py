@@ -115,8 +115,10 @@ def write_images(
     The files are `<class>_<target>_image.nii.gz` and `<class>_<target>_segmentation.nii.gz`, or for an unguided
     reconstruction `unguided_image.nii.gz` and `unguided_segmentation.nii.gz`. A segmentation holds the labels of all
     classes in that reconstruction; there is none without a segmentation model. Slices that were left out between
-    others widen the spacing. The files say as much of the place in the patient as is known, see `write_nifti`. With
-    `ismrmrd` the same goes to `images.h5`, too, as a series each, named as the NIfTI files are.
+    others widen the spacing. Of several samples, the image is their mean, and
+    `unguided_standard_deviation.nii.gz` shows how much they differ. The files say as much of the place in the patient
+    as is known, see `write_nifti`. With `ismrmrd` the same goes to `images.h5`, too, as a series each,
+    named as the NIfTI files are.
     """
     from ..io.ismrmrd_writer import write_ismrmrd_images
     from ..io.nifti import write_nifti
@@ -134,10 +136,12 @@ def write_images(
                 volume.segmentations[:, class_number, number],
             )
             arrays = {"image": image} | ({"segmentation": segmentation} if volume.labels else {})
+            if volume.standard_deviation is not None:
+                arrays["standard_deviation"] = volume.standard_deviation
             for name, array in arrays.items():
                 write_nifti(folder / f"{stem}_{name}.nii.gz", array, spacing, **geometry)
                 if ismrmrd:
-                    array = array if name == "image" else array.astype(np.uint16)
+                    array = array.astype(np.uint16) if name == "segmentation" else array
                     write_ismrmrd_images(folder / "images.h5", array, spacing, series=f"{stem}_{name}", **geometry)
 
 
@@ -180,7 +184,9 @@ def _plain_figure(volumes: Sequence[VolumeReconstruction], title: str) -> "Figur
         panels = [Panel("zero-filled", volume.zero_filled[slice_number])]
         if volume.fully_sampled is not None:
             panels.insert(0, Panel("fully sampled", volume.fully_sampled[slice_number]))
-        panels.append(Panel("unguided", image))
+        panels.append(Panel("unguided" if volume.standard_deviation is None else "mean of samples", image))
+        if volume.standard_deviation is not None:
+            panels.append(Panel("5 x standard deviation", 5 * volume.standard_deviation[slice_number]))
         if volume.labels:
             panels.append(Panel("segmentation", image, labels, classes=True))
         window = (slice(0, image.shape[0]), slice(0, image.shape[1]))

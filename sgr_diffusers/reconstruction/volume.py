@@ -55,6 +55,7 @@ class VolumeReconstruction:
         numbers: place of each slice in its scan.
         voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm; `None` where they are not known.
         label: label of the sampling, for example "8x".
+        standard_deviation: `(slice, y, x)`, float32, of the samples in each pixel; `None` for a single sample.
     """
 
     magnitudes: Float[np.ndarray, "slice class target y x"]
@@ -70,6 +71,7 @@ class VolumeReconstruction:
     numbers: tuple[int, ...]
     voxel_size_mm: tuple[float, float, float] | None
     label: str
+    standard_deviation: Float[np.ndarray, "slice y x"] | None = None
 
     @cached_property
     def masks(self) -> Bool[np.ndarray, "slice class target y x"]:
@@ -166,10 +168,11 @@ def reconstruct_volume(
         on_step()
         return {}
 
-    arguments = settings.call_arguments() | {"classes": labels or None}
+    combine = "mean" if settings.num_samples > 1 else None
+    arguments = settings.call_arguments() | {"classes": labels or None, "combine": combine}
     if settings.noise_std is None:
         arguments["noise_std"] = scan.noise_std
-    images, segmentations, zero_filled = [], [], []
+    images, segmentations, zero_filled, deviations = [], [], [], []
     misfit_energy, noise_energy, energy = torch.zeros(1, 1, dtype=torch.float64), 0.0, 0.0
     for chosen in _chunks(pipe, scan, settings):
         kspace = scan.kspace[chosen]
@@ -194,6 +197,8 @@ def reconstruct_volume(
             )
         images.append(magnitudes)
         zero_filled.append(out.zero_filled.abs().cpu())
+        if out.standard_deviation is not None:
+            deviations.append(out.standard_deviation[:, 0].cpu())
         segmentations.append(
             out.segmentations.cpu() if has_classes else torch.zeros(out.images.shape, dtype=torch.uint8)
         )
@@ -217,6 +222,7 @@ def reconstruct_volume(
         numbers=scan.slice_indices,
         voxel_size_mm=scan.voxel_size_mm,
         label=scan.label,
+        standard_deviation=torch.cat(deviations).numpy() if deviations else None,
     )
 
 
@@ -244,7 +250,9 @@ def n_progress_steps(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSe
 def _chunks(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSettings) -> list[slice]:
     """Runs of slices of which all branches fit one network call; single slices where not even one does."""
     n_classes = len(pipe.class_names or ()) if settings.classes is None else len(settings.classes)
-    n_branches = max(n_classes, 1) * len(TARGETS[settings.target]) if settings.target != "none" else 1
+    n_branches = (
+        max(n_classes, 1) * len(TARGETS[settings.target]) if settings.target != "none" else settings.num_samples
+    )
     length = max(settings.batch_size // n_branches, 1)
     return [slice(start, start + length) for start in range(0, len(scan.slice_indices), length)]
 

@@ -169,6 +169,16 @@ def test_plain_reconstruction_of_every_second_slice_as_stored(sgr):
 def test_the_general_checkpoint_reconstructs_without_a_segmentation_model(sgr, capsys):
     assert sgr("--slices", "0:2", "--target", "none", model="general") == 0
     assert set(os.listdir("out")) == {"unguided_image.nii.gz", "volumes.csv", "figure.png", "settings.json"}
+    plain = ("--slices", "0:2", "--acceleration", "4", "--target", "none", "--final-consistency", "least_squares")
+    assert sgr(*plain, model="general", output="one") == 0
+    _, one = volume_of("one", "unguided_image.nii.gz")
+    assert sgr(*plain, "--samples", "2", model="general", output="mean") == 0
+    _, mean = volume_of("mean", "unguided_image.nii.gz")
+    _, deviation = volume_of("mean", "unguided_standard_deviation.nii.gz")
+    assert mean.shape == deviation.shape == one.shape and not np.allclose(mean, one, rtol=1e-2)
+    assert 0 < np.median(deviation) < np.median(mean)
+    assert sgr("--samples", "2", model="general", output="bounds") == 2
+    assert "--samples 2 goes with --target none" in capsys.readouterr().err
     [row] = rows_of("out")
     assert row["class"] == "" and 0 < float(row["residual"]) < 1
     assert sgr("--slices", "0:2", model="general", output="bounds") == 2

@@ -1,23 +1,16 @@
 """Small real components and the calls that the tests of the pipeline share."""
 
+from dataclasses import fields
+
 import torch
 from diffusers import UNet2DModel
 from torch import nn
 
 from sgr_diffusers import SegmentationUNet, SenseOperator, SGRMRIPipeline, create_scheduler
+from sgr_diffusers.pipeline.output import SGRMRIPipelineOutput
 
 SIZE = (16, 12)
-FIELDS = (
-    "images",
-    "segmentations",
-    "volumes_mm3",
-    "data_residual",
-    "noise_residual",
-    "classes",
-    "targets",
-    "zero_filled",
-    "scale",
-)
+FIELDS = tuple(field.name for field in fields(SGRMRIPipelineOutput))
 
 
 def seeded(seed=0):

@@ -60,6 +60,8 @@ BAD_CALLS = {
     "noise shape": (lambda p: {"noise_std": torch.ones(2)}, ValueError, r"`noise_std` must be one number, .*\(coil,\) = \(3,\) .*got \(2,\)"),
     "no noise": (lambda p: {"noise_std": 0.0}, ValueError, r"`noise_std` must be positive and finite, got 0.0"),
     "batch size": (lambda p: {"batch_size": 0}, ValueError, r"`batch_size` must be a whole number of at least 1"),
+    "mean of one": (lambda p: {"combine": "mean", "target": "none"}, ValueError, r"`combine` needs `num_samples` of 2 or more, got 1"),
+    "other than the mean": (lambda p: {"combine": "median", "num_samples": 2, "target": "none"}, ValueError, r"`combine` must be one of \('mean',\)"),
     "guided samples": (lambda p: {"num_samples": 2}, ValueError, r"`num_samples` must be 1 for target='both'"),
     "voxel": (lambda p: {"voxel_size_mm": (1.0, 1.0)}, ValueError, r"`voxel_size_mm` must be three positive"),
     "generators": (lambda p: {"generator": [seeded()] * 3}, ValueError, r"`generator` .*each of 2 slices, got 3"),

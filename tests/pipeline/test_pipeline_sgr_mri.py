@@ -63,7 +63,7 @@ def test_tuple_has_the_fields_in_order_and_numpy_is_the_same():
     as_numpy = call(build(), output_type="np")
     assert isinstance(as_tuple, tuple) and len(as_tuple) == len(FIELDS)
     for name, value in zip(FIELDS, as_tuple, strict=True):
-        if name in ("classes", "targets"):
+        if name in ("classes", "targets") or value is None:
             assert value == getattr(out, name) == getattr(as_numpy, name)
         else:
             assert torch.equal(value, getattr(out, name))
@@ -212,6 +212,17 @@ def test_branches_share_their_noise_and_samples_do_not():
     assert all(torch.allclose(tensor[:4], tensor[:1].expand_as(tensor[:4]), atol=1e-5) for tensor in latents)
     out = call(build(), target="none", num_samples=3)
     assert (out.images[:, :, 0] - out.images[:, :, 1]).abs().mean() > 0.01
+
+
+def test_samples_are_combined_to_their_mean_and_deviation():
+    pipe = build()
+    out = call(pipe, target="none", num_samples=3, combine="mean")
+    assert out.targets == ("mean",) and out.images.shape[:3] == out.segmentations.shape[:3] == (2, 1, 1)
+    assert out.standard_deviation.shape == (2, 1, *SIZE) and (out.standard_deviation > 0).all()
+    assert out.volumes_mm3.shape == out.data_residual.shape == (2, 1, 1)
+    again = call(pipe, target="none", num_samples=3, combine="mean", batch_size=1)
+    torch.testing.assert_close(again.standard_deviation, out.standard_deviation, rtol=1e-3, atol=1e-4)
+    assert call(pipe, target="none", num_samples=3).standard_deviation is None
 
 
 def test_latents_without_fresh_noise_are_deterministic():

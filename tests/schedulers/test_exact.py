@@ -139,6 +139,20 @@ def test_posterior_by_ddim_with_fresh_noise(eta):
     assert abs(float(variance.mean()) - 1) < (0.15 if eta else 0.10), float(variance.mean())
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler"])
+def test_mean_of_two_opposite_samples_is_the_posterior_mean(name):
+    """Of a Gaussian prior exactly, where the mean of two independent samples has half of the prior's variance."""
+    kspace, mask = measurement()
+    arguments = {"target": "none", "num_inference_steps": 50, "generator": seeded(1)}
+    out = pipeline(name, "v_prediction")(kspace, mask, num_samples=2, combine="mean", **arguments)
+    expected = ifft2c(torch.where(mask, kspace, fft2c(mean_image())))
+    error = (out.images[0, 0, 0] - expected).abs().square().mean()
+    assert error < 1e-3 * power().mean()
+    # the deviation in a pixel: the power of both channels in what was not measured
+    variance = 2 * power()[~mask].sum() / mask.numel()
+    assert out.standard_deviation.square().mean() == pytest.approx(float(variance), rel=0.25)
+
+
 def test_saved_with_each_scheduler(tmp_path):
     for name, kind in NOISE_LEVEL.items():
         pipe = pipeline(name, "flow_prediction" if kind == "flow" else "v_prediction")

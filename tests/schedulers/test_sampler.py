@@ -226,7 +226,7 @@ def test_and_it_does_forget(name):
 
 @pytest.mark.parametrize(("name", "prediction_type"), list(cases()))
 def test_noise_of_opposite_sign_gives_the_opposite_image(name, prediction_type):
-    """A denoiser that is odd, and the same generator with both signs, whatever the order and memory of the scheduler."""
+    """The denoiser is odd, and both signs draw the same noise, whatever the memory of the scheduler."""
     alike, signs = [*seeded(1), *seeded(1)], torch.tensor([1.0, -1.0])
     scheduler, n = create(name, prediction_type), n_steps_of(name, 10)
     sampler = ScheduledSampler(scheduler, n, 1.0, alike, CPU, noise_signs=signs)

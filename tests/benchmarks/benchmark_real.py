@@ -8,7 +8,8 @@ NRMSE is that of complex images, ||x - r|| / ||r||, without any fit of scale or 
 measurement and coil maps. `nrmse_magnitude` is the same of magnitudes; PSNR and SSIM are of magnitudes. The
 baselines are tuned on the reference of every case by NRMSE (an oracle; ours is not tuned) and kept in the cache. The
 reference "fully sampled" shares its noise with the measurement; simulated cases are compared with "noise free" too.
-Dispersion is the variance of the samples over the squared error of their mean, pixel sums; K / (K + 1) if both agree.
+The mean is that of pairs of samples with opposite noise (`combine="mean"`), the sample an independent one. Dispersion
+is the variance of the samples over the squared error of their mean, pixel sums; 1 if both agree.
 Knees and brains of magnitude images have simulated phase, coils and noise. Writes results.csv, results.json and a
 picture of every case.
 """
@@ -33,6 +34,7 @@ from real_cases import READERS, Case, Source, undersample
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.evaluation.identity import library_versions, weights_hash
 from sgr_diffusers.evaluation.metrics import psnr, ssim
+from sgr_diffusers.pipeline.output import SGRMRIPipelineOutput
 from sgr_diffusers.reconstruction.volume import with_fast_scheduler
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
 
@@ -71,20 +73,21 @@ def parse_setting(text: str) -> dict[str, Any]:
     return settings
 
 
-def sample(pipe: SGRMRIPipeline, case: Case, setting: dict[str, Any], args: argparse.Namespace) -> torch.Tensor:
-    """Samples `(sample, y, x)` of a case. The value "sigma" of a setting stands for the noise of the case."""
+def reconstruct(
+    pipe: SGRMRIPipeline, case: Case, setting: dict[str, Any], args: argparse.Namespace, **sampling: Any
+) -> SGRMRIPipelineOutput:
+    """Plain reconstruction of a case. The value "sigma" of a setting stands for the noise of the case."""
     arguments = {name: case.scan.sigma if value == "sigma" else value for name, value in setting.items()}
-    out = pipe(
+    return pipe(
         case.kspace[None],
         case.mask,
         target="none",
         coil_maps=case.scan.coil_maps[None],
-        num_samples=args.samples,
         timesteps=fast_timesteps(args.steps),
         generator=torch.Generator().manual_seed(args.seed),
         **arguments,
+        **sampling,
     )
-    return out.images[0, 0]
 
 
 def scores(image: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
@@ -105,20 +108,15 @@ def baseline_rows(case: Case, baselines: dict) -> Iterator[dict[str, Any]]:
             yield row | scores(image, case.references[against])
 
 
-def sample_rows(case: Case, samples: torch.Tensor) -> Iterator[dict[str, Any]]:
-    """Scores of our reconstruction: mean of the scores of single samples, and scores of the mean of the samples."""
-    mean = samples.mean(0)
+def our_rows(case: Case, sample: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> Iterator[dict]:
+    """Scores of a single sample and of the mean of several, one row of each for each reference."""
     for against, reference in case.references.items():
-        single = pd.DataFrame([scores(image, reference) for image in samples]).mean().to_dict()
-        yield {"against": against, "method": "sample"} | single
-        row = {"against": against, "method": "mean"} | scores(mean, reference)
-        if len(samples) > 1:
-            variance = (samples - mean).abs().square().sum() / (len(samples) - 1)
-            row["dispersion"] = float(variance / (mean - reference).abs().square().sum())
-        yield row
+        yield {"against": against, "method": "sample"} | scores(sample, reference)
+        dispersion = float(deviation.square().sum() / (mean - reference).abs().square().sum())
+        yield {"against": against, "method": "mean", "dispersion": dispersion} | scores(mean, reference)
 
 
-def draw(path: Path, case: Case, images: dict[str, torch.Tensor], samples: torch.Tensor) -> None:
+def draw(path: Path, case: Case, images: dict[str, torch.Tensor], deviation: torch.Tensor) -> None:
     """Save a picture: images above, errors of the magnitude (5 times) below, and the spread of the samples."""
     reference = case.references["fully sampled"]
     peak = float(torch.quantile(reference.abs(), 0.995))
@@ -127,7 +125,7 @@ def draw(path: Path, case: Case, images: dict[str, torch.Tensor], samples: torch
     for name, image in images.items():
         error = 5 * (image.abs() - reference.abs()).abs()
         panels += [(f"{name}\nNRMSE {nrmse(image, reference):.3f}", image.abs(), 1), ("error x 5", error, 1)]
-    panels += [("deviation of samples x 5", 5 * samples.std(0), 1), ("phase", reference.angle() / np.pi * peak, 0)]
+    panels += [("deviation of samples x 5", 5 * deviation, 1), ("phase", reference.angle() / np.pi * peak, 0)]
     for axis, (title, image, is_magnitude) in zip(axes.T.flat, panels, strict=True):
         low, colours = (0, "gray") if is_magnitude else (-peak, "twilight")
         axis.imshow(image.numpy(), cmap=colours, vmin=low, vmax=peak)
@@ -205,12 +203,15 @@ def run(args: argparse.Namespace) -> pd.DataFrame:
                 for model, pipe in pipes.items():
                     for setting in args.setting:
                         start = time.perf_counter()
-                        samples = sample(pipe, case, parse_setting(setting), args)
+                        values = parse_setting(setting)
+                        sample = reconstruct(pipe, case, values, args).images[0, 0, 0]
+                        out = reconstruct(pipe, case, values, args, num_samples=args.samples, combine="mean")
+                        mean, deviation = out.images[0, 0, 0], out.standard_deviation[0, 0]
                         own = {"model": model, "setting": setting, "seconds": time.perf_counter() - start}
-                        rows += [common | own | row for row in sample_rows(case, samples)]
+                        rows += [common | own | row for row in our_rows(case, sample, mean, deviation)]
                         label = f"{model}\n{setting}"
-                        images |= {f"sample {label}": samples[0], f"mean {label}": samples.mean(0)}
-                draw(args.output / f"{case.name}.png", case, images, samples)
+                        images |= {f"sample {label}": sample, f"mean {label}": mean}
+                draw(args.output / f"{case.name}.png", case, images, deviation)
                 table = with_ratios(rows)
                 table.to_csv(args.output / "results.csv", index=False)
                 content = record | {"rows": json.loads(table.to_json(orient="records"))}

@@ -38,7 +38,6 @@ def training_card(
     kind: str,
     repository: str,
     pictures: Sequence[str] = (),
-    comparison: dict[str, Any] | None = None,
 ) -> str:
     """Render the card of one network.
 
@@ -47,7 +46,6 @@ def training_card(
         kind: kind of the network, "unet" or "segmentation_model"; also the folder of its weights.
         repository: name of the repository, for the example.
         pictures: names of files in `pictures/`.
-        comparison: content of the json file of `tests/benchmarks/benchmark_robust.py`.
 
     Raises:
         ValueError: the template asks for what was not recorded.
@@ -78,7 +76,6 @@ def training_card(
         "results": _flat(last),
         "results_step": last.get("step"),
         "pictures": list(pictures),
-        "comparison": comparison,
     }
     return render_card("training_card.md.jinja", values)
 

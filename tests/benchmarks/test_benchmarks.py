@@ -28,12 +28,6 @@ SCRIPTS = {
         "--steps 2 --num_threads 1",
         r"8x +\d+\.\d%",
     ),
-    "robust": (
-        300,
-        "--data_dir DATA --models MODEL/segmentation_model MODEL/segmentation_model --evaluations RESULTS RESULTS "
-        "--num_threads 1",
-        r"\| 8x \| fully sampled \| difference \| \+0\.000 ",
-    ),
     "schedulers": (
         300,
         "--data_dir DATA --model MODEL --n_scans 1 --steps 2 --schedulers UniPC --num_threads 1 "

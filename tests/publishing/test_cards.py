@@ -12,14 +12,11 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from sgr_diffusers import SegmentationUNet
 from sgr_diffusers.evaluation.identity import weights_hash
-from sgr_diffusers.pipeline.networks import class_names_of
 from sgr_diffusers.pretrained import PRETRAINED
 from sgr_diffusers.publishing.cards import card_faults, package_link, render_card, template_folder
 from sgr_diffusers.publishing.model_card import model_card, model_facts, write_eval_results
 from sgr_diffusers.publishing.stages import run_snippet, stage_model, stage_space
-from sgr_diffusers.publishing.training_card import training_card
 from sgr_diffusers.reconstruction.volume import load_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -48,20 +45,6 @@ def test_card_of_the_bundled_checkpoint_is_what_its_records_say():
     card = (PRETRAINED / "README.md").read_text()
     assert card == model_card(PRETRAINED, source)
     assert card_faults(card, "model", PRETRAINED) == []
-
-
-def test_card_of_the_robust_model_is_what_its_records_say():
-    folder = PRETRAINED.with_name(f"{PRETRAINED.name}_robust")
-    record, comparison = (
-        json.loads((folder / f"{name}.json").read_text()) for name in ("training_record", "comparison")
-    )
-    source = folder.relative_to(ROOT).as_posix()
-    card = (folder / "README.md").read_text()
-    assert card == training_card(record, "segmentation_model", source, comparison=comparison)
-    assert card_faults(card, "network", folder) == []
-    standard = SegmentationUNet.from_pretrained(PRETRAINED, subfolder="segmentation_model")
-    robust = SegmentationUNet.from_pretrained(folder, subfolder="segmentation_model")
-    assert class_names_of(robust) == class_names_of(standard)
 
 
 def test_numbers_come_from_the_records(folder):

@@ -29,7 +29,7 @@ Numbers = Real[Tensor, "..."] | Real[np.ndarray, "..."] | np.number  # volumes, 
 def tissue_masks(
     segmentations: UInt8[Array, "batch own target *size"], class_indices: Sequence[int]
 ) -> Bool[Array, "batch class target *size"]:
-    """Pixels of each class in its own reconstructions.
+    """Return the pixels of each class in its own reconstructions.
 
     Args:
         segmentations: label maps `(batch, class, target, y, x)`, or without the target axis. Where the class axis has
@@ -48,7 +48,7 @@ def volume_mm3(
     voxel_size_mm: Sequence[float] | None = None,
     axes: tuple[int, ...] = (-2, -1),
 ) -> Numbers:
-    """Volume in mm^3 of the true pixels (paper Eq. 7).
+    """Compute the volume in mm^3 of the true pixels (paper Eq. 7).
 
     Args:
         masks: pixels of tissues, for example `(batch, class, y, x)`.
@@ -60,7 +60,7 @@ def volume_mm3(
 
 
 def uncertain_share(lower: Numbers, upper: Numbers) -> Numbers:
-    """Share V_unc / V_up = (V_up - V_low) / V_up of volumes or voxel counts; NaN where the upper one is zero."""
+    """Return V_unc / V_up = (V_up - V_low) / V_up of volumes or voxel counts; NaN where the upper one is zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share = (upper - lower) / upper
     where = torch.where if isinstance(share, Tensor) else np.where
@@ -68,7 +68,7 @@ def uncertain_share(lower: Numbers, upper: Numbers) -> Numbers:
 
 
 def extreme_samples(volumes: Real[Array, "..."], axis: int = -1) -> tuple[Numbers, Numbers]:
-    """Numbers of the samples with the smallest and with the largest volume; of several equal ones the first.
+    """Return numbers of the samples with the smallest and with the largest volume; of several equal ones the first.
 
     They are the bounds of repeated reconstruction, the paper's baseline RR.
     """
@@ -121,7 +121,7 @@ def bounds_from_segmentations(
     targets: Sequence[str] = ("lower", "upper"),
     voxel_size_mm: Sequence[float] | None = None,
 ) -> SegmentationBounds:
-    """Bounds from guided reconstructions.
+    """Take the guided reconstructions of each class as its bounds.
 
     Args:
         segmentations: label maps `(batch, class, target, y, x)`, as the pipeline returns them for `target="both"`.
@@ -153,7 +153,7 @@ def bounds_from_samples(
     class_indices: Sequence[int],
     voxel_size_mm: Sequence[float] | None = None,
 ) -> SegmentationBounds:
-    """Bounds by repeated reconstruction, the paper's baseline RR: for each slice and class the `extreme_samples`.
+    """Take the `extreme_samples` of each slice and class as bounds: repeated reconstruction, the paper's baseline RR.
 
     Args:
         segmentations: label maps `(batch, sample, y, x)` of independent unguided reconstructions, 16 in the paper:

@@ -37,7 +37,7 @@ WRITTEN = (*NETWORKS, "case.h5", "training", "evaluation", "README.md")
 
 
 def choose_slices(labels: np.ndarray) -> list[int]:
-    """The slice with most patellar and femoral cartilage, and the one with most of all other tissues."""
+    """Return the slice with most patellar and femoral cartilage, and the one with most of all other tissues."""
     area = np.stack([(labels == c).sum((1, 2)) for c in range(1, 5)])
     return sorted({int(np.minimum(area[0], area[1]).argmax()), int(area[1:].min(0).argmax())})
 
@@ -54,7 +54,7 @@ def write_case(path: Path, scan: SkmTeaScan, slices: list[int]) -> None:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--data-command", help="command that wrote the data (default: the card names none)")

@@ -49,7 +49,7 @@ RECIPE = (
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--preset", default="small", choices=PRIOR_PRESETS, help="network (default: %(default)s)")
@@ -115,12 +115,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def prior_folder(path: str) -> Path:
-    """Folder of a prior's network: that of a pipeline or of a run holds it as `unet`."""
+    """Return the folder of a prior's network: that of a pipeline or of a run holds it as `unet`."""
     return Path(path, "unet") if Path(path, "unet").is_dir() else Path(path)
 
 
 def choose_prediction_type(given: str | None, init_from: str | None) -> str:
-    """What the prior is to predict: what was asked for, which must be what it did if it goes on from another.
+    """Choose the prediction type: as asked for; a prior that starts from another must keep that prior's.
 
     Raises:
         ValueError: it is another.
@@ -135,7 +135,7 @@ def choose_prediction_type(given: str | None, init_from: str | None) -> str:
 
 
 def create_model(args: argparse.Namespace) -> UNet2DModel:
-    """The network to train, new or from a folder."""
+    """Create the network to train, new or from a folder."""
     overrides = given_architecture(args, ARCHITECTURE)
     if args.init_from:
         return UNet2DModel.from_pretrained(prior_folder(args.init_from))

@@ -49,7 +49,7 @@ RECIPE = (
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument(
@@ -129,7 +129,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def create_model(args: argparse.Namespace, class_names: tuple[str, ...]) -> SegmentationUNet:
-    """The network to train, new or from a folder."""
+    """Create the network to train, new or from a folder."""
     architecture = given_architecture(args, ("channels", "strides", "num_res_units", "dropout"))
     if args.init_from:
         return SegmentationUNet.from_pretrained(args.init_from, flip_average=args.flip_average)

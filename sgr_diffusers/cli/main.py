@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def create_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands; `run` of what it returns is the function to call with it."""
+    """Create the parser of all subcommands; `run` of its result is the function to call with the result."""
     parser = OptionParser(
         prog="sgr",
         description="Upper and lower bound reconstructions of undersampled MRI, and the volumes of tissue they bound. "

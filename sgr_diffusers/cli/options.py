@@ -14,7 +14,7 @@ Settings = TypeVar("Settings")
 
 
 def parser_of(rule: Rule) -> Callable[[str], Any]:
-    """Function that reads the text of an option as a value that obeys a rule."""
+    """Return the function that reads the text of an option as a value that obeys a rule."""
 
     def parse(text: str) -> Any:
         try:
@@ -56,7 +56,7 @@ def _add_option(group: Any, entry: Field) -> None:
 
 
 def settings_from(args: argparse.Namespace, settings_class: type[Settings]) -> Settings:
-    """Settings of the parsed options; those without an option have their defaults.
+    """Return the settings of the parsed options; those without an option have their defaults.
 
     Args:
         args: parsed arguments of a parser with `add_settings`.

@@ -89,7 +89,7 @@ def _check_scan(root: str, split: str, scan_id: str, shape: tuple[int, int, int]
 
 
 def report_text(reports: Iterable[ScanReport]) -> Iterator[str]:
-    """Lines of a table, as the scans are looked at, and a summary at the end."""
+    """Yield lines of a table, a line for each scan that was looked at, and a summary at the end."""
     yield f"{'split':11} {'scan':14} {'matrix':14} {'coils':>5} {'echoes':>6} {'MB':>8} {'labelled':>8}  masks"
     n_scans = n_bad = n_bytes = 0
     for report in reports:

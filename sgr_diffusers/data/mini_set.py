@@ -17,14 +17,14 @@ _DONE = ".unpacked.json"
 
 
 def default_folder(repository: str) -> Path:
-    """Where a repository is unpacked unless one says so: beside the Hub's own cache."""
+    """Return the folder that a repository is unpacked to by default: beside the Hub's own cache."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "sgr_diffusers" / repository.replace("/", "--")
 
 
 def find_tarballs(files: list[str], parts: tuple[str, ...] = PARTS) -> dict[str, str]:
-    """Part -> file of a repository that holds it; parts without a tarball are left out."""
+    """Map each part to the file of a repository that holds it; parts without a tarball are left out."""
     return {part: name for part in parts for name in files if PurePosixPath(name).name == f"{part}.tar.gz"}
 
 

@@ -65,7 +65,7 @@ class SliceSampler(Sampler):
             first += everyone
 
     def index(self, n: int) -> int:
-        """Index of the item that comes `n`-th, from 0."""
+        """Return the index of the item that comes `n`-th, from 0."""
         n_foreground = n * self.fraction.numerator // self.fraction.denominator
         if (n + 1) * self.fraction.numerator // self.fraction.denominator > n_foreground:
             return int(self.foreground[self._draw(1, n_foreground, len(self.foreground))])

@@ -66,17 +66,17 @@ class DataFault(ValueError):
 
 
 def join(root: str, *parts: str) -> str:
-    """Path below a folder or a URL."""
+    """Return the path below a folder or a URL."""
     return "/".join([root.rstrip("/"), *parts])
 
 
 def kspace_path(root: str, scan_id: str) -> str:
-    """HDF5 file of a scan."""
+    """Return the path of a scan's HDF5 file."""
     return join(root, "files_recon_calib-24", f"{scan_id}.h5")
 
 
 def labels_path(root: str, scan_id: str) -> str:
-    """NIfTI file of a scan's segmentation."""
+    """Return the path of a scan's segmentation, a NIfTI file."""
     return join(root, "segmentation_masks", "raw-data-track", f"{scan_id}.nii.gz")
 
 
@@ -120,14 +120,14 @@ def read_annotations(root: str, split: str) -> list[dict[str, Any]]:
 
 
 def split_names(root: str) -> list[str]:
-    """Splits that a local folder has annotations of, the usual ones first; none for a URL."""
+    """Return the splits that a local folder has annotations of, the usual ones first; none for a URL."""
     names = {path.stem for path in Path(root, "annotations", "v1.0.0").glob("*.json")} if "://" not in root else set()
     usual = [name for name in _USUAL_SPLITS if name in names]
     return usual + sorted(names - set(usual))
 
 
 def open_bytes(path: str) -> Any:
-    """File to read bytes from, local or behind a URL."""
+    """Open a file, local or behind a URL, to read bytes."""
     if "://" not in path:
         return open(check_regular_file(path), "rb")
     import fsspec
@@ -136,7 +136,7 @@ def open_bytes(path: str) -> Any:
 
 
 def file_state(path: str) -> tuple[int, ...]:
-    """What changes when a local file does; nothing for a URL.
+    """Return a value that changes when a local file changes; it is constant for a URL.
 
     Raises:
         FileNotFoundError: there is no such local file.
@@ -222,12 +222,12 @@ def _dataset(scan_id: str, path: str, key: str) -> "h5py.Dataset":
 
 
 def array_shape(scan_id: str, path: str, key: str) -> tuple[int, ...]:
-    """Shape of "kspace", "maps" or "target" in the file."""
+    """Return the shape of "kspace", "maps" or "target" in the file."""
     return _dataset(scan_id, path, key).shape
 
 
 def mask_names(scan_id: str, path: str) -> tuple[str, ...]:
-    """Names of the stored masks, such as "poisson_4.0x", by increasing acceleration."""
+    """Return the names of the stored masks, such as "poisson_4.0x", by increasing acceleration."""
     masks = _open(scan_id, path).file.get("masks", {})
     return tuple(sorted(masks, key=lambda name: (len(name), name)))
 
@@ -304,7 +304,7 @@ def _finite(array: np.ndarray, scan_id: str, path: str, key: str, index: int) ->
 def read_kspace(
     scan_id: str, path: str, index: int, echo: int, mask: Bool[np.ndarray, "y x"] | None = None
 ) -> Complex64[np.ndarray, "coil y x"]:
-    """k-space of a slice in the scanner's unit, coils first; zero where `mask` is false."""
+    """Read the k-space of a slice in the scanner's unit, coils first; zero where `mask` is false."""
     kspace = np.moveaxis(_read(scan_id, path, "kspace", index, echo), -1, 0)
     if mask is None:
         measured = np.array(kspace, np.complex64, order="C")
@@ -315,19 +315,19 @@ def read_kspace(
 
 
 def read_coil_maps(scan_id: str, path: str, index: int) -> Complex64[np.ndarray, "coil y x"]:
-    """Coil sensitivity maps of a slice, without unit."""
+    """Read the coil sensitivity maps of a slice, without unit."""
     maps = np.moveaxis(_read(scan_id, path, "maps", index, None)[..., 0], -1, 0)
     return _finite(np.array(maps, np.complex64, order="C"), scan_id, path, "maps", index)
 
 
 def read_target(scan_id: str, path: str, index: int, echo: int) -> Complex64[np.ndarray, "y x"]:
-    """Fully sampled, coil-combined image of a slice in the scanner's unit."""
+    """Read the fully sampled, coil-combined image of a slice in the scanner's unit."""
     target = np.array(_read(scan_id, path, "target", index, echo)[..., 0], np.complex64, order="C")
     return _finite(target, scan_id, path, "target", index)
 
 
 def read_noise_free(scan_id: str, path: str, index: int, echo: int) -> Complex64[np.ndarray, "y x"] | None:
-    """The image of `read_target` as it would be without noise, known of synthetic scans alone; else `None`."""
+    """Read the image of `read_target` without noise, known of synthetic scans alone; `None` for others."""
     if "noise_free" not in _open(scan_id, path).file:
         return None
     image = np.array(_read(scan_id, path, "noise_free", index, echo)[..., 0], np.complex64, order="C")
@@ -335,7 +335,7 @@ def read_noise_free(scan_id: str, path: str, index: int, echo: int) -> Complex64
 
 
 def read_mask(scan_id: str, path: str, acceleration: float | int | str) -> Bool[np.ndarray, "y x"]:
-    """Stored sampling mask, zero-padded about the centre to the matrix of k-space; true where measured.
+    """Read a stored sampling mask, zero-padded about the centre to the matrix of k-space; true where measured.
 
     Args:
         scan_id: name of the scan, for messages.

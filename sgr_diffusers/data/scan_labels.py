@@ -42,7 +42,7 @@ class FileLabels:
 def file_labels(
     scan_id: str, path: str, matrix_shape: tuple[int, int, int], header_only: bool = False
 ) -> FileLabels | None:
-    """Labels of a scan as the file has them. The file is read once in a process (a third of a second at full size).
+    """Read the labels of a scan as the file has them, once in a process (a third of a second at full size).
 
     Args:
         scan_id: name of the scan, for messages.

@@ -56,7 +56,7 @@ class SliceSelection:
         counts: Integer[np.ndarray, "slice 7"] | None = None,
         class_names: Sequence[str] = CLASS_NAMES,
     ) -> Integer[np.ndarray, " chosen"]:
-        """Slices that meet the conditions, before `every`.
+        """Return the slices that meet the conditions, before `every`.
 
         Args:
             n_slices: number of slices of the scan.
@@ -93,7 +93,7 @@ _NAMED = {"all": SliceSelection(), "paper": PAPER}
 
 
 def parse_selection(slices: SliceSelection | str | int | slice | range | None) -> SliceSelection:
-    """The selection that an argument `slices` stands for.
+    """Return the selection that an argument `slices` stands for.
 
     Args:
         slices: `None` or "all"; "paper" for the paper's protocol; a number n for every n-th slice of each scan; a
@@ -119,7 +119,7 @@ def parse_selection(slices: SliceSelection | str | int | slice | range | None) -
 
 
 def select_slices(scans: Sequence[SkmTeaScan], selection: SliceSelection) -> list[Integer[np.ndarray, " chosen"]]:
-    """The numbers of the slices that a selection leaves of each scan.
+    """Return the numbers of the slices that a selection leaves of each scan.
 
     Raises:
         DataFault: a segmentation that has to be looked at is missing or damaged.

@@ -48,7 +48,7 @@ SKM_TEA, SYNTHETIC = "SKM-TEA", "Synthetic knees"
 
 
 def class_of_file_label(class_names: Sequence[str] = CLASS_NAMES) -> UInt8[np.ndarray, " file_label"]:
-    """Class of each label of a segmentation file, from label 0: merged for SKM-TEA, else as in the file."""
+    """Return the class of each label of a segmentation file, from label 0: merged for SKM-TEA, else as in the file."""
     if tuple(class_names) == CLASS_NAMES:
         return np.array([FILE_LABEL_TO_CLASS[label] for label in range(len(FILE_LABEL_TO_CLASS))], np.uint8)
     return np.arange(len(class_names) + 1, dtype=np.uint8)
@@ -72,7 +72,7 @@ def merge_labels(
 
 
 def known_data(scans: Iterable["SkmTeaScan"]) -> str | None:
-    """`SKM_TEA` or `SYNTHETIC`, by the names and the size of the scans; `None` for other data in their layout."""
+    """Return `SKM_TEA` or `SYNTHETIC`, by the names and the size of the scans; `None` for other data."""
     scans = list(scans)
     if all(re.fullmatch(r"MTR_\d{3}", scan.scan_id) and scan.matrix_shape[:2] == (512, 512) for scan in scans):
         return SKM_TEA
@@ -121,7 +121,7 @@ class SkmTeaScan:
         return self._labels().counts[:, 1:].any(axis=1)
 
     def target(self, index: int | slice = slice(None), echo: int = 1) -> Complex64[np.ndarray, "*slices y x"]:
-        """Fully sampled, coil-combined image of one slice or a range of slices, in the scanner's unit.
+        """Return the fully sampled, coil-combined image of one slice or a range of slices, in the scanner's unit.
 
         Args:
             index: a slice number, or a ``slice``.
@@ -140,15 +140,15 @@ class SkmTeaScan:
         return scan_files.read_target(*self._checked("target", index, echo), echo)
 
     def kspace(self, index: int, echo: int = 1) -> Complex64[np.ndarray, "coil y x"]:
-        """Fully sampled k-space of one slice. See `target` for the arguments and errors."""
+        """Return the fully sampled k-space of one slice. See `target` for the arguments and errors."""
         return scan_files.read_kspace(*self._checked("kspace", index, echo), echo)
 
     def coil_maps(self, index: int) -> Complex64[np.ndarray, "coil y x"]:
-        """Coil sensitivity maps of one slice. See `target` for the errors."""
+        """Return the coil sensitivity maps of one slice. See `target` for the errors."""
         return scan_files.read_coil_maps(*self._checked("maps", index))
 
     def mask(self, acceleration: float | int) -> Bool[np.ndarray, "y x"]:
-        """Stored sampling mask, zero-padded about the centre to the size of k-space; true where measured.
+        """Return the stored sampling mask, zero-padded about the centre to the size of k-space; true where measured.
 
         Args:
             acceleration: acceleration on the acquired grid (not on the padded one), for example 8.
@@ -159,7 +159,7 @@ class SkmTeaScan:
         return scan_files.read_mask(self.scan_id, str(self.kspace_file), acceleration).copy()
 
     def labels(self, index: int | slice = slice(None)) -> UInt8[np.ndarray, "*slices y x"]:
-        """Manual segmentation of one slice or a range of slices, in the classes of `class_names`.
+        """Return the manual segmentation of one slice or a range of slices, in the classes of `class_names`.
 
         The file is read as a whole when the first slice is asked for, and remembered in little memory.
 
@@ -200,7 +200,7 @@ class SkmTeaScan:
 
 
 def list_scans(root: str | Path, split: str) -> list[SkmTeaScan]:
-    """Scans of a split, in the order of its annotation file.
+    """Return the scans of a split, in the order of its annotation file.
 
     Args:
         root: the data folder (see the head of this module).
@@ -303,7 +303,7 @@ class SkmTeaSlices(Dataset):
         return item
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Position in `scans`, and slice within that scan, of item `index`."""
+        """Return the position in `scans`, and slice within that scan, of item `index`."""
         number = int(np.searchsorted(self._first, index, side="right")) - 1
         return number, int(self._rows[number][index - self._first[number]])
 

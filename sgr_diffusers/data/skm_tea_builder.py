@@ -212,7 +212,7 @@ def _skipped(fault: DataFault, number: int | None) -> dict[str, Any]:
 
 
 def skipped_of(builder: SkmTeaBuilder) -> list[dict[str, Any]]:
-    """What was left out of the index of a builder."""
+    """Return the entries that were left out of the index of a builder."""
     files = sorted(Path(builder.cache_dir).glob("skipped-*.json"))
     return [entry for file in files for entry in json.loads(file.read_text())]
 

@@ -69,17 +69,17 @@ def center_fit(image: Shaped[Tensor, "*batch y x"], size: tuple[int, int]) -> Sh
 
 
 def draw_uniform(n: int, low: float | int, high: float | int, generator: Generator) -> Float[Tensor, " n"]:
-    """`n` numbers, uniform in [low, high)."""
+    """Draw `n` numbers, uniform in [low, high)."""
     return low + (high - low) * torch.rand(n, generator=generator)
 
 
 def draw_flips(n: int, probability: float | int, generator: Generator) -> Bool[Tensor, " n"]:
-    """`n` decisions, each true with `probability`."""
+    """Draw `n` decisions, each true with `probability`."""
     return torch.rand(n, generator=generator) < probability
 
 
 def draw_shifts(n: int, largest: tuple[int, int], generator: Generator) -> Int[Tensor, "n 2"]:
-    """`n` displacements (y, x) in whole pixels, uniform in [-largest, largest] along each axis."""
+    """Draw `n` displacements (y, x) in whole pixels, uniform in [-largest, largest] along each axis."""
     return torch.stack([torch.randint(-limit, limit + 1, (n,), generator=generator) for limit in largest], dim=1)
 
 
@@ -125,7 +125,7 @@ def add_gaussian_noise(
 def change_contrast(
     magnitude: Float[Tensor, "batch channel y x"], gains: Float[Tensor, " batch"], exponents: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch channel y x"]:
-    """``gain * magnitude ** exponent`` for every entry: another overall scale, another ratio of bright to dark tissue.
+    """Compute ``gain * magnitude ** exponent``: another overall scale, another ratio of bright to dark tissue.
 
     Undersampled and fully sampled images of one slice differ in their quantile; a segmenter trained with varying gains
     does not mind.

@@ -31,12 +31,12 @@ class Estimate:
 
 
 def median(values: Float[np.ndarray, "*batch item"]) -> Float[np.ndarray, "*batch"]:
-    """Median over the last axis, without NaN."""
+    """Return the median over the last axis, without NaN."""
     return _without_nan(np.nanmedian, values)
 
 
 def mean(values: Float[np.ndarray, "*batch item"]) -> Float[np.ndarray, "*batch"]:
-    """Mean over the last axis, without NaN."""
+    """Return the mean over the last axis, without NaN."""
     return _without_nan(np.nanmean, values)
 
 
@@ -52,7 +52,7 @@ def _without_nan(statistic: Callable, values: np.ndarray) -> np.ndarray:
 def estimate(
     values: Values, statistic: Callable[[np.ndarray], np.ndarray] = median, seed: int = 0, n: int = N_RESAMPLES
 ) -> Estimate:
-    """Percentile bootstrap over scans: whole scans are drawn with replacement, their classes stay together.
+    """Bootstrap over scans, with percentiles: whole scans are drawn with replacement, their classes stay together.
 
     Args:
         values: `(scan, item)`, an item being a class or an image; NaN where there is no value.

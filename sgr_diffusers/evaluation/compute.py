@@ -37,7 +37,7 @@ __all__ = ["UnitComputer", "used_strength"]
 
 
 def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: float | None = None) -> float:
-    """Strength b that the pipeline applies in a step, if it is asked for `strength`, or for that of the settings.
+    """Return the strength b that the pipeline applies in a step for `strength`, or for that of the settings.
 
     The default may differ from step to step; then it is the mean of the steps that are pushed, all but the last.
     """
@@ -111,7 +111,7 @@ class UnitComputer:
         whole_number(1, n_train_timesteps).check("num_inference_steps", settings.num_inference_steps)
 
     def compute(self, unit: Unit) -> dict[str, Any]:
-        """Row of a unit, without the unit's own fields.
+        """Return the row of a unit, without the unit's own fields.
 
         Raises:
             DataFault: a file is damaged; scan and file are named.

@@ -14,7 +14,7 @@ _PARTS = ("unet_forward", "unet_backward", "segmentation", "physics")
 
 
 def cost_frame(results: EvaluationResults) -> pd.DataFrame:
-    """Mean seconds of a slice for each method and acceleration, and the shares of what it went to.
+    """Compute the mean seconds of a slice for each method and acceleration, and how they divide among the parts.
 
     `forward_equivalents` counts the prior's passes of one image; a backward pass counts as `BACKWARD_COST`.
     """
@@ -44,7 +44,7 @@ def cost_frame(results: EvaluationResults) -> pd.DataFrame:
 
 
 def cost_table(folder: str | os.PathLike) -> str:
-    """The same for the screen; empty if nothing is done yet."""
+    """Format the costs of `cost_frame` for the screen; empty if nothing is done yet."""
     frame = cost_frame(load_results(folder))
     if frame.empty:
         return ""

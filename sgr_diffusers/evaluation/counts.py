@@ -166,7 +166,7 @@ class _SampleCounts:
         return len(self.volume["guiding"])
 
     def bounds(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        """Counts of the bounds that the samples from `start` to `stop` make.
+        """Return the counts of the bounds that the samples from `start` to `stop` make.
 
         The guiding model chooses the samples; a second one only measures what was chosen.
         """
@@ -215,7 +215,7 @@ def _count_unguided(
 
 
 def equal_budget_samples(results: EvaluationResults) -> dict[tuple[str, int, float], int]:
-    """How many unguided samples cost as much as SGR did, for each (scan, slice, acceleration).
+    """Count the unguided samples that cost as much as SGR did, for each (scan, slice, acceleration).
 
     Cost is counted in forward passes of the prior on one image, from what was really run; a backward pass counts as
     `BACKWARD_COST` of them. Rounded up: in doubt RR has one sample more.
@@ -233,7 +233,7 @@ def equal_budget_samples(results: EvaluationResults) -> dict[tuple[str, int, flo
 
 
 def complete_slices(results: EvaluationResults) -> dict[float, set[Slice]]:
-    """For each acceleration, slices for which everything that is compared is there."""
+    """Find, for each acceleration, the slices for which everything that is compared is there."""
     done: dict[float, dict[str, set[Slice]]] = defaultdict(lambda: defaultdict(set))
     known = {(unit.scan_id, unit.slice) for unit, _ in results.of_kind("reference")}
     for unit, _ in results.of_kind("SGR"):

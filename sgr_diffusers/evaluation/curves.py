@@ -50,7 +50,7 @@ def _is_default(frame: pd.DataFrame, strength: float) -> pd.Series:
 
 
 def score_figure(tables: ScoreTables, strength: float) -> "Figure":
-    """The paper's Fig. 5: median and quartiles of the three scores against acceleration, a row for each reference.
+    """Draw the paper's Fig. 5: median and quartiles of the three scores against acceleration, by reference.
 
     With a second segmenter its medians are dashed.
     """
@@ -76,7 +76,7 @@ def score_figure(tables: ScoreTables, strength: float) -> "Figure":
 
 
 def ablation_figure(tables: ScoreTables) -> "Figure | None":
-    """The paper's Fig. 6: the scores against the strength b; `None` where only one was run."""
+    """Draw the paper's Fig. 6: the scores against the strength b; `None` where only one was run."""
     scores = tables.scores[(tables.scores["group"] == "all") & (tables.scores["segmenter"] == "guiding")]
     sgr = scores[scores["method"] == "SGR"]
     n_strengths = sgr[sgr["strength"] > 0].groupby("acceleration")["strength"].nunique()
@@ -99,7 +99,7 @@ def ablation_figure(tables: ScoreTables) -> "Figure | None":
 
 
 def sample_curve_figure(tables: ScoreTables) -> "Figure | None":
-    """RR against its number of samples, with SGR in the same slices; `None` where no slice has more samples."""
+    """Draw RR against its number of samples, with SGR in the same slices; `None` where no slice has more samples."""
     if tables.curve.empty:
         return None
     curve = tables.curve[tables.curve["segmenter"] == "guiding"]
@@ -128,7 +128,7 @@ def sample_curve_figure(tables: ScoreTables) -> "Figure | None":
 
 
 def coverage_figure(tables: ScoreTables, strength: float) -> "Figure":
-    """How often the volume of the reference lies within the bounds, against the width that is paid for it."""
+    """Draw how often the volume of the reference lies within the bounds, against the width of the bounds."""
     scores = tables.scores[(tables.scores["group"] == "all") & _is_default(tables.scores, strength)]
     kinds = scores[["segmenter", "reference"]].drop_duplicates().itertuples(index=False, name=None)
     kinds = sorted(kinds)

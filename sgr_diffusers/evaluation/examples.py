@@ -94,7 +94,7 @@ def _name(results: EvaluationResults, example: _Example) -> str:
 
 
 def bounds_figure(results: EvaluationResults) -> "Figure | None":
-    """The paper's Fig. 3: bounds by SGR and by RR at the highest acceleration; `None` without an example."""
+    """Draw the paper's Fig. 3: bounds by SGR and by RR at the highest acceleration; `None` without an example."""
     rows = []
     for example in _examples(results):
         highest = max(acceleration for acceleration, _ in example.views)
@@ -113,7 +113,7 @@ def bounds_figure(results: EvaluationResults) -> "Figure | None":
 
 
 def boundaries_figure(results: EvaluationResults) -> "Figure | None":
-    """The paper's Fig. 4: the uncertainty boundary against acceleration; `None` without an example."""
+    """Draw the paper's Fig. 4: the uncertainty boundary against acceleration; `None` without an example."""
     rows = []
     for example in _examples(results):
         window = joint_window(example.masks)

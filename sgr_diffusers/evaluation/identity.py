@@ -45,13 +45,13 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def scheduler_settings(pipe: SGRMRIPipeline) -> dict[str, Any]:
-    """Class and configuration of the scheduler, in values that JSON keeps."""
+    """Return the class and configuration of the scheduler, in values that JSON keeps."""
     config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
     return {"class": type(pipe.scheduler).__name__, **json.loads(json.dumps(config, sort_keys=True, default=str))}
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what computes the results; "-" for a package that runs from its source tree only."""
+    """Return the versions of what computes the results; "-" for a package that runs from its source tree only."""
     versions = {}
     for name in _LIBRARIES:
         try:
@@ -125,7 +125,7 @@ def open_results(
 
 
 def read_config(output: str | os.PathLike) -> dict[str, Any]:
-    """Content of `config.json` of a results folder.
+    """Read the `config.json` of a results folder.
 
     Raises:
         FileNotFoundError: there is none.

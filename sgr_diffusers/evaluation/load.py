@@ -47,15 +47,15 @@ class EvaluationResults:
         return EvaluationPlan.from_json(self.config["plans"][0]).rr_samples
 
     def of_kind(self, kind: str) -> Iterator[tuple[Unit, dict[str, Any]]]:
-        """Units of a kind that are done, and their rows."""
+        """Return the units of a kind that are done, and their rows."""
         return ((unit, row) for unit, row in self.rows.items() if unit.kind == kind)
 
     def reference(self, unit: Unit) -> dict[str, Any] | None:
-        """Row of the reference of a unit's slice."""
+        """Return the row of the reference of a unit's slice."""
         return self.rows.get(Unit("reference", unit.scan_id, unit.slice))
 
     def samples(self, scan_id: str, index: int, acceleration: float) -> list[dict[str, Any]]:
-        """Images of all unguided samples of a slice, by number, up to the first that is missing."""
+        """Return the images of all unguided samples of a slice, by number, up to the first that is missing."""
         images = {}
         for unit, row in self.rows.items():
             if (unit.kind, unit.scan_id, unit.slice, unit.acceleration) == ("RR", scan_id, index, acceleration):
@@ -64,17 +64,17 @@ class EvaluationResults:
 
 
 def labels_of(row: dict[str, Any], packed: bytes) -> UInt8[np.ndarray, "y x"]:
-    """A label map of a row."""
+    """Return a label map of a row."""
     return unpack_labels(packed, (row["height"], row["width"]))
 
 
 def magnitude_of(row: dict[str, Any], packed: bytes) -> Float[np.ndarray, "y x"]:
-    """A magnitude of a row, in units of the volume's peak."""
+    """Return a magnitude of a row, in units of the volume's peak."""
     return unpack_magnitude(packed, (row["height"], row["width"]))
 
 
 def planned_units(config: dict[str, Any]) -> list[Unit]:
-    """Units of all plans of a results folder, each once."""
+    """Return the units of all plans of a results folder, each once."""
     units: dict[Unit, None] = {}
     default = float(config["identity"]["settings"]["guidance_strength"])
     for content in config["plans"]:

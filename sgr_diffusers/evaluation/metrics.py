@@ -15,7 +15,7 @@ Pixels = Bool[Tensor, "..."]
 
 
 def psnr(images: Images, target: Images) -> float:
-    """Peak signal-to-noise ratio of the magnitude, 20 log10(max / RMSE) in dB, over all pixels of the volume.
+    """Return peak signal-to-noise ratio of the magnitude, 20 log10(max / RMSE) in dB, over all pixels of the volume.
 
     Args:
         images: images `(slice, y, x)`, complex or magnitude, in the unit of `target`.
@@ -33,7 +33,7 @@ def psnr(images: Images, target: Images) -> float:
 
 
 def ssim(images: Images, target: Images, data_range: float | None = None) -> float:
-    """Structural similarity of the magnitude (Wang et al. 2004), slice by slice, averaged over the volume.
+    """Return the structural similarity of the magnitude (Wang et al. 2004), slice by slice, averaged over the volume.
 
     Gaussian window of 11 x 11 pixels, sigma 1.5; the data range is the largest magnitude of `target` in the volume.
     Only windows that lie inside the image count.
@@ -64,7 +64,7 @@ def ssim(images: Images, target: Images, data_range: float | None = None) -> flo
 
 
 def dice(segmentation: Pixels, reference: Pixels) -> float:
-    """Twice the overlap over the sum of both sizes; NaN where both are empty, 0 where one of them is."""
+    """Return twice the overlap over the sum of both sizes; NaN where both are empty, 0 where one is."""
     return _ratio(2 * _overlap(segmentation, reference), int(segmentation.sum()) + int(reference.sum()))
 
 

@@ -71,7 +71,7 @@ def render_page(
     claims: Sequence[Mapping[str, Any]],
     figures: Mapping[str, tuple[str, Path]],
 ) -> str:
-    """The page as HTML, figures included.
+    """Render the page as HTML, figures included.
 
     Args:
         results: stored results.

@@ -50,7 +50,7 @@ class Unit:
         return "-".join(parts)
 
     def cost(self, n_classes: int) -> float:
-        """Rough cost in forward passes of the prior a step: 3 for each guided image, of which some are not pushed."""
+        """Estimate the cost in forward passes of the prior a step: 3 for a guided image, unless it is not pushed."""
         return {"reference": 0.05, "SGR": 2.5 * 2 * n_classes, "RR": float(self.n_samples)}[self.kind]
 
 
@@ -111,12 +111,12 @@ class EvaluationPlan:
                 raise ValueError(f"`{name}` must be among `accelerations` {self.accelerations}, got {asked}.")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values that JSON can hold."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "EvaluationPlan":
-        """The plan that `to_json` wrote; fields that it does not know yet have their defaults."""
+        """Return the plan that `to_json` wrote; fields that it does not know yet have their defaults."""
         known = {entry.name for entry in fields(cls)}
         return cls(
             **{
@@ -132,7 +132,7 @@ def plan_units(
     slices: Mapping[str, Sequence[int]],
     finding_slices: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Unit]:
-    """Units of a plan, ordered so that an early stop leaves all scans, methods and accelerations about equally far.
+    """List the units of a plan, ordered so that an early stop leaves scans, methods and accelerations equally far.
 
     First one slice of every scan with all accelerations and methods, then the next; then slices that show a finding;
     then the ablation of the strength; then the additional samples of repeated reconstruction.

@@ -113,7 +113,7 @@ class Prepared:
 
 
 def load_segmentation(name: str, folder: str, device: torch.device) -> nn.Module:
-    """Segmentation model in a folder, or in the folder of a pipeline.
+    """Load the segmentation model in a folder, or in the folder of a pipeline.
 
     Args:
         name: name of the argument, for errors.
@@ -288,7 +288,7 @@ def evaluate(prepared: Prepared, output: str | os.PathLike, limit: int | None = 
 
 
 def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[dict[str, float], str]:
-    """Seconds of a unit of each kind (for RR of one sample), and where they come from.
+    """Estimate the seconds of a unit of each kind (of one sample for RR), and say where they come from.
 
     Taken from the folder where all kinds are there, otherwise measured on one slice: the time of a step is the
     difference between calls of a fifth and two fifths of the steps, so that what is done once for a slice cancels, and
@@ -321,5 +321,5 @@ def _seconds(computer: UnitComputer, unit: Unit, n_steps: int) -> float:
 
 
 def total_seconds(todo: Sequence[Unit], seconds: Mapping[str, float]) -> float:
-    """Seconds of all units, one after the other."""
+    """Add up the seconds of all units, one after the other."""
     return sum(seconds[unit.kind] * max(unit.n_samples, 1) for unit in todo)

@@ -27,7 +27,7 @@ _COUNTS = ["lower", "upper", "lower_in", "upper_in", "truth", "finding", "findin
 
 
 def volume_scores(counts: pd.DataFrame) -> pd.DataFrame:
-    """Scores of each volume and class, from the counts of its slices; NaN where there is no value.
+    """Return the scores of each volume and class, from the counts of its slices; NaN where there is no value.
 
     Adds to the columns of the counts: the three scores; `covered`, whether the volume of the reference lies in
     [V_low, V_up] (NaN where reference and upper bound are empty); and `width`, V_unc / V of the reference.

@@ -32,5 +32,5 @@ class EvaluationSettings(SamplingSettings):
     )
 
     def identity(self) -> dict[str, Any]:
-        """Values that can change a bit of a result, as a results folder records them."""
+        """Return the values that can change a bit of a result, as a results folder records them."""
         return {name: getattr(self, name) for name in self.CHOSEN} | {"timesteps": self.visited_timesteps}

@@ -43,7 +43,7 @@ class EvaluationData:
 
 
 def parse_protocol(text: str, min_foreground: int = 20) -> SliceSelection | tuple[int, ...]:
-    """The slices that an option names.
+    """Parse the slices that an option names.
 
     Args:
         text: "relevant" (slices with at least `min_foreground` labelled pixels), "paper" (every 8th of those with 82,
@@ -189,7 +189,7 @@ def _finding_slices(scan: SkmTeaScan, n: int) -> tuple[int, ...]:
 
 
 def manual_labels(scan: SkmTeaScan, index: int) -> UInt8[np.ndarray, "y x"]:
-    """Merged manual labels of a slice.
+    """Read the merged manual labels of a slice.
 
     Raises:
         DataFault: there is no segmentation, or it is damaged.

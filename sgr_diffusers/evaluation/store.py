@@ -97,7 +97,7 @@ class DamagedShard(ValueError):
 
 
 def shard_path(folder: str | os.PathLike, unit: Unit) -> Path:
-    """Where the shard of a unit lies in a results folder."""
+    """Return the path of a unit's shard in a results folder."""
     return Path(folder) / "units" / quote(unit.scan_id, safe="") / f"{unit.name}.parquet"
 
 
@@ -121,7 +121,7 @@ def write_shard(folder: str | os.PathLike, unit: Unit, row: Mapping[str, Any], v
 
 
 def read_shard(folder: str | os.PathLike, unit: Unit) -> dict[str, Any]:
-    """The result of a unit.
+    """Read the result of a unit.
 
     Raises:
         FileNotFoundError: it is not done yet.
@@ -157,15 +157,15 @@ def pack_labels(labels: UInt8[np.ndarray, "y x"]) -> bytes:
 
 
 def unpack_labels(packed: bytes, shape: tuple[int, int]) -> UInt8[np.ndarray, "y x"]:
-    """What `pack_labels` was given."""
+    """Unpack the labels that `pack_labels` packed."""
     return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape)
 
 
 def pack_magnitude(magnitude: Float[np.ndarray, "y x"], peak: float) -> bytes:
-    """Magnitude for looking at: 8 bit, black at 0, white at `peak` and above."""
+    """Pack a magnitude for looking at: 8 bit, black at 0, white at `peak` and above."""
     return zlib.compress(np.round(np.clip(magnitude / peak, 0.0, 1.0) * 255).astype(np.uint8).tobytes(), 6)
 
 
 def unpack_magnitude(packed: bytes, shape: tuple[int, int]) -> Float[np.ndarray, "y x"]:
-    """Magnitude from 0 to 1, in units of the peak."""
+    """Unpack a magnitude, from 0 to 1 in units of the peak."""
     return unpack_labels(packed, shape).astype(np.float32) / 255

@@ -59,7 +59,7 @@ _FORMATS = {"acceleration": "{:g}x", "psnr": "{:.2f}", "n_scans": "{:.0f}"}
 
 
 def table1_rows(tables: ScoreTables, strength: float) -> list[dict[str, Any]]:
-    """Rows of Table 1: acceleration, SGR before RR, reference; medians, and for SSIM and PSNR means.
+    """Return the rows of Table 1: acceleration, SGR before RR, reference; medians, and for SSIM and PSNR means.
 
     Args:
         tables: tables of scores from `score`.
@@ -80,7 +80,7 @@ def write_table1(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def read_table1(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of a `table1.csv`.
+    """Read the rows of a `table1.csv`.
 
     Raises:
         ValueError: it has other columns, or a cell is no number.
@@ -98,7 +98,7 @@ def read_table1(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def paper_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The paper's numbers for the accelerations of `rows`; 36 scans, the test split."""
+    """Return the paper's numbers for the accelerations of `rows`; 36 scans, the test split."""
     accelerations = {row["acceleration"] for row in rows}
     return [
         {"acceleration": key[0], "method": f"{key[1]}, paper", "reference": "fully_sampled"}
@@ -115,12 +115,12 @@ def _cell(name: str, value: Any) -> str | None:
 
 
 def table1_cells(rows: Sequence[Mapping[str, Any]], missing: str | None = None) -> list[dict[str, str | None]]:
-    """The table as texts, rounded; `missing` where there is no value."""
+    """Return the table as texts, rounded; `missing` where there is no value."""
     return [{_HEADS[name]: _cell(name, row[name]) or missing for name in COLUMNS} for row in rows]
 
 
 def table1_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table for a README or a card.
+    """Format the table in Markdown, for a README or a card.
 
     Raises:
         ValueError: there is no row.
@@ -129,13 +129,13 @@ def table1_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table1_latex(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table for a paper; needs the package booktabs."""
+    """Format the table in LaTeX, which needs the package booktabs."""
     cells = pd.DataFrame(table1_cells(rows, missing="--")).set_axis([_LATEX_HEADS[name] for name in COLUMNS], axis=1)
     return cells.to_latex(index=False, column_format="lllrrrrrr")
 
 
 def check_claims(rows: Sequence[Mapping[str, Any]], growth: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
-    """What the paper's table says, and whether these rows say so, too.
+    """Check whether these rows bear out the claims of the paper's table.
 
     Against the fully sampled reference if it is there. (The paper's own RR grows 2.51 times, if its rounded numbers
     are divided: more than the limit here.)

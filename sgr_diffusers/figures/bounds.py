@@ -105,7 +105,7 @@ def compare_bound(bound: Pixels, reference: Pixels | None, is_upper: bool) -> UI
 
 
 def joint_window(masks: Iterable[Pixels], min_size: int = 30, margin: int = 4) -> Window:
-    """Smallest square window about all masks, so that a cartilage of a few pixels can be seen.
+    """Return the smallest square window about all masks, so that a cartilage of a few pixels can be seen.
 
     Args:
         masks: masks of one shape, at least one; if all are empty, the window is the middle of the image.
@@ -164,7 +164,7 @@ class BoundPanels:
 
 
 def bound_row(view: BoundPanels, label: str, window: Window, captions: Mapping[str, str] | None = None) -> PanelRow:
-    """Row of a figure like the paper's Fig. 3: fully sampled, zero-filled, lower, upper, uncertainty boundary.
+    """Make a row of a figure like the paper's Fig. 3: fully sampled, zero-filled, lower, upper, boundary.
 
     Args:
         view: arrays to show; panels of those that are missing are left out.
@@ -292,7 +292,7 @@ def _draw_panel(axes: Any, panel: Panel, row: PanelRow, with_title: bool) -> set
 
 
 def pixel_edges(mask: Pixels) -> tuple[np.ndarray, np.ndarray]:
-    """Line segments between pixels in and out of a mask, as x and y with NaN between segments."""
+    """Return the line segments between pixels in and out of a mask, as x and y with NaN between segments."""
     padded = np.pad(mask, 1)
     y, x = np.nonzero(padded[1:] != padded[:-1])
     horizontal = np.stack([x - 1.5, x - 0.5, np.full(len(x), np.nan)], 1), np.stack([y - 0.5] * 3, 1)

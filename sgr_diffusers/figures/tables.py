@@ -7,7 +7,7 @@ __all__ = ["format_table"]
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> str:
-    """Table as plain text, or in Markdown, both aligned: numbers to the right, texts to the left.
+    """Format a table as plain text or in Markdown, both aligned: numbers to the right, texts to the left.
 
     Args:
         rows: mappings from column name to value, all with the same columns. Values are written by `str`: round

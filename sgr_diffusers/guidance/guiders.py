@@ -50,14 +50,14 @@ class Guidance(ConfigMixin):
             )
 
     def score(self, **tensors: Tensor) -> Tensor:
-        """What shall grow, `(image,)`, differentiable with respect to the images among `tensors`; any unit.
+        """Compute the score that shall grow, `(image,)`, differentiable with respect to the images among `tensors`.
 
         Each image's score must depend on that image only.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `score`.")
 
     def wants_push(self, **tensors: Tensor) -> Tensor:
-        """Which images have a score worth a backward pass, bool `(image,)`; called without gradients. All of them."""
+        """Tell which images have a score worth a backward pass, bool `(image,)`; all by default, without gradients."""
         return torch.ones(len(next(iter(tensors.values()))), dtype=torch.bool)
 
     def bind(self, class_names: tuple[str, ...]) -> None:
@@ -68,7 +68,7 @@ class Guidance(ConfigMixin):
         """
 
     def is_on(self, step: int, n_steps: int, is_from: bool = True) -> bool:
-        """Whether `step` of `n_steps` network evaluations, counted from 0, lies in the window.
+        """Return whether `step` of `n_steps` network evaluations, counted from 0, lies in the window.
 
         Args:
             step: number of the network evaluation in the call, from 0.
@@ -119,7 +119,7 @@ class SegmentationGuidance(Guidance):
         self._numbers = None if self.config.classes is None else resolve_classes(self.config.classes, class_names)
 
     def score(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> Tensor:
-        """Loss L_m of paper Eq. 12, or the soft volume in pixels, with the sign that makes it grow."""
+        """Compute the loss L_m of paper Eq. 12, or the soft volume in pixels, with the sign that makes it grow."""
         classes, is_upper = self._tissue(logits, class_number, is_upper)
         if self.config.objective == "likelihood":
             return guidance_loss(logits, classes, is_upper)
@@ -127,7 +127,7 @@ class SegmentationGuidance(Guidance):
         return torch.where(is_upper, volume, -volume)
 
     def wants_push(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> Tensor:
-        """False where no pixel is left to push."""
+        """Return false where no pixel is left to push."""
         return has_pixels_to_push(logits, *self._tissue(logits, class_number, is_upper))
 
     def _tissue(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ Classes = Int[Tensor, " batch"] | Bool[Tensor, "batch out_class"]
 
 
 def indicator(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Bool[Tensor, "batch y x"]:
-    """Pixels of each sample in which its class is more probable than every other (paper Eq. 8).
+    """Return the pixels of each sample in which its class is more probable than every other (paper Eq. 8).
 
     Args:
         logits: logits `(batch, n_classes + 1, y, x)`, channel 0 the background.
@@ -50,7 +50,7 @@ def indicator(logits: Float[Tensor, "batch out_class y x"], classes: Classes) ->
 
 
 def class_log_odds(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Float[Tensor, "batch y x"]:
-    """Log-odds log(p_c / (1 - p_c)) of each sample's class: its logit less the logsumexp of all others.
+    """Return the log-odds log(p_c / (1 - p_c)) of each sample's class: its logit less the logsumexp of all others.
 
     The way to log(p_c) and log(1 - p_c) that loses no digits: with d the log-odds, they are -softplus(-d) and
     -softplus(d), values and gradients finite for any finite logits.
@@ -70,7 +70,7 @@ def _own_and_others(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def upper_loss(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Float[Tensor, " batch"]:
-    """-sum of log(1 - p_c) over the pixels that are not yet class c (paper Eqs. 10 and 12), per sample.
+    """Compute -sum of log(1 - p_c) over the pixels that are not yet class c (paper Eqs. 10 and 12), per sample.
 
     Its gradient raises p_c: adding it to the noise makes the class grow. Zero, with zero gradient, if no such pixel is
     left.
@@ -79,7 +79,7 @@ def upper_loss(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -
 
 
 def lower_loss(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Float[Tensor, " batch"]:
-    """-sum of log(p_c) over the pixels that still are class c (paper Eqs. 11 and 12), per sample.
+    """Compute -sum of log(p_c) over the pixels that still are class c (paper Eqs. 11 and 12), per sample.
 
     Its gradient lowers p_c: adding it to the noise makes the class shrink. Zero, with zero gradient, where the class
     is nowhere.
@@ -90,7 +90,7 @@ def lower_loss(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -
 def guidance_loss(
     logits: Float[Tensor, "batch out_class y x"], classes: Classes, is_upper: Bool[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
-    """`upper_loss` of the samples for which `is_upper` is true, `lower_loss` of the others (paper Eq. 12)."""
+    """Compute `upper_loss` where `is_upper` is true and `lower_loss` elsewhere, per sample (paper Eq. 12)."""
     is_upper = is_upper[:, None, None]
     log_odds = class_log_odds(logits, classes)
     # -log(1 - p_c) and -log(p_c); Eq. 12 keeps the first outside of I_c and the second inside
@@ -101,7 +101,7 @@ def guidance_loss(
 def has_pixels_to_push(
     logits: Float[Tensor, "batch out_class y x"], classes: Classes, is_upper: Bool[Tensor, " batch"]
 ) -> Bool[Tensor, " batch"]:
-    """Whether the sum in `guidance_loss` has a term at all, per sample.
+    """Return whether the sum in `guidance_loss` has a term at all, per sample.
 
     False for a lower bound whose class is nowhere (it cannot shrink further) and for an upper bound whose class is
     everywhere: loss and gradient are exactly zero there, and need not be computed.
@@ -112,7 +112,7 @@ def has_pixels_to_push(
 def guidance_weight(
     eps: Float[Tensor, "batch channel y x"], gradient: Float[Tensor, "batch channel y x"], strength: float
 ) -> Float[Tensor, " batch"]:
-    """Weight gamma of the gradient, per sample (paper Eq. 14): its norm is at most `strength` times that of `eps`.
+    """Compute gamma, per sample (paper Eq. 14): gamma times the gradient is at most `strength` times as long as `eps`.
 
     Args:
         eps: noise `(batch, 2, y, x)` predicted by the prior.

@@ -17,7 +17,7 @@ DETERMINISTIC_FACTOR, WINDOW_EXPONENT = 0.12, 0.35
 
 
 def deterministic_factor(guidance_from: float = 1.0) -> float:
-    """How much less a sampler without fresh noise has to be pushed: 0.12, or more where only late steps are pushed.
+    """Return the factor on pushes without fresh noise: 0.12, or more where only late steps are pushed.
 
     Args:
         guidance_from: share of the training time below which images are pushed, in (0, 1]. Measured at 1 and at 0.2.
@@ -32,7 +32,7 @@ def default_strength(
     strength: float = PAPER_STRENGTH,
     guidance_from: float = 1.0,
 ) -> float:
-    """Strength b of one evaluation that leaves the bounds as wide as `strength` in each of 100 of DDIM with eta = 1.
+    """Compute the b of one evaluation for bounds as wide as by `strength` in each of 100 steps of DDIM with eta = 1.
 
     Args:
         share: part of the training time that it covers; 1/100 in the paper.
@@ -49,7 +49,7 @@ def default_strength(
 
 
 def strength_for_size(size: Sequence[int]) -> float:
-    """Strength b for images of another size than the paper's, (y, x), that pushes as hard beside the noise as there.
+    """Compute b for images of size (y, x), so that the push relative to the noise is that of the paper's size.
 
     Eq. 14 measures the push by the norm of the noise of the whole image, which grows with the root of the number of
     pixels. What the push has to stand out from is the noise along its own direction, of norm 1 in images of any size.

@@ -54,7 +54,7 @@ def code_files(segmentation_class=None):
 
 
 def code_files(segmentation_class: type | None = None) -> dict[str, str]:
-    """Path in the repository -> text, of what a pipeline needs whose segmentation model is of this class.
+    """Map paths in the repository to texts, for a pipeline whose segmentation model is of this class.
 
     Args:
         segmentation_class: class of the segmentation model, `SegmentationUNet`; `None` for a pipeline without it.
@@ -66,7 +66,7 @@ def code_files(segmentation_class: type | None = None) -> dict[str, str]:
 
 
 def bundle_files() -> dict[str, str]:
-    """Path in the repository -> text, of everything that is carried."""
+    """Map paths in the repository to texts, for everything that is carried."""
     return dict(_bundle())
 
 

@@ -36,7 +36,7 @@ def hub_errors(what: str) -> Iterator[None]:
 
 
 def redact(text: str) -> str:
-    """A text without tokens."""
+    """Remove tokens from a text."""
     from huggingface_hub import get_token
 
     token = os.environ.get("HF_TOKEN") or get_token()

@@ -83,7 +83,7 @@ def read_model_index(file: str | Path) -> dict[str, Any]:
 
 
 def read_json(file: str | Path) -> Any:
-    """Content of a JSON file of bounded size.
+    """Read a JSON file of bounded size.
 
     Raises:
         UnsafeCheckpointError: the file is no JSON, too large, too deeply nested, or has NaN for a number.

@@ -99,7 +99,7 @@ class CartesianHeader:
             )
 
     def known_voxel_size(self, sizes_mm: tuple[float, ...], path: Path) -> tuple[float, float, float] | None:
-        """Voxel size (slice, y, x), or `None` with a warning where it cannot be one in mm.
+        """Return the voxel size (slice, y, x), or `None` with a warning where it cannot be one in mm.
 
         Args:
             sizes_mm: edge lengths that follow from the header.

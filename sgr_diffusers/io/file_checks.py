@@ -74,7 +74,7 @@ def check_regular_file(path: str | os.PathLike, name: str = "path") -> Path:
 
 
 def first_bytes(path: Path, n_bytes: int = 256) -> bytes:
-    """First bytes of a regular file; raises as `check_regular_file`."""
+    """Read the first bytes of a regular file; raises as `check_regular_file`."""
     try:
         with open(check_regular_file(path), "rb") as file:
             return file.read(n_bytes)
@@ -141,12 +141,12 @@ def check_claimed_bytes(n_bytes: int, path: Path, what: str, per_byte: int = CLA
 
 
 def is_bart_pair(path: Path) -> bool:
-    """Whether a path is one of BART's cfl and hdr files, or their common name."""
+    """Return whether a path is one of BART's cfl and hdr files, or their common name."""
     return path.suffix.lower() in (".cfl", ".hdr") or (not path.exists() and bart_pair(path)[1].exists())
 
 
 def bart_pair(path: str | os.PathLike) -> tuple[Path, Path]:
-    """Paths of the .cfl and .hdr of a pair, of which either or the common name is given."""
+    """Return the paths of the .cfl and .hdr of a pair, of which either or the common name is given."""
     path = Path(path)
     stem = path.with_suffix("") if path.suffix.lower() in (".cfl", ".hdr") else path
     upper = path.suffix.isupper() and path.suffix.lower() in (".cfl", ".hdr")
@@ -155,7 +155,7 @@ def bart_pair(path: str | os.PathLike) -> tuple[Path, Path]:
 
 
 def read_small_text(path: Path, limit: int = 64 * 2**20) -> str:
-    """Text of a regular file of at most `limit` bytes.
+    """Read the text of a regular file of at most `limit` bytes.
 
     Raises:
         FileNotFoundError, PermissionError: as `check_regular_file`.

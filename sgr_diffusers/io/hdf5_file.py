@@ -101,7 +101,7 @@ def group_kind(group: "h5py.Group", path: Path) -> str:
 
 
 def child(group: "h5py.Group", name: str) -> Any:
-    """Member of a group; `None` where there is none, a link that leads nowhere, or a type of data nobody knows."""
+    """Return a member of a group; `None` where there is none, for a dead link or for an unknown type of data."""
     try:
         item = group.get(name)
         getattr(item, "dtype", None)

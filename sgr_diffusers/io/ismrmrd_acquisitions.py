@@ -45,14 +45,14 @@ _TRAJECTORIES_LOOKED_AT = 16
 
 
 def flag_numbers() -> dict[str, int]:
-    """Numbers of the flags of acquisitions, by their names in the package `ismrmrd`."""
+    """Return the numbers of the flags of acquisitions, by their names in the package `ismrmrd`."""
     with warnings.catch_warnings():  # its import changes the filters of everybody
         from ismrmrd import constants
     return {name: getattr(constants, name) for name in (*_NOT_IMAGING, *_COMPRESSED, *_OTHERS)}
 
 
 def has_flag(heads: Shaped[np.ndarray, " line"], name: str) -> Bool[np.ndarray, " line"]:
-    """For each acquisition, whether it has the flag."""
+    """Tell for each acquisition whether it has the flag."""
     return (heads["flags"] & np.uint64(1 << (flag_numbers()[name] - 1))) != 0
 
 
@@ -125,7 +125,7 @@ def read_lines(
 def select_lines(
     header: CartesianHeader, heads: Shaped[np.ndarray, " line"], echo: int, repetition: int, path: Path
 ) -> Integer[np.ndarray, " row"]:
-    """Rows of the acquisitions that hold k-space of one image of each slice.
+    """Return the rows of the acquisitions that hold k-space of one image of each slice.
 
     Args:
         header: header of the file.

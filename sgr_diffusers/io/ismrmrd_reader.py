@@ -82,7 +82,7 @@ def read_ismrmrd(
 def noise_whitening_matrix(
     samples: Complex[np.ndarray, "coil sample"], time_ratio: float | int = 1.0, bandwidth: float | int = 1.0
 ) -> Complex64[np.ndarray, "coil coil"]:
-    """Matrix that makes the noise of coils independent, with variance 1 in the real and in the imaginary part.
+    """Compute the matrix that makes the noise of coils independent, with variance 1 in real and imaginary part.
 
     Args:
         samples: samples of noise alone.

@@ -16,7 +16,7 @@ _EMPTY_SHARE = 0.05
 
 
 def slice_energy(kspace: Complex[np.ndarray, "slice coil *axes"]) -> Float[np.ndarray, "*axes"]:
-    """Sum of |k|^2 over slices and coils, in float64, without a copy of the whole k-space."""
+    """Add up |k|^2 over slices and coils, in float64, without a copy of the whole k-space."""
     energy = np.zeros(kspace.shape[2:])
     for coils in kspace:
         for coil in coils:

@@ -84,7 +84,7 @@ def volume_affine(
     orientation: tuple[str, ...] | None,
     known: Float[np.ndarray, "4 4"] | None = None,
 ) -> Float[np.ndarray, "4 4"]:
-    """Matrix from voxel indices to mm in the world axes of NIfTI: right, anterior, superior.
+    """Return the matrix from voxel indices to mm in the world axes of NIfTI: right, anterior, superior.
 
     Args:
         shape: shape of the volume.

@@ -12,7 +12,7 @@ _DIRECTIONS = (("RL", "LR"), ("AP", "PA"), ("SI", "IS"))  # down and up each wor
 def patient_affine(
     axes: tuple[np.ndarray, ...], size_mm: tuple[float, ...], position: np.ndarray, at: tuple[float | int, ...]
 ) -> Float[np.ndarray, "4 4"]:
-    """Axes and a position of ISMRMRD (left, posterior, superior), which the voxel `at` has, to those of NIfTI."""
+    """Turn axes and the position of voxel `at` in ISMRMRD (left, posterior, superior) into an affine of NIfTI."""
     affine = np.eye(4)
     for column, (axis, size) in enumerate(zip(axes, size_mm, strict=True)):
         affine[:3, column] = LPS_TO_RAS @ axis * size
@@ -21,7 +21,7 @@ def patient_affine(
 
 
 def nearest_directions(axes: tuple[np.ndarray, ...]) -> tuple[str, str, str] | None:
-    """Nearest anatomical directions; `None` where an axis has no direction."""
+    """Return the nearest anatomical directions; `None` where an axis has no direction."""
     from nibabel.orientations import aff2axcodes
 
     affine = patient_affine(axes, (1.0, 1.0, 1.0), np.zeros(3), (0, 0, 0))

@@ -98,7 +98,7 @@ def _as_stored(raw: RawSlices) -> str:
 
 
 def stored_choices(path: str | os.PathLike, group: str | None = None) -> tuple[tuple[str, ...], int]:
-    """What `mask` and `echo` of `read_raw` can be for a file.
+    """List the values that `mask` and `echo` of `read_raw` can have for a file.
 
     Returns:
         Names of the stored masks, from the lowest acceleration to the highest, and the number of echoes; no masks and

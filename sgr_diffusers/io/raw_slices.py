@@ -100,7 +100,7 @@ class RawSlices:
 
 
 def common_mask(masks: Bool[np.ndarray, "slice y x"]) -> Bool[np.ndarray, "..."]:
-    """The mask `(y, x)` of all slices where it is the same, else the masks `(slice, y, x)`."""
+    """Return the mask `(y, x)` of all slices where it is the same, else the masks `(slice, y, x)`."""
     return masks[0].copy() if (masks == masks[0]).all() else masks
 
 
@@ -118,7 +118,7 @@ def check_finite(array: Complex[np.ndarray, "slice *rest"], name: str, path: Pat
 
 
 def slice_indices(slices: range | slice | Iterable[int] | None, n_slices: int, path: Path) -> tuple[int, ...]:
-    """Numbers of the slices asked for, in that order.
+    """Return the numbers of the slices asked for, in that order.
 
     Raises:
         ValueError: there is none, or one is outside the scan.
@@ -165,7 +165,7 @@ def check_voxel_size(value: Any, name: str, where: str = "") -> tuple[float, flo
 
 
 def plausible_voxel_size(edges: Iterable[float]) -> bool:
-    """Whether edge lengths can be those of an MR image in mm: sizes in metres or inches of a field of view cannot."""
+    """Return whether edge lengths can be those of voxels in mm; sizes in metres or of a field of view cannot."""
     return all(SMALLEST_VOXEL_MM <= edge <= LARGEST_VOXEL_MM for edge in edges)
 
 

@@ -14,7 +14,7 @@ _LONGEST_ASYMMETRIC = 4096  # samples; time and memory grow with the cube and th
 def readout_to_image(
     lines: Complex[np.ndarray, "*lines sample"], measured: Bool[np.ndarray, " sample"], n_kept: int
 ) -> Complex[np.ndarray, "*lines kept"]:
-    """Image along the readout within the middle `n_kept` pixels of the field of view.
+    """Compute the image along the readout within the middle `n_kept` pixels of the field of view.
 
     It is the least-squares image with that support: for lines measured as a whole the inverse FFT, cropped; for an
     asymmetric echo the image that agrees with what was measured, with what k-space leaves open set to zero.

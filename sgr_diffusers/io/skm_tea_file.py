@@ -105,7 +105,7 @@ def read_skm_tea(
 
 
 def stored_masks(node: "h5py.Group") -> tuple[str, ...]:
-    """Names of the masks in a group, from the lowest acceleration to the highest."""
+    """Return the names of the masks in a group, from the lowest acceleration to the highest."""
     masks = child(node, "masks")
     names = list(masks) if hasattr(masks, "keys") else []
     numbers = {name: float(digits[0]) if (digits := re.findall(r"\d+(?:\.\d+)?", name)) else 0.0 for name in names}

@@ -46,7 +46,7 @@ class SliceStack:
     def affine(
         self, indices: tuple[int, ...], pixel_mm: tuple[float, float], centre: tuple[int, int]
     ) -> Float[np.ndarray, "4 4"] | None:
-        """Affine of some of the slices, see `RawSlices.affine`; `None` where it is not known.
+        """Return the affine of some of the slices, see `RawSlices.affine`; `None` where it is not known.
 
         Args:
             indices: places of the slices in the stack.
@@ -62,7 +62,7 @@ class SliceStack:
 
 
 def regular_step(indices: tuple[int, ...]) -> int | None:
-    """Distance of equidistant numbers, 1 for a single number; `None` for others."""
+    """Return the distance of equidistant numbers, 1 for a single number; `None` for others."""
     steps = {b - a for a, b in itertools.pairwise(indices)} or {1}
     return steps.pop() if len(steps) == 1 else None
 
@@ -118,7 +118,7 @@ def slice_stack(header: CartesianHeader, heads: Shaped[np.ndarray, " line"], pat
 def common_directions(
     heads: Shaped[np.ndarray, " line"], path: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Unit vectors of readout, phase encoding and slice that all acquisitions share.
+    """Return the unit vectors of readout, phase encoding and slice that all acquisitions share.
 
     `None` where the file has none; with a warning, where they differ or are no axes of a slice.
     """

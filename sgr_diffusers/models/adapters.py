@@ -78,7 +78,7 @@ class SegmentationAdapter(nn.Module):
         self.train(model.training)
 
     def forward(self, magnitude: Float[Tensor, "batch 1 y x"]) -> Float[Tensor, "batch out_class y x"]:
-        """Logits `(batch, n_classes + 1, y, x)`, background first.
+        """Return the logits `(batch, n_classes + 1, y, x)`, background first.
 
         Raises:
             TypeError: the network's output has no tensor where one is looked for.

@@ -35,7 +35,7 @@ def regularized_solution(
     max_iterations: int = 30,
     tolerance: float = 1e-5,
 ) -> CGResult:
-    """Minimiser of ||A x - y||^2 + weight ||x - x0||^2, from (A^H A + weight I) x = A^H y + weight x0.
+    """Minimise ||A x - y||^2 + weight ||x - x0||^2, by (A^H A + weight I) x = A^H y + weight x0.
 
     Args:
         operator: Forward model A.
@@ -63,7 +63,7 @@ def nearest_consistent(
     max_iterations: int = 100,
     tolerance: float = 1e-5,
 ) -> CGResult:
-    """Point nearest to x0 among the least-squares solutions of A x = y.
+    """Find the point nearest to x0 among the least-squares solutions of A x = y.
 
     Conjugate gradients on A^H A x = A^H y from x0 move only in the range of A^H, so what the measurement says nothing
     about stays as in x0. With noisy data and several coils this fits the noise: prefer `replace_measured` or
@@ -142,7 +142,7 @@ def fully_consistent(
     kspace: Complex[Tensor, "*data coil y x"],
     method: str = "replace",
 ) -> Complex[Tensor, "*out y x"]:
-    """An image made to agree with the measurement by one of `FINAL_CONSISTENCY`: the last step of a reconstruction."""
+    """Make an image agree with the measurement by one of `FINAL_CONSISTENCY`: the last step of a reconstruction."""
     if method == "replace":
         return replace_measured(operator, image, kspace)
     solve = regularized_solution if method == "regularized" else nearest_consistent
@@ -152,7 +152,7 @@ def fully_consistent(
 def data_residual(
     operator: SenseOperator, image: Complex[Tensor, "*image y x"], kspace: Complex[Tensor, "*data coil y x"]
 ) -> Float[Tensor, "*out"]:
-    """Relative residual ||A x - y|| / ||y|| of each sample, over measured entries; without unit, 0 is an exact fit.
+    """Compute ||A x - y|| / ||y|| of each sample, over measured entries; without unit, 0 is an exact fit.
 
     Infinite (or NaN, for an image of zeros) where the measurement is all zero.
     """

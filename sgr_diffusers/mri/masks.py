@@ -34,7 +34,7 @@ def poisson_disc_mask(
     tolerance: float = 0.05,
     max_attempts: int = 20,
 ) -> SamplingMask:
-    """Variable-density Poisson-disc mask with a fully sampled calibration box, as SKM-TEA's masks (Bridson 2007).
+    """Draw a variable-density Poisson-disc mask with a fully sampled calibration box, as SKM-TEA's (Bridson 2007).
 
     The sampler is sigpy's. Its own search for the density has no bound on its attempts and does not end where no
     density comes within its tolerance, so the bisection is done here: besides the densest masks that it starts from,

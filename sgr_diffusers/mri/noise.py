@@ -77,7 +77,7 @@ def _outermost_patches(
 def noise_residual(
     kspace: Complex[Tensor, "batch coil y x"], mask: Bool[Tensor, "batch y x"], noise_std: Float[Tensor, "batch coil"]
 ) -> Float[Tensor, "batch"]:
-    """Relative residual ||A x - y|| / ||y|| that noise alone leaves: the expected one of the true image."""
+    """Compute the residual ||A x - y|| / ||y|| that noise alone leaves: the expected residual of the true image."""
     noise_energy = 2 * noise_std.square().sum(dim=1) * mask.sum(dim=(1, 2))
     return noise_energy.sqrt() / torch.linalg.vector_norm(kspace * mask[:, None], dim=(1, 2, 3))
 

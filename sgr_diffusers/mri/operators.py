@@ -18,7 +18,7 @@ _BLOCK_BYTES = 2_000_000  # fits the second level cache
 
 
 def fft2c(image: Complex[Tensor, "*batch y x"]) -> Complex[Tensor, "*batch y x"]:
-    """Centred orthonormal 2-D Fourier transform over the last two axes.
+    """Compute the centred orthonormal 2-D Fourier transform over the last two axes.
 
     The origin of both domains is the pixel `n // 2`, for odd and even sizes alike.
     """
@@ -27,18 +27,18 @@ def fft2c(image: Complex[Tensor, "*batch y x"]) -> Complex[Tensor, "*batch y x"]
 
 
 def ifft2c(kspace: Complex[Tensor, "*batch y x"]) -> Complex[Tensor, "*batch y x"]:
-    """Inverse, and adjoint, of `fft2c`."""
+    """Compute the inverse, and adjoint, of `fft2c`."""
     shifted = torch.fft.ifftshift(kspace, dim=_AXES)
     return torch.fft.fftshift(torch.fft.ifft2(shifted, norm="ortho"), dim=_AXES)
 
 
 def complex_to_channels(image: Complex[Tensor, "*batch y x"]) -> Float[Tensor, "*batch 2 y x"]:
-    """Complex image to the two real channels (real, imaginary) that a UNet works on."""
+    """Turn complex images into the two real channels (real, imaginary) that a UNet works on."""
     return torch.view_as_real(image).movedim(-1, -3)
 
 
 def channels_to_complex(channels: Float[Tensor, "*batch 2 y x"]) -> Complex[Tensor, "*batch y x"]:
-    """Inverse of `complex_to_channels`; float16 and bfloat16 channels become complex64."""
+    """Undo `complex_to_channels`; float16 and bfloat16 channels become complex64."""
     if channels.dtype in (torch.float16, torch.bfloat16):
         channels = channels.float()
     return torch.view_as_complex(channels.movedim(-3, -1).contiguous())
@@ -124,31 +124,31 @@ class SenseOperator:
         return self.coil_maps.abs().square().sum(dim=-3)
 
     def forward(self, image: Complex[Tensor, "*batch y x"]) -> Complex[Tensor, "*out coil y x"]:
-        """A x: the k-space `(*batch, coil, y, x)` that an image gives; exactly zero where the mask is false."""
+        """Compute A x, the k-space `(*batch, coil, y, x)` of an image; exactly zero where the mask is false."""
         return self.coil_kspace(image) * self.mask.unsqueeze(-3)
 
     def coil_kspace(self, image: Complex[Tensor, "*batch y x"]) -> Complex[Tensor, "*out coil y x"]:
-        """F S x: as `forward`, without the mask."""
+        """Compute F S x: as `forward`, without the mask."""
         self._check(image, "image")
         return fft2c(self.coil_maps * image.unsqueeze(-3))
 
     def adjoint(self, kspace: Complex[Tensor, "*batch coil y x"]) -> Complex[Tensor, "*out y x"]:
-        """A^H y: sum over coils of conj(S_c) F^H (M y_c); entries where the mask is false are ignored."""
+        """Compute A^H y, the sum over coils of conj(S_c) F^H (M y_c); entries where the mask is false are ignored."""
         return self.combine(kspace * self.mask.unsqueeze(-3))
 
     def combine(self, kspace: Complex[Tensor, "*batch coil y x"]) -> Complex[Tensor, "*out y x"]:
-        """S^H F^H y: as `adjoint`, without the mask."""
+        """Compute S^H F^H y: as `adjoint`, without the mask."""
         self._check(kspace, "kspace")
         return (self._conjugate_maps * ifft2c(kspace)).sum(dim=-3)
 
     def normal(self, image: Complex[Tensor, "*batch y x"]) -> Complex[Tensor, "*out y x"]:
-        """A^H A x, for little more than the cost of its two Fourier transforms."""
+        """Compute A^H A x, for little more than the cost of its two Fourier transforms."""
         self._check(image, "image")
         batch_shape = torch.broadcast_shapes(self.batch_shape, image.shape[:-2])
         return _Normal.apply(image.expand(*batch_shape, *self.shape), self)
 
     def to(self, device: torch.device | str) -> "SenseOperator":
-        """The same operator on another device."""
+        """Return the same operator on another device."""
         return self._apply(lambda tensor, _: tensor.to(device))
 
     def __getitem__(self, selection: int | slice | list[int] | Tensor) -> "SenseOperator":
@@ -169,7 +169,7 @@ class SenseOperator:
         return self._apply(select)
 
     def index(self, selection: int | slice | list[int] | Tensor) -> "SenseOperator":
-        """Same as `operator[selection]`."""
+        """Return `operator[selection]`."""
         return self[selection]
 
     def _apply(self, function: Callable[[Tensor, int], Tensor]) -> "SenseOperator":

@@ -46,7 +46,7 @@ def conjugate_gradient(
     max_iterations: int = 5,
     tolerance: float = 0.0,
 ) -> CGResult:
-    """Conjugate gradients for N x = rhs, each sample on its own (paper Sec. 2.2; Hestenes and Stiefel 1952).
+    """Solve N x = rhs by conjugate gradients, each sample on its own (paper Sec. 2.2; Hestenes and Stiefel 1952).
 
     Every scalar is a sum over the last two axes only, so a batch gives what its samples give one by one. The result is
     differentiable with respect to `rhs` and `start`: the gradient of the iterate that was computed, the step lengths'

@@ -47,7 +47,7 @@ class Branches:
         return torch.tensor([(-1.0) ** (image % self.per_slice) for image in range(len(self))], device=device)
 
     def are_equal(self, images: Tensor) -> bool:
-        """Whether all images of a slice are the same."""
+        """Return whether all images of a slice are the same."""
         return torch.equal(images, self.expand(images[:: self.per_slice]))
 
     def unflatten(self, images: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Branches:
         return images.reshape(self.n_slices, len(self.class_numbers), len(self.targets), *images.shape[1:])
 
     def slice_of(self, images: Sequence[int]) -> list[int]:
-        """Slice of each of the numbered images."""
+        """Return the slice of each of the numbered images."""
         return [image // self.per_slice for image in images]
 
     def labels(self, images: Sequence[int]) -> Int[Tensor, " image"]:
@@ -64,5 +64,5 @@ class Branches:
         return torch.tensor([labels[image % self.per_slice] for image in images])
 
     def is_upper(self, images: Sequence[int]) -> Bool[Tensor, " image"]:
-        """Whether the target of each of the numbered images is "upper"."""
+        """Return whether the target of each of the numbered images is "upper"."""
         return torch.tensor([self.targets[image % len(self.targets)] == "upper" for image in images])

@@ -44,10 +44,10 @@ class SGRMRIPipelineOutput(BaseOutput):
     standard_deviation: Float[Tensor, "batch class y x"] | Float[np.ndarray, "batch class y x"] | None = None
 
     def all_fields(self) -> tuple:
-        """Values of all fields in order; `to_tuple` would leave out those that are `None`."""
+        """Return the values of all fields in order; `to_tuple` would leave out those that are `None`."""
         return tuple(getattr(self, field.name) for field in fields(self))
 
     def numpy(self) -> "SGRMRIPipelineOutput":
-        """The same output with numpy arrays in place of torch tensors."""
+        """Return the same output with numpy arrays in place of torch tensors."""
         values = (value.cpu().numpy() if isinstance(value, Tensor) else value for value in self.all_fields())
         return SGRMRIPipelineOutput(*values)

@@ -43,12 +43,12 @@ class Rule:
 
 
 def one_of(choices: tuple[Any, ...]) -> Rule:
-    """Rule for a value out of a list."""
+    """Return the rule for a value out of a list."""
     return Rule(f"one of {choices}", lambda value: value in choices, choices=choices)
 
 
 def whole_number(least: int, most: int | None = None) -> Rule:
-    """Rule for a whole number in a range that includes its ends."""
+    """Return the rule for a whole number in a range that includes its ends."""
 
     def accepts(value: Any) -> bool:
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
@@ -59,7 +59,7 @@ def whole_number(least: int, most: int | None = None) -> Rule:
 
 
 def real_number(expected: str, is_in_range: Callable[[float], bool]) -> Rule:
-    """Rule for a finite number in a range that the text `expected` describes."""
+    """Return the rule for a finite number in a range that the text `expected` describes."""
 
     def accepts(value: Any) -> bool:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
@@ -216,5 +216,5 @@ class CallSettings:
         return replace(self, consistency=consistency, cg_iterations=iterations)
 
     def call_arguments(self) -> dict[str, Any]:
-        """Arguments of `SGRMRIPipeline.__call__` that these settings stand for."""
+        """Return the arguments of `SGRMRIPipeline.__call__` that these settings stand for."""
         return {entry.name: getattr(self, entry.name) for entry in fields(CallSettings)}

@@ -48,7 +48,7 @@ _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}")
 
 
 def template_folder() -> Path:
-    """`hub_cards/`: of a working copy, or where the installed package has put it.
+    """Return the folder `hub_cards/` of a working copy, or of the installed package.
 
     Raises:
         FileNotFoundError: it is in neither place.
@@ -63,7 +63,7 @@ def template_folder() -> Path:
 
 
 def package_link() -> str:
-    """The name of this package, as a link if its metadata say where its code is (`[project.urls]`, Repository)."""
+    """Return name of this package, as a link if its metadata say where its code is (`[project.urls]`, Repository)."""
     try:
         listed = importlib.metadata.metadata("sgr-diffusers").get_all("Project-URL") or []
     except importlib.metadata.PackageNotFoundError:  # run from its source tree
@@ -150,10 +150,10 @@ def _metadata_faults(data: dict[str, Any], kind: str, folder: Path) -> list[str]
 
 
 def python_blocks(text: str) -> list[str]:
-    """Python in a card, block by block."""
+    """Return the Python code in a card, block by block."""
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def token_like(text: str | bytes) -> bool:
-    """Whether something in it looks like a token of the Hub."""
+    """Return whether something in it looks like a token of the Hub."""
     return bool(_TOKEN.search(text.encode(errors="replace") if isinstance(text, str) else text))

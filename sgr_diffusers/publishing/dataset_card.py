@@ -77,7 +77,7 @@ def stage_synthetic(folder: str | Path, stage: Path, repo_id: str) -> None:
 
 
 def check_synthetic(folder: Path) -> dict[str, Any]:
-    """Configuration of a folder in which every file was written by `sgr synthesize`.
+    """Return the configuration of a folder in which every file was written by `sgr synthesize`.
 
     Raises:
         ValueError: naming a file that was not.

@@ -40,7 +40,7 @@ def check_measured(folder: Path) -> None:
 
 
 def names_its_weights(quality: Any) -> bool:
-    """Whether the record of a quality benchmark says of which weights and scans it is; older ones do not."""
+    """Return whether the record of a quality benchmark says of which weights and scans it is; older ones do not."""
     return isinstance(quality, dict) and all(isinstance(quality.get(name), str) for name in ("weights", "split"))
 
 

@@ -57,7 +57,7 @@ def model_card(folder: str | Path, source: str | Path, dataset: str | None = Non
 
 
 def card_snippet(folder: str | Path, source: str) -> str:
-    """The example of a pipeline's card alone, as Python.
+    """Return the example of a pipeline's card alone, as Python.
 
     Raises:
         ValueError: a record is missing or damaged.

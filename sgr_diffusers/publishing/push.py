@@ -39,7 +39,7 @@ class Changes:
     is_gated: bool = False
 
     def lines(self) -> list[str]:
-        """Lines of text that show the changes on a terminal."""
+        """Return the lines of text that show the changes on a terminal."""
         listed = [f"  {sign} {name}" for sign, names in (("+", self.new), ("~", self.changed)) for name in names]
         listed += [f"  = {name} (only on the Hub, stays)" for name in self.only_there]
         diff = self.card.splitlines()
@@ -162,7 +162,7 @@ def _holds_token(path: Path, token: str | None) -> bool:
 
 
 def compare(api: Any, stage: Path, repo_id: str, kind: str) -> Changes:
-    """What a push of a folder would change in a repository."""
+    """Compare a folder with a repository, to see what a push would change."""
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
     here = _files(stage)

@@ -21,7 +21,7 @@ __all__ = ["bounds_figure", "table_text", "volume_table", "write_images", "write
 
 
 def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
-    """One row for each class: its volumes in mm^3 over all slices of the volume, and how well the data is met.
+    """Make a row for each class: its volumes in mm^3 over all slices of the volume, and how well the data is met.
 
     Returns:
         Columns `sampling`, `class`; `lower_mm3`, `upper_mm3` or `unguided_mm3`, those there are; `fully_sampled_mm3`,
@@ -61,7 +61,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The same rows for people: rounded, with the unit in the head of a column."""
+    """Format the rows for people: rounded, with the unit in the head of a column."""
     heads = {
         "sampling": "sampling",
         "class": "class",
@@ -84,7 +84,7 @@ def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "Figure":
-    """Figure of one scan: a row for each class and sampling, of the slice in which the class covers most.
+    """Draw a scan: a row for each class and sampling, of the slice in which the class is largest.
 
     Args:
         volumes: volumes of the same slices, with the same classes and targets, for example at several accelerations.

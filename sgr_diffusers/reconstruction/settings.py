@@ -59,5 +59,5 @@ class SamplingSettings(CallSettings):
         return None if self.timesteps is None else list(self.timesteps)
 
     def call_arguments(self) -> dict[str, Any]:
-        """Arguments of `SGRMRIPipeline.__call__` that these settings stand for, except for the generators."""
+        """Return arguments of `SGRMRIPipeline.__call__` that these settings stand for, except for the generators."""
         return super().call_arguments() | {"classes": self.classes, "timesteps": self.visited_timesteps}

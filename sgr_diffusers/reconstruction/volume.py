@@ -227,14 +227,14 @@ def reconstruct_volume(
 
 
 def with_fast_scheduler(pipe: SGRMRIPipeline) -> SGRMRIPipeline:
-    """A pipeline of the same networks and settings with the scheduler of the fast setting; `pipe` stays as it is."""
+    """Make a pipeline of the same networks and settings with the fast scheduler; `pipe` stays as it is."""
     fast = copy.copy(pipe)
     fast.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     return fast
 
 
 def can_be_fast(pipe: SGRMRIPipeline) -> bool:
-    """Whether the fast setting fits the noise that the prior was trained with."""
+    """Return whether the fast setting fits the noise that the prior was trained with."""
     try:
         check_scheduler(with_fast_scheduler(pipe).scheduler, pipe.config.trained_with, True, fast_timesteps())
     except ValueError:
@@ -243,7 +243,7 @@ def can_be_fast(pipe: SGRMRIPipeline) -> bool:
 
 
 def n_progress_steps(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSettings) -> int:
-    """How often `reconstruct_volume` will report a step."""
+    """Count the steps that `reconstruct_volume` will report."""
     return len(_chunks(pipe, scan, settings)) * len(settings.visited_timesteps or range(settings.num_inference_steps))
 
 

@@ -41,7 +41,7 @@ _EPS_ALGORITHMS = ("dpmsolver", "sde-dpmsolver", "noise_prediction")
 
 
 def noise_fingerprint(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """What a prior must have been trained with to be sampled by this scheduler.
+    """Return the noise that a prior must have been trained with to be sampled by this scheduler.
 
     Returns:
         `prediction_type`; `alphas_cumprod`: abar at the start, the quarters and the end of training time, `None` for

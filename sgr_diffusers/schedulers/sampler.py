@@ -71,7 +71,7 @@ class NoiseLevel:
         return float(np.exp(np.interp(level, levels, errors) + min(level - levels[0], 0)))
 
     def denoise(self, model_output: Channels, noisy: Channels) -> tuple[Channels, Channels]:
-        """Clean image and noise (x0, eps) that a model output stands for (paper Eq. 4)."""
+        """Compute the clean image and noise (x0, eps) that a model output stands for (paper Eq. 4)."""
         if self.prediction_type == "epsilon":
             return (noisy - self.sigma * model_output) / self.alpha, model_output
         if self.prediction_type == "v_prediction":
@@ -82,11 +82,11 @@ class NoiseLevel:
         return model_output, (noisy - self.alpha * model_output) / self.sigma
 
     def noisy_image(self, x0: Channels, eps: Channels) -> Channels:
-        """alpha x0 + sigma eps."""
+        """Compute the noisy image alpha x0 + sigma eps."""
         return self.alpha * x0 + self.sigma * eps
 
     def to_model_output(self, x0: Channels, eps: Channels) -> Channels:
-        """Model output that stands for a clean image and noise: the inverse of `denoise` at their noisy image."""
+        """Compute the model output for a clean image and noise: the inverse of `denoise` at their noisy image."""
         return {
             "epsilon": lambda: eps,
             "v_prediction": lambda: self.alpha * eps - self.sigma * x0,
@@ -169,7 +169,7 @@ class ScheduledSampler:
         return [float(t) / self._scheduler.config.num_train_timesteps for t in self._scheduler.timesteps]
 
     def shares(self, guidance_from: float = 1.0) -> list[float]:
-        """Part of the training time that the step of each evaluation covers, the same for both evaluations of a step.
+        """Return the part of the training time that each step covers, the same for both evaluations of a step.
 
         Lengths in t, whatever the spacing, so that a sum over them does not depend on where and how many they are.
         Where the caller's timesteps start within the guided time, they share the whole push: nothing is pushed above.
@@ -200,11 +200,11 @@ class ScheduledSampler:
         return exponent + (PUSH_EXPONENT["DDPMScheduler"] - exponent) * self.fresh_noise**2
 
     def is_guided_from(self, guidance_from: float) -> list[bool]:
-        """Whether guidance has set in by each evaluation; `guidance_from` as in `SGRMRIPipeline`."""
+        """Return whether guidance has set in by each evaluation; `guidance_from` as in `SGRMRIPipeline`."""
         return [guidance_from >= 1 or time < guidance_from for time in self.times]
 
     def strengths(self, strength: float, guidance_from: float = 1.0) -> list[float]:
-        """Default strength b of each evaluation, from that of 100 steps of DDIM with eta = 1.
+        """Compute the default strength b of each evaluation, from that of 100 steps of DDIM with eta = 1.
 
         Where a step has two evaluations that are both pushed, each counts as half a step.
         """
@@ -218,13 +218,13 @@ class ScheduledSampler:
         return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
     def model_input(self, latents: Channels, timestep: Tensor) -> Channels:
-        """The noisy images that the network sees. To be called once before each `step`."""
+        """Return the noisy images at the input of the network. To be called once before each `step`."""
         if hasattr(self._scheduler, "scale_model_input"):
             return self._scheduler.scale_model_input(latents, timestep)
         return latents
 
     def level(self, timestep: Tensor) -> NoiseLevel:
-        """Noise level of the next evaluation, at `timestep`. To be called after `model_input`."""
+        """Return the noise level of the next evaluation, at `timestep`. To be called after `model_input`."""
         kind, scheduler = NOISE_LEVEL[self._name], self._scheduler
         if kind == "alphas_cumprod":
             abar = float(scheduler.alphas_cumprod[int(timestep)].double())
@@ -237,7 +237,7 @@ class ScheduledSampler:
         return NoiseLevel(alpha, sigma * alpha, self.prediction_type)
 
     def step(self, level: NoiseLevel, timestep: Tensor, x0: Channels, eps: Channels) -> Channels:
-        """Latents after the step, from the (data-consistent) clean image and the (pushed) noise of this one."""
+        """Compute the latents after the step, from its (data-consistent) clean image and (pushed) noise."""
         # A step is linear in images and noise: the negative of a step of the negative image has the noise negated.
         scheduler, x0, eps = self._scheduler, self._signs * x0, self._signs * eps
         latents = level.noisy_image(x0, eps)

@@ -164,7 +164,7 @@ def supported_name(scheduler: SchedulerMixin) -> str | None:
 
 
 def refuse_reason(scheduler: SchedulerMixin) -> str:
-    """Why a scheduler that is not supported is not: a sentence."""
+    """Say in a sentence why a scheduler is not supported."""
     for base in type(scheduler).__mro__:
         if base.__name__ in REFUSED:
             return REFUSED[base.__name__]
@@ -172,7 +172,7 @@ def refuse_reason(scheduler: SchedulerMixin) -> str:
 
 
 def prediction_type_of(scheduler: SchedulerMixin) -> str:
-    """What the model of a scheduler predicts: one of `PREDICTION_TYPES`, or what else its config says."""
+    """Return what the model of a scheduler predicts: one of `PREDICTION_TYPES`, or what else the config says."""
     if NOISE_LEVEL.get(supported_name(scheduler)) == "flow":
         return "flow_prediction"
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
@@ -180,12 +180,12 @@ def prediction_type_of(scheduler: SchedulerMixin) -> str:
 
 
 def forgets_noise(scheduler: SchedulerMixin) -> bool:
-    """Whether each step replaces the predicted noise by fresh noise, and with it any push."""
+    """Return whether each step replaces the predicted noise by fresh noise, and with it any push."""
     return supported_name(scheduler) in FORGETS_NOISE or bool(setting_of(scheduler, "stochastic_sampling"))
 
 
 def setting_of(scheduler: SchedulerMixin, name: str, default: Any = None) -> Any:
-    """A setting of the class's own; its config may hold others, carried along by `from_config` without effect."""
+    """Return a setting of the scheduler's class; others that `from_config` carries along have no effect."""
     classes = type(scheduler).__mro__
     is_own = any(name in inspect.signature(base.__init__).parameters for base in classes if base is not object)
     return scheduler.config.get(name, default) if is_own else default

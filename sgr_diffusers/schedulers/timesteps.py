@@ -4,7 +4,7 @@ __all__ = ["fast_timesteps"]
 
 
 def fast_timesteps(n_steps: int = 25, start: int | None = None, power: float | None = None) -> list[int]:
-    """Timesteps for few steps, dense where the measurement leaves something to decide.
+    """Choose timesteps for few steps, dense where the measurement leaves something to decide.
 
     Above t = 500 the clean image is little more than what the measurement says: few steps are better spent below,
     where data consistency gains most from short steps at low noise, t = start * (1 - k / (n_steps - 1)) ** power. More

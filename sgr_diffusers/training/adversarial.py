@@ -34,7 +34,7 @@ def adversarial_images(
     loss: str = "masked",
     random_start: bool = True,
 ) -> Float[Tensor, "batch 1 y x"]:
-    """Search, within a radius of every image, for one that the model segments wrongly.
+    """Search, within a radius of every image, for an image that the model segments wrongly.
 
     The model is called `steps` + 1 times, in evaluation mode: dropout would make the search noisy and draw from the
     global generator, batch normalisation would count the images found as data. Every module has its own mode again
@@ -99,7 +99,7 @@ def adversarial_images(
 def attack_loss(
     logits: Float[Tensor, "batch out_class y x"], labels: Integer[Tensor, "batch y x"], kind: str = "masked"
 ) -> Float[Tensor, " batch"]:
-    """What an attack ascends, per sample; a sum over pixels.
+    """Compute the loss that an attack ascends, per sample; a sum over pixels.
 
     Args:
         logits: logits of the model.

@@ -37,7 +37,7 @@ STATE_FILE = "training_state.json"
 
 @contextmanager
 def averaged_weights(model: nn.Module, ema: EMAModel | None) -> Iterator[nn.Module]:
-    """The model with its averaged weights inside the block, and with its own again after it."""
+    """Give the model its averaged weights within the block, and its own weights again after it."""
     if ema is None:
         yield model
         return
@@ -51,20 +51,20 @@ def averaged_weights(model: nn.Module, ema: EMAModel | None) -> Iterator[nn.Modu
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether a process holds a part of the weights only: FSDP, and DeepSpeed's ZeRO stage 3."""
+    """Return whether a process holds a part of the weights only: FSDP, and DeepSpeed's ZeRO stage 3."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return accelerator.state.deepspeed_plugin.zero_stage == 3
     return accelerator.distributed_type == DistributedType.FSDP
 
 
 def all_checkpoints(output_dir: Path) -> list[Path]:
-    """Folders named as checkpoints, whole or not, oldest first."""
+    """List the folders named as checkpoints, whole or not, oldest first."""
     folders = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def latest_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run, with a warning for each newer one that is not; `None` if there is none.
+    """Find the newest whole checkpoint of a run, and warn of newer ones that are not whole; `None` if there is none.
 
     Raises:
         ValueError: there are checkpoints, and none is whole.

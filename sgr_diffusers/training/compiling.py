@@ -22,7 +22,7 @@ FLOOR = 1e-3
 
 
 def compile_network(network: nn.Module, device: torch.device) -> None:
-    """Have a network compiled by `torch.compile` where it is first called, in place.
+    """Let `torch.compile` compile a network, in place, when it is first called.
 
     Dropout keeps the masks that it has without compiling.
     """

@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 
 
 def whole_number_from(least: int) -> Callable[[str], int]:
-    """A type for `argparse`: whole numbers, `least` and larger."""
+    """Return a type for `argparse`: whole numbers of at least `least`."""
 
     def whole_number(text: str) -> int:
         if int(text) < least:
@@ -74,7 +74,7 @@ def check_shift(max_shift: Sequence[int], size: Sequence[int]) -> None:
 
 
 def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items in the same order; a thread makes the next one while the caller works with one.
+    """Yield the same items in the same order, while a thread makes the next item.
 
     For data that is read without worker processes. What making an item raises comes when that item is asked for.
     """
@@ -87,7 +87,7 @@ def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def read_selection(slices: str, min_foreground: int = 0, has_class: tuple[str, ...] = ()) -> SliceSelection:
-    """A selection of slices as a command line gives it.
+    """Parse a selection of slices from a command line.
 
     Args:
         slices: slices to take: "all", "paper", a number n for every n-th slice of a scan, or "start:stop" or
@@ -115,7 +115,7 @@ def read_selection(slices: str, min_foreground: int = 0, has_class: tuple[str, .
 
 
 def scans_of(data_dir: str | os.PathLike, split: str) -> list[SkmTeaScan]:
-    """Scans of a split of a folder in the SKM-TEA layout, or of a repository of tarballs, which is fetched.
+    """List the scans of a split of a folder in the SKM-TEA layout, or of a repository of tarballs, which is fetched.
 
     Raises:
         FileNotFoundError: there is no such folder or split.
@@ -137,7 +137,7 @@ def slices_of(
     skip_memory_check: bool = False,
     **settings: Any,
 ) -> SkmTeaSlices:
-    """The slices of a split, after a look at the file of every scan: none is found missing after hours.
+    """Open the slices of a split, after a look at the file of every scan, so that none is found missing after hours.
 
     Args:
         data_dir: folder in the SKM-TEA layout, or repository.
@@ -182,7 +182,7 @@ def _check_memory(n_slices: int, size: Sequence[int], split: str) -> None:
 
 
 def describe_data(dataset: SkmTeaSlices) -> dict[str, Any]:
-    """What a resumed run must find again."""
+    """Describe the data that a resumed run must find again."""
     return {
         "scans": [scan.scan_id for scan in dataset.scans],
         "slices": len(dataset),

@@ -92,7 +92,7 @@ def seal_folder(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is missing from a sealed folder or different in it, in words; `None` if it is whole."""
+    """Say what is missing from a sealed folder or differs in it; `None` if the folder is whole."""
     try:
         entries = json.loads((folder / MANIFEST_FILE).read_text())["files"]
     except FileNotFoundError:

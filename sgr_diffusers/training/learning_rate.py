@@ -25,7 +25,7 @@ def learning_rate_factor(
     n_cycles: int = 1,
     power: float | int = 1.0,
 ) -> float:
-    """Share of the learning rate that a step uses.
+    """Return the share of the learning rate that a step uses.
 
     A function of the progress rather than of the step, since a run may end by the clock. Where it ends by steps and
     there is no warm-up, the values are those of diffusers' scheduler of the same name. A warm-up multiplies them.

@@ -40,7 +40,7 @@ class Validation:
 
 
 def tile(images: UInt8[np.ndarray, "n y x"], n_columns: int = 4) -> UInt8[np.ndarray, "tiled_y tiled_x"]:
-    """One picture of many: row by row, with black where there is none."""
+    """Tile many pictures to one: row by row, black where there is none."""
     n_columns = min(n_columns, len(images))
     n_rows = math.ceil(len(images) / n_columns)
     sheet = np.zeros((n_rows * n_columns, *images.shape[1:]), np.uint8)
@@ -115,7 +115,7 @@ class Log:
         return (self.state.step - self.first_step) * self.images_per_step / max(time.monotonic() - self.clock, 1e-9)
 
     def write(self, values: dict[str, Any]) -> None:
-        """A line of the log, and the numbers in it to the trackers."""
+        """Write a line of the log, and send the numbers in it to the trackers."""
         entry = {"step": self.state.step, "minutes": round(self.state.minutes, 3), **values}
         self.state.history.append(entry)
         self.accelerator.log(dict(_numbers(values)), step=self.state.step)
@@ -130,7 +130,7 @@ class Log:
             )
 
     def write_pictures(self, pictures: dict[str, UInt8[np.ndarray, "n y x"]]) -> None:
-        """PNG files ``pictures/<step>_<name>.png``, and the trackers that take images."""
+        """Write PNG files ``pictures/<step>_<name>.png``, and send pictures to the trackers that take them."""
         from PIL import Image
 
         if not self.is_main:

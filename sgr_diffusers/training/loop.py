@@ -197,7 +197,7 @@ class _Run:
         self.state.minutes = self._minutes_before + (time.monotonic() - self._started) / 60
 
     def progress(self) -> float:
-        """Share of the run that is done; 1 at its end."""
+        """Return the share of the run that is done; 1 at its end."""
         self._update_clock()
         parts = [self.state.step / self.last_step] if self.last_step else []
         if self.options.max_train_minutes:

@@ -23,7 +23,7 @@ __all__ = ["check_accelerator", "create_accelerator", "create_optimizer"]
 
 
 def create_accelerator(options: TrainingOptions) -> Accelerator:
-    """The accelerator of a run, with its trackers; sets the threads and the precision of products, too.
+    """Create the accelerator of a run, with its trackers; sets the threads and the precision of products, too.
 
     What ``accelerate launch`` was told (devices, processes, DDP, FSDP, DeepSpeed) counts; precision and gradient
     accumulation come from the options.
@@ -95,7 +95,7 @@ def check_accelerator(accelerator: Accelerator, options: TrainingOptions) -> Non
 def create_optimizer(
     parameters: Iterable[nn.Parameter], options: TrainingOptions, device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW as the options have it, which `check_accelerator` has passed."""
+    """Create AdamW by the options, which `check_accelerator` has passed."""
     settings = {
         "lr": options.learning_rate,
         "betas": (options.adam_beta1, options.adam_beta2),

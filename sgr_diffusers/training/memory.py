@@ -10,7 +10,7 @@ GIB = 2**30
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that a process may still take on a device; `None` if that is not known."""
+    """Return the bytes that a process may still take on a device; `None` if that is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":

@@ -126,7 +126,7 @@ class TrainingOptions:
             raise ValueError("`overwrite_output_dir` deletes what `resume_from_checkpoint` needs: pass one of them.")
 
     def images_per_step(self, n_processes: int) -> int:
-        """Slices per optimizer step, over all processes."""
+        """Return the slices per optimizer step, over all processes."""
         return self.train_batch_size * self.gradient_accumulation_steps * n_processes
 
     def last_step(self, n_items: int, n_processes: int) -> int | None:
@@ -152,7 +152,7 @@ class TrainingOptions:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> "TrainingOptions":
-        """Options out of parsed arguments."""
+        """Make options from parsed arguments."""
         return cls(**{option.name: getattr(arguments, option.name) for option in dataclasses.fields(cls)})
 
 
@@ -188,7 +188,7 @@ def _as_typed(defaults: Mapping[str, Any]) -> str:
 
 
 def given_architecture(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """What a command line says of a new network.
+    """Collect the options that describe a new network.
 
     Args:
         args: parsed arguments with `init_from`, and `None` for each of the others that was not given.

@@ -26,7 +26,7 @@ def draw_timesteps(
     method: str = "uniform",
     density: Float[Tensor, " timestep"] | None = None,
 ) -> Int[Tensor, " n"]:
-    """Timesteps of a training batch in 0..n_train_timesteps - 1.
+    """Return the timesteps of a training batch in 0..n_train_timesteps - 1.
 
     Args:
         n: batch size.
@@ -56,7 +56,7 @@ def draw_timesteps(
 def timestep_density(
     scheduler: DDIMScheduler, gamma: float | int, uniform_share: float = 0.25
 ) -> Float[Tensor, " timestep"]:
-    """Probability of each timestep in proportion to its min-SNR weight, mixed with a uniform share.
+    """Return the probability of each timestep in proportion to its min-SNR weight, mixed with a uniform share.
 
     Drawing where the weight is large, instead of drawing anywhere and multiplying by the weight, spends no network
     calls on timesteps that hardly count. Without the uniform share the expected loss would be the weighted one, up to
@@ -75,7 +75,7 @@ def timestep_density(
 def min_snr_weights(
     scheduler: DDIMScheduler, timesteps: Int[Tensor, " batch"], gamma: float | int | None
 ) -> Float[Tensor, " batch"]:
-    """Loss weights of min-SNR-gamma (Hang et al., ICCV 2023), for what the scheduler says that the network predicts.
+    """Compute the loss weights of min-SNR-gamma (Hang et al., ICCV 2023) for the prediction type of the scheduler.
 
     Args:
         scheduler: scheduler that gives the noise levels and the prediction type.
@@ -108,7 +108,7 @@ def denoising_loss(
     timesteps: Int[Tensor, " batch"],
     snr_gamma: float | int | None = None,
 ) -> Float[Tensor, ""]:
-    """Weighted mean squared error of the network's prediction ("epsilon matching", paper section 3.1).
+    """Return the weighted mean squared error of the network's prediction ("epsilon matching", paper section 3.1).
 
     Args:
         model: prior, a `UNet2DModel`, perhaps wrapped. Of four output channels (learned sigma) the first two count.
@@ -134,7 +134,7 @@ def denoising_errors(
     generator: Generator,
     batch_size: int = 16,
 ) -> dict[int, dict[str, float]]:
-    """Errors on fixed images at fixed noise levels: the same for every prediction type, so that runs can be compared.
+    """Measure errors on fixed images at fixed noise levels: comparable between runs of any prediction type.
 
     Args:
         model: prior, a `UNet2DModel`, perhaps wrapped.

@@ -43,7 +43,7 @@ class TrainingState:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "TrainingState":
-        """State out of the file of a checkpoint; what is not known is left out."""
+        """Make a state from the file of a checkpoint; unknown entries are left out."""
         names = {attribute.name for attribute in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in content.items() if key in names})
 
@@ -51,7 +51,7 @@ class TrainingState:
 def training_record(
     options: TrainingOptions, state: TrainingState, accelerator: Accelerator, **details: Any
 ) -> dict[str, Any]:
-    """What somebody needs to judge or repeat a run: command, options, length, machine, versions, results.
+    """Collect what is needed to judge or repeat a run: command, options, length, machine, versions, results.
 
     Args:
         options: options of the run. The token is left out, here and in the command.

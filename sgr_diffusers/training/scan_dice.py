@@ -12,7 +12,7 @@ __all__ = ["dice_per_scan", "magnitude_of"]
 
 
 def magnitude_of(channels: Float[Tensor, "batch 2 y x"]) -> Float[Tensor, "batch 1 y x"]:
-    """Real and imaginary channels to the magnitude image that the segmentation model reads."""
+    """Turn real and imaginary channels into the magnitude image that the segmentation model reads."""
     # A hundredth of the time of `norm`, whose reduction over two channels is not vectorised.
     return torch.hypot(channels[:, :1], channels[:, 1:])
 
@@ -21,7 +21,7 @@ def magnitude_of(channels: Float[Tensor, "batch 2 y x"]) -> Float[Tensor, "batch
 def dice_per_scan(
     model: nn.Module, items: Iterable[dict[str, Any]], n_classes: int, batch_size: int = 32
 ) -> dict[str, Float[np.ndarray, " n_classes"]]:
-    """Dice coefficient 2 |A ∩ B| / (|A| + |B|) of each class, over all slices of a scan together.
+    """Return the dice coefficient 2 |A ∩ B| / (|A| + |B|) of each class, over all slices of a scan together.
 
     Args:
         model: network from magnitude ``(batch, 1, y, x)`` to logits ``(batch, n_classes + 1, y, x)``.

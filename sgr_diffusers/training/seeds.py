@@ -8,10 +8,10 @@ __all__ = ["random_seed", "step_generator"]
 
 
 def random_seed(*parts: int) -> int:
-    """A seed that differs for every sequence of non-negative numbers."""
+    """Compute a seed that differs for every sequence of non-negative numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def step_generator(seed: int, step: int, micro_step: int = 0, rank: int = 0) -> Generator:
-    """The CPU generator of one micro-step of one process, whatever came before it."""
+    """Create the CPU generator of a micro-step of a process, whatever came before."""
     return torch.Generator().manual_seed(random_seed(seed, step, micro_step, rank))

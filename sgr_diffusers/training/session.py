@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def start_logging() -> None:
-    """What a training script tells goes to the console."""
+    """Send the log of a training script to the console."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # else four lines a checkpoint
 

@@ -9,7 +9,7 @@ __all__ = ["OptionParser", "flag_of"]
 
 
 def flag_of(name: str) -> str:
-    """Option of a Python name: "--output-dir" of "output_dir"."""
+    """Return the option of a Python name: "--output-dir" of "output_dir"."""
     return f"--{name.replace('_', '-')}"
 
 

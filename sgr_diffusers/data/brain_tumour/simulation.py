@@ -66,7 +66,7 @@ class AcquisitionConfig:
 
 
 def patient_generator(seed: int, patient_id: str, purpose: str) -> np.random.Generator:
-    """Random numbers of one patient and purpose; other patients in the data do not change them."""
+    """Return the random numbers of one patient and purpose; other patients in the data do not change them."""
     digest = hashlib.sha256(f"{patient_id} {purpose}".encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
 
@@ -139,7 +139,7 @@ class SimulatedScanner:
         return real + 1j * imaginary
 
     def masks(self) -> dict[float, Bool[np.ndarray, "y x"]]:
-        """Poisson-disc mask of each acceleration, the same for all slices."""
+        """Draw a Poisson-disc mask for each acceleration, the same for all slices."""
         config = self.config
         arguments = config.size, config.calibration_shape, (config.seed, self.mask_seed)
         return {acceleration: _mask(acceleration, *arguments) for acceleration in config.accelerations}

@@ -10,7 +10,7 @@ __all__ = ["centred", "coil_maps", "fft2c", "ifft2c", "loop_sensitivities"]
 def loop_sensitivities(
     u_mm: float, a_mm: np.ndarray, m_mm: np.ndarray, n_coils: int, *, radius_mm: float = 88.0, n_segments: int = 24
 ) -> np.ndarray:
-    """Receive fields of circular loops around a leg or a head, by the law of Biot and Savart.
+    """Return the receive fields of circular loops around a leg or a head, by the law of Biot and Savart.
 
     Args:
         u_mm: position along the body (and B0).
@@ -49,7 +49,7 @@ def loop_sensitivities(
 def coil_maps(
     u_mm: float, a_mm: np.ndarray, m_mm: np.ndarray, n_coils: int, *, radius_mm: float = 88.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coil sensitivity maps of loops around the body, and the shading that they leave in an image.
+    """Return the coil sensitivity maps of loops around the body, and the shading that they leave in an image.
 
     Args:
         u_mm: position along the body (and B0).
@@ -77,18 +77,18 @@ def coil_maps(
 
 
 def centred(n: int, size: int) -> slice:
-    """The centred piece of ``size`` out of ``n``, with the zero frequency (index n // 2) kept at its centre."""
+    """Return the centred piece of ``size`` out of ``n``, with the zero frequency (index n // 2) kept at its centre."""
     start = n // 2 - size // 2
     return slice(start, start + size)
 
 
 def fft2c(x: np.ndarray) -> np.ndarray:
-    """Centred orthonormal Fourier transform of the last two axes."""
+    """Return the centred orthonormal Fourier transform of the last two axes."""
     axes = (-2, -1)
     return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(x, axes=axes), norm="ortho"), axes=axes)
 
 
 def ifft2c(x: np.ndarray) -> np.ndarray:
-    """Inverse of `fft2c`."""
+    """Return the inverse of `fft2c`."""
     axes = (-2, -1)
     return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(x, axes=axes), norm="ortho"), axes=axes)

@@ -40,24 +40,24 @@ MUSCLES = {
 
 
 def smooth_min(x, y, width):
-    """Union of two implicit surfaces with a fillet of about ``width`` mm."""
+    """Return the union of two implicit surfaces with a fillet of about ``width`` mm."""
     blend = np.clip(0.5 + 0.5 * (y - x) / width, 0.0, 1.0)
     return y + (x - y) * blend - width * blend * (1.0 - blend)
 
 
 def smooth_max(x, y, width):
-    """Intersection of two implicit surfaces with a fillet of about ``width`` mm."""
+    """Return the intersection of two implicit surfaces with a fillet of about ``width`` mm."""
     return -smooth_min(-x, -y, width)
 
 
 def ellipsoid(offsets, radii, exponent=2.0):
-    """Implicit ellipsoid (superellipsoid for other exponents), in mm near its surface."""
+    """Return the implicit ellipsoid (superellipsoid for other exponents), in mm near its surface."""
     total = sum((np.abs(o) / r) ** exponent for o, r in zip(offsets, radii, strict=True))
     return (total ** (1.0 / exponent) - 1.0) * min(radii)
 
 
 def profile(u, levels, values):
-    """Piecewise linear function of the level, in single precision."""
+    """Return the piecewise linear function of the level, in single precision."""
     return np.interp(u, levels, values).astype(np.float32)
 
 
@@ -68,7 +68,7 @@ def _rounded_section(a, m, half_a, half_m, exponent):
 
 
 def rotate(x, y, degrees):
-    """The point (x, y) seen from axes turned by ``degrees``."""
+    """Return the point (x, y) seen from axes turned by ``degrees``."""
     c, s = float(np.cos(np.deg2rad(degrees))), float(np.sin(np.deg2rad(degrees)))
     return c * x + s * y, c * y - s * x
 
@@ -220,13 +220,13 @@ class Knee:
         return findings
 
     def finding(self, kind):
-        """The finding of a kind out of :data:`FINDINGS`, or None."""
+        """Return the finding of a kind out of :data:`FINDINGS`, or None."""
         return next((f for f in self.findings if f["type"] == kind), None)
 
     # -- coordinates ---------------------------------------------------------------------------------------------
 
     def canonical(self, u, a, m):
-        """Scanner coordinates (mm; ``m`` grows towards the patient's left) to this knee's canonical ones."""
+        """Turn scanner coordinates (mm; ``m`` grows towards the patient's left) into this knee's canonical ones."""
         if self.side == "right":
             m = -m
         u, a, m = (p - o for p, o in zip((u, a, m), self.offset, strict=True))
@@ -239,7 +239,7 @@ class Knee:
     # -- bones ---------------------------------------------------------------------------------------------------
 
     def femur(self, u, a, m):
-        """Implicit femur: metaphysis, two condyles, trochlea with its groove, intercondylar notch."""
+        """Return the implicit femur: metaphysis, two condyles, trochlea with its groove, intercondylar notch."""
         half_m = profile(u, [10, 22, 32, 42, 50, 62, 78, 95], [28, 36, 38, 36, 32, 23, 17, 15])
         half_a = profile(u, [10, 22, 32, 42, 50, 62, 78, 95], [13, 17, 20, 21, 20, 17, 14.5, 14])
         centre = profile(u, [20, 35, 50, 90], [3.0, 0.5, -3.0, -1.0])
@@ -258,7 +258,7 @@ class Knee:
         return smooth_max(body, -notch, 4.0)
 
     def tibia(self, u, a, m):
-        """Implicit tibia: plateau with two shallow dishes and the eminence, tuberosity, shaft."""
+        """Return the implicit tibia: plateau with two shallow dishes and the eminence, tuberosity, shaft."""
         u, a, m = u - self.tibia_shift[0], a - self.tibia_shift[1], m - self.tibia_shift[2]
         a, m = rotate(a, m, self.tibia_turn)
         levels = [-95, -60, -42, -27, -14, -4, 5]
@@ -274,7 +274,7 @@ class Knee:
         return smooth_max(side, u - top, 3.0)
 
     def patella(self, u, a, m):
-        """Implicit patella: flat in front, a wedge of two facets behind."""
+        """Return the implicit patella: flat in front, a wedge of two facets behind."""
         centre = np.array([36.0, -41.0, 1.5], np.float32) + self.patella_shift
         u, a, m = u - centre[0], a - centre[1], m - centre[2]
         a, m = rotate(a, m, self.patella_tilt)
@@ -285,14 +285,14 @@ class Knee:
         return (np.where(a > 0, back, front) ** (1 / 2.3) - 1.0) * r_a
 
     def fibula(self, u, a, m):
-        """Implicit fibula: head behind the lateral plateau, thin shaft."""
+        """Return the implicit fibula: head behind the lateral plateau, thin shaft."""
         radius = profile(u, [-95, -50, -32, -22, -14, -9], [6.0, 5.5, 7.5, 10.5, 7.0, 0.5])
         centre_a, centre_m = profile(u, [-95, -20], [15.0, 22.0]), profile(u, [-95, -20], [33.0, 36.0])
         return np.maximum(np.hypot(a - centre_a, m - centre_m) - radius, u + 9.0)
 
     @staticmethod
     def surface(implicit, u, a, m):
-        """Distance in mm from the first-order formula f / |grad f|, and the normal, of an implicit function."""
+        """Return distance in mm from the first-order formula f / |grad f|, and the normal, of an implicit function."""
         f = implicit(u, a, m)
         g_u = (implicit(u + _STEP, a, m) - f) / _STEP
         g_a = (implicit(u, a + _STEP, m) - f) / _STEP

@@ -53,5 +53,5 @@ class Canvas:
 
 
 def coverage_of(distance, edge_mm=SHARP_MM):
-    """Share of a point covered by a surface at signed ``distance`` whose edge is 2 ``edge_mm`` wide."""
+    """Return the share of a point covered by a surface at signed ``distance`` whose edge is 2 ``edge_mm`` wide."""
     return np.clip(0.5 - distance / (2 * edge_mm), 0.0, 1.0)

@@ -19,7 +19,7 @@ __all__ = ["labels_without_findings"]
 
 
 def labels_without_findings(scan: SkmTeaScan, index: int) -> UInt8[np.ndarray, "y x"] | None:
-    """Merged labels of a slice of a synthetic scan, had its knee no finding.
+    """Return the merged labels of a slice of a synthetic scan, had its knee no finding.
 
     Returns:
         0 background, 1..4 as `CLASS_NAMES`; `None` if the scan has no finding, or was not synthesised here.

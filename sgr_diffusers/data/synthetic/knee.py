@@ -123,7 +123,7 @@ class SyntheticScan:
         self.mask_seed = int(rng.integers(2**31))
 
     def positions(self, oversampling: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions in mm: u of slices (superior first), a of rows, m (towards the patient's left) of columns."""
+        """Return positions in mm: u of slices (superior first), a of rows, m (towards the left) of columns."""
         n, d = self.config.matrix_shape, self.config.voxel_size_mm
         u = _CENTRE_U_MM - (np.arange(n[0]) - n[0] / 2) * d[0]
         a, m = ((np.arange(k * oversampling) / oversampling - k / 2) * s for k, s in zip(n[1:], d[1:], strict=True))
@@ -209,7 +209,7 @@ class SyntheticScan:
         return image[0].numpy(), _FILE_LABELS[labels[0].numpy()]
 
     def labels(self, index: int) -> np.ndarray:
-        """File labels (ky, kz) of one slice, uint8, without computing its measurement."""
+        """Return the file labels (ky, kz) of one slice, uint8, without computing its measurement."""
         if self.config.appearance == "varied":
             return self._varied(index)[1]
         u, a, m = self.positions(_OVERSAMPLING)
@@ -250,7 +250,7 @@ def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str,
     name = f"SYN_{split}_{number:03d}"
 
     def masks() -> dict[float, np.ndarray]:
-        """Stored masks of the acquired grid."""
+        """Return the stored masks of the acquired grid."""
         shapes = {"shape": config.acquired_shape, "calibration_shape": config.calibration_shape}
         return {
             acceleration: poisson_disc_mask(acceleration=acceleration, seed=scan.mask_seed, **shapes).mask

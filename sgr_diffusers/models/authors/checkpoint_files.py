@@ -102,7 +102,7 @@ def check_keys(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]
 
 
 def shape_of(state: Mapping[str, Tensor], key: str, n_axes: int) -> tuple[int, ...]:
-    """Shape of a tensor that shows a part of the architecture.
+    """Return the shape of a tensor that shows a part of the architecture.
 
     Raises:
         ValueError: it is missing, or has another number of axes.
@@ -119,7 +119,7 @@ def shape_of(state: Mapping[str, Tensor], key: str, n_axes: int) -> tuple[int, .
 
 
 def shortened(names: list[str], n_shown: int = 5) -> str:
-    """The first of many names, and how many there are more."""
+    """Write the first of many names, and how many more there are."""
     more = f" and {len(names) - n_shown} more" if len(names) > n_shown else ""
     return ", ".join(names[:n_shown]) + more
 

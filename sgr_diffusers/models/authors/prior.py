@@ -89,7 +89,7 @@ def prior_from_authors(
 
 
 def prior_to_authors(unet: UNet2DModel, new_attention_order: bool = False) -> dict[str, Tensor]:
-    """The state dict, in the authors' order and form, of a prior that their network can express.
+    """Return the state dict, in the authors' order and form, of a prior that their network can express.
 
     Args:
         unet: prior such as `prior_from_authors` makes, or one trained from the preset "paper".
@@ -113,7 +113,7 @@ def prior_to_authors(unet: UNet2DModel, new_attention_order: bool = False) -> di
 
 
 def authors_flags(unet: UNet2DModel, new_attention_order: bool = False) -> dict[str, Any]:
-    """Arguments of `guided_diffusion.unet.UNetModel` that fit `prior_to_authors`, but for its `image_size`."""
+    """Return arguments of `guided_diffusion.unet.UNetModel` that fit `prior_to_authors`, but for its `image_size`."""
     config = unet.config
     width = config.block_out_channels[0]
     return {

@@ -69,7 +69,7 @@ def segmentation_from_authors(
 
 
 def segmentation_to_authors(model: SegmentationUNet) -> dict[str, Tensor]:
-    """The state dict of the ``monai.networks.nets.UNet`` inside, copies of the weights in their type."""
+    """Return the state dict of the ``monai.networks.nets.UNet`` inside, copies of the weights in their type."""
     return {key: value.detach().clone() for key, value in model.network.state_dict().items()}
 
 

@@ -10,16 +10,18 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.plan import METHODS
+from ..evaluation.plan import METHODS, EvaluationPlan
 from ..evaluation.settings import EvaluationSettings
 from ..reconstruction.settings import DTYPES
 from .options import add_settings, settings_from
 
 __all__ = ["add_arguments", "add_evaluation_commands", "run"]
 
+_SORTED = ("accelerations", "ablation_strengths", "rr_curve_accelerations")
 REFERENCES = ("both", "fully_sampled", "manual")
 
 
@@ -68,164 +70,96 @@ def _report(args: argparse.Namespace) -> None:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-
-    def add(group: Any, name: str, **settings: Any) -> None:
-        group.add_argument(f"--{name}", **settings)
-
     command.add_argument("data_dir", metavar="DATA_DIR", help="folder in the SKM-TEA layout")
-    add(command, "output", required=True, metavar="DIR", help="results folder; a run that was killed goes on in it")
-    add(command, "model", help="folder or Hub repository of the pipeline (default: the bundled one)")
-    add(
-        command,
-        "segmentation",
+    command.add_argument(
+        "--output", required=True, metavar="DIR", help="results folder; a run that was killed goes on in it"
+    )
+    command.add_argument("--model", help="folder or Hub repository of the pipeline (default: the bundled one)")
+    command.add_argument(
+        "--segmentation",
         metavar="DIR",
         help="segmentation model that guides and measures in place of the pipeline's",
     )
-    add(command, "limit", type=int, metavar="N", help="stop after N units of work")
-    add(command, "dry-run", action="store_true", help="print the number of units and the expected duration, and stop")
-
+    command.add_argument("--limit", type=int, metavar="N", help="stop after N units of work")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print the number of units and the expected duration, and stop"
+    )
     data = command.add_argument_group("what to evaluate")
-    add(data, "split", default="test", help="name of the split (default: %(default)s)")
-    add(data, "max-scans", type=int, metavar="N", help="only the first N scans")
-    add(
-        data,
-        "slices",
-        default="relevant",
-        help="'relevant' (with at least --min-foreground labelled pixels), 'paper', 'all', N for every N-th, "
-        "START:STOP[:STEP], or numbers like 20,24,30 (default: %(default)s)",
-    )
-    add(
-        data,
-        "min-foreground",
-        type=int,
-        default=20,
-        metavar="PIXELS",
-        help="least number of labelled pixels of a relevant slice (default: %(default)s)",
-    )
-    add(
-        data,
-        "n-slices-per-scan",
-        type=int,
-        metavar="K",
-        help="take K of these slices of each scan, evenly spread (default: all)",
-    )
-    add(
-        data,
-        "finding-slices",
-        type=int,
-        default=0,
-        metavar="K",
-        help="take K more slices that show the finding, in synthetic scans with a rare finding (default: %(default)s)",
-    )
-    add(
-        data,
-        "accelerations",
-        type=float,
-        nargs="+",
-        default=[4.0, 8.0, 12.0, 16.0],
-        help="accelerations of the stored masks (default: 4 8 12 16)",
-    )
-    add(
-        data,
-        "reference",
-        choices=REFERENCES,
-        default="both",
-        help="segmentation to compare with; 'fully_sampled' needs no manual labels (default: %(default)s)",
-    )
-    add(
-        data,
-        "second-segmentation",
-        metavar="DIR",
-        help="segmentation model that guidance never sees, and that also segments all reconstructions",
-    )
-
+    _add_data_options(data)
     method = command.add_argument_group("how to reconstruct")
-    add(
-        method,
-        "methods",
-        nargs="+",
-        choices=METHODS,
-        default=list(METHODS),
-        help="methods to evaluate (default: both)",
-    )
-    add(method, "scheduler", metavar="CLASS", help="scheduler class of diffusers (default: the pipeline's)")
-    add(
-        method,
-        "guidance-from",
+    method.add_argument("--scheduler", metavar="CLASS", help="scheduler class of diffusers (default: the pipeline's)")
+    method.add_argument(
+        "--guidance-from",
         type=float,
         metavar="SHARE",
         help="images are pushed below this share of the training time; 1 for all steps, as in the paper (default: the "
         "checkpoint's)",
     )
-    add(
-        method,
-        "strengths",
-        type=float,
-        nargs="+",
-        default=[],
-        help="further strengths, for the ablation (paper Fig. 6)",
+    machine = command.add_argument_group("where to compute")
+    _add_machine_options(machine)
+    groups = {"data": data, "method": method, "machine": machine}
+    add_settings(groups, EvaluationPlan)
+    add_settings(groups, EvaluationSettings, (*EvaluationSettings.CHOSEN, "fast"))
+
+
+def _add_data_options(group: Any) -> None:
+    group.add_argument("--split", default="test", help="name of the split (default: %(default)s)")
+    group.add_argument("--max-scans", type=int, metavar="N", help="only the first N scans")
+    group.add_argument(
+        "--slices",
+        default="relevant",
+        help="'relevant' (with at least --min-foreground labelled pixels), 'paper', 'all', N for every N-th, "
+        "START:STOP[:STEP], or numbers like 20,24,30 (default: %(default)s)",
     )
-    add(method, "ablation-acceleration", type=float, help="acceleration of the ablation (default: the highest)")
-    add(
-        method,
-        "ablation-slices",
+    group.add_argument(
+        "--min-foreground",
+        type=int,
+        default=20,
+        metavar="PIXELS",
+        help="least number of labelled pixels of a relevant slice (default: %(default)s)",
+    )
+    group.add_argument(
+        "--n-slices-per-scan",
         type=int,
         metavar="K",
-        help="number of slices of each scan in the ablation (default: all that are evaluated)",
+        help="take K of these slices of each scan, evenly spread (default: all)",
     )
-    add(
-        method,
-        "rr-samples",
-        type=int,
-        default=16,
-        help="number of samples of repeated reconstruction (default: %(default)s)",
-    )
-    add(
-        method,
-        "rr-curve-slices",
+    group.add_argument(
+        "--finding-slices",
         type=int,
         default=0,
         metavar="K",
-        help="take --rr-curve-samples samples of K slices of each scan (default: %(default)s)",
+        help="take K more slices that show the finding, in synthetic scans with a rare finding (default: %(default)s)",
     )
-    add(
-        method,
-        "rr-curve-samples",
-        type=int,
-        default=64,
-        metavar="N",
-        help="number of samples of these slices (default: %(default)s)",
+    group.add_argument(
+        "--reference",
+        choices=REFERENCES,
+        default="both",
+        help="segmentation to compare with; 'fully_sampled' needs no manual labels (default: %(default)s)",
     )
-    add(
-        method,
-        "rr-curve-accelerations",
-        type=float,
-        nargs="+",
-        default=[],
-        help="accelerations at which these samples are taken (default: the highest)",
+    group.add_argument(
+        "--second-segmentation",
+        metavar="DIR",
+        help="segmentation model that guidance never sees, and that also segments all reconstructions",
     )
 
-    machine = command.add_argument_group("where to compute")
-    groups = {"data": data, "method": method, "machine": machine}
-    add_settings(groups, EvaluationSettings, (*EvaluationSettings.CHOSEN, "fast"))
-    add(
-        machine,
-        "dtype",
+
+def _add_machine_options(group: Any) -> None:
+    group.add_argument(
+        "--dtype",
         choices=DTYPES,
         default="float32",
         help="type of the prior's weights (default: %(default)s); on CPUs bfloat16 needs AVX512_BF16 or AMX",
     )
-    add(
-        machine,
-        "num-threads",
+    group.add_argument(
+        "--num-threads",
         type=int,
         default=1,
         help="number of threads of a process; results are equal to the last bit for any number of processes, not of "
         "threads (default: %(default)s)",
     )
-    add(
-        machine,
-        "num-processes",
+    group.add_argument(
+        "--num-processes",
         type=int,
         default=1,
         help="number of processes to start on this machine (default: %(default)s)",
@@ -282,19 +216,13 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
 
 
 def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
-    from ..evaluation.plan import EvaluationPlan
     from ..evaluation.runner import EvaluationRequest
 
-    plan = EvaluationPlan(
-        accelerations=tuple(sorted(set(args.accelerations))),
-        methods=tuple(method for method in METHODS if method in args.methods),
-        rr_samples=args.rr_samples,
-        ablation_strengths=tuple(sorted(set(args.strengths))),
-        ablation_acceleration=args.ablation_acceleration,
-        ablation_slices=args.ablation_slices,
-        rr_curve_slices=args.rr_curve_slices,
-        rr_curve_samples=args.rr_curve_samples,
-        rr_curve_accelerations=tuple(sorted(set(args.rr_curve_accelerations))),
+    plan = settings_from(args, EvaluationPlan)
+    plan = replace(
+        plan,
+        methods=tuple(method for method in METHODS if method in plan.methods),
+        **{name: tuple(sorted(set(getattr(plan, name)))) for name in _SORTED},
     )
     if args.fast and args.scheduler is not None:
         raise ValueError("--fast chooses the scheduler itself: leave out --scheduler.")

@@ -51,7 +51,9 @@ def _add_option(group: Any, entry: Field) -> None:
     form = {"choices": rule.choices} if rule.choices else {"type": parser_of(rule), "metavar": short.upper()}
     if entry.metadata["several"]:
         form["nargs"] = "+"
-    default = entry.metadata["unset"] if entry.default is None else entry.default
+    default = entry.metadata["unset"] if entry.default in (None, ()) else entry.default
+    if entry.metadata["several"] and not isinstance(default, str):
+        default = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in default)
     group.add_argument(*flags, dest=entry.name, default=entry.default, help=f"{text} (default: {default})", **form)
 
 

@@ -9,9 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ..pipeline.settings import one_of, real_number, setting, whole_number
+
 __all__ = ["METHODS", "RR_BLOCK", "EvaluationPlan", "Unit", "plan_units", "share_out"]
 
 METHODS = ("SGR", "RR")
+_NUMBER = real_number("a number", lambda value: True)
+_WHOLE = whole_number(0)
 RR_BLOCK = 16  # samples of a unit of repeated reconstruction; the number of the paper's baseline
 
 
@@ -56,29 +60,30 @@ class Unit:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How far an evaluation goes. A results folder may be taken further by another plan; no result depends on it.
+    """How far an evaluation goes. A results folder may be taken further by another plan; no result depends on it."""
 
-    Attributes:
-        accelerations: accelerations of the stored masks.
-        methods: methods to evaluate, out of `METHODS`.
-        rr_samples: number of samples of repeated reconstruction a slice; 16 in the paper.
-        ablation_strengths: further strengths b for SGR (the paper's Fig. 6). 0 is read from the unguided samples.
-        ablation_acceleration: acceleration of the ablation; `None` for the highest.
-        ablation_slices: number of slices of each scan in the ablation, of those that are evaluated; `None` for all.
-        rr_curve_slices: number of slices of each scan, of those that are evaluated, that get more samples.
-        rr_curve_samples: number of samples that these slices get.
-        rr_curve_accelerations: accelerations at which they get that many; empty for the highest.
-    """
-
-    accelerations: tuple[float, ...] = (4.0, 8.0, 12.0, 16.0)
-    methods: tuple[str, ...] = METHODS
-    rr_samples: int = 16
-    ablation_strengths: tuple[float, ...] = ()
-    ablation_acceleration: float | None = None
-    ablation_slices: int | None = None
-    rr_curve_slices: int = 0
-    rr_curve_samples: int = 64
-    rr_curve_accelerations: tuple[float, ...] = ()
+    accelerations: tuple[float, ...] = setting(
+        (4.0, 8.0, 12.0, 16.0), _NUMBER, "accelerations of the stored masks", "data", several=True
+    )
+    methods: tuple[str, ...] = setting(METHODS, one_of(METHODS), "methods to evaluate", several=True)
+    ablation_strengths: tuple[float, ...] = setting(
+        (),
+        _NUMBER,
+        "further strengths b for SGR (paper Fig. 6); 0 is read from the unguided samples",
+        option="strengths",
+        unset="none",
+        several=True,
+    )
+    ablation_acceleration: float | None = setting(None, _NUMBER, "acceleration of the ablation", unset="the highest")
+    ablation_slices: int | None = setting(
+        None, _WHOLE, "number of slices of each scan in the ablation", unset="all that are evaluated"
+    )
+    rr_samples: int = setting(16, _WHOLE, "number of samples of repeated reconstruction; 16 in the paper")
+    rr_curve_slices: int = setting(0, _WHOLE, "number of slices of each scan that get --rr-curve-samples samples")
+    rr_curve_samples: int = setting(64, _WHOLE, "number of samples of these slices")
+    rr_curve_accelerations: tuple[float, ...] = setting(
+        (), _NUMBER, "accelerations at which these samples are taken", unset="the highest", several=True
+    )
 
     def __post_init__(self) -> None:
         """Check the values.

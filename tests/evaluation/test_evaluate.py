@@ -196,12 +196,11 @@ def test_other_weights_and_other_data_are_another_configuration(inputs, whole, t
         (("--accelerations", "4", "5"), "poisson_5.0x"),
         (("--slices", "99:"), "no slice is left"),
         (("--scheduler", "Nonsense"), "`scheduler` 'Nonsense' is no scheduler of diffusers"),
-        (("--steps", "0"), "`num_inference_steps` must be a whole number"),
-        (("--eta", "2"), "`eta` must be"),
         (("--segmentation", "nowhere"), "`segmentation` nowhere holds no segmentation model"),
         (("--second-segmentation", "nowhere"), "`second_segmentation` nowhere holds no segmentation model"),
         (("--scheduler", "DDPMScheduler", "--timesteps", "5", "9"), "`timesteps` must fall"),
-        (("--fast", "--scheduler", "DDIMScheduler"), "--fast chooses `timesteps` and `scheduler` itself"),
+        (("--fast", "--timesteps", "9", "5"), "`timesteps` must not be given with `fast`"),
+        (("--fast", "--scheduler", "DDIMScheduler"), "--fast chooses the scheduler itself"),
         (("--num-threads", "0"), "`num_threads`"),
         (("--limit", "-1"), "`limit`"),
         (("--split", "val"), "val.json is missing: `split` must be one that"),
@@ -211,6 +210,19 @@ def test_bad_input_is_refused_before_anything_is_written(inputs, tmp_path, capsy
     assert cli.main(arguments(inputs, tmp_path / "results", *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--steps", "0"), "expected a whole number of at least 1, got '0'"),
+        (("--eta", "2"), "expected from 0 (deterministic) to 1 (as much noise as DDPM), got '2'"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_the_parser(inputs, tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit):
+        cli.main(arguments(inputs, tmp_path / "results", *more))
+    assert message in capsys.readouterr().err
 
 
 def test_labels_of_other_classes_than_the_model_has(inputs, tmp_path, capsys):

@@ -1,7 +1,7 @@
 # The two commands of the README. Each makes the environment it needs in .venv, once.
 #   make demo    reconstruct the bundled case: a table on the screen, sgr_demo/figure.png
 #   make test    run the tests, a process for each core
-#   make lint    check the code's style
+#   make lint    check the code's style and types
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +18,8 @@ test: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # The stamp comes last: an installation that was interrupted is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt

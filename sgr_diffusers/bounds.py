@@ -6,6 +6,7 @@ and numpy arrays alike.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,8 +23,12 @@ __all__ = [
     "volume_mm3",
 ]
 
-Array = Tensor | np.ndarray
-Numbers = Real[Tensor, "..."] | Real[np.ndarray, "..."] | np.number  # volumes, counts, or a single one of them
+if TYPE_CHECKING:  # tensors and arrays have no common type with the methods of both
+    Array: TypeAlias = Any
+    Numbers: TypeAlias = Any
+else:
+    Array = Tensor | np.ndarray
+    Numbers = Real[Tensor, "..."] | Real[np.ndarray, "..."] | np.number  # volumes, counts, or a single one of them
 
 
 def tissue_masks(
@@ -37,7 +42,7 @@ def tissue_masks(
         class_indices: label number of each class, from 1.
     """
     if isinstance(segmentations, Tensor):
-        labels = torch.tensor(class_indices, dtype=segmentations.dtype, device=segmentations.device)
+        labels: Array = torch.tensor(class_indices, dtype=segmentations.dtype, device=segmentations.device)
     else:
         labels = np.array(class_indices, dtype=segmentations.dtype)
     return segmentations == labels.reshape(-1, *[1] * (segmentations.ndim - 2))

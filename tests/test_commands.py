@@ -65,7 +65,7 @@ def test_commands_of_the_readme_are_understood(line):
     [
         ("demo", ".venv/bin/sgr demo"),
         ("test", ".venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile"),
-        ("lint", "ruff check ."),
+        ("lint", ".venv/bin/mypy"),
     ],
 )
 def test_make_targets_set_themselves_up(target, last, tmp_path):

@@ -199,7 +199,7 @@ class Calibration:
 
 def _build(kind: type[T], content: Mapping[str, Any]) -> T:
     """Make a dataclass from a mapping that has exactly its fields; lists become tuples."""
-    wanted = {field.name for field in fields(kind)}
+    wanted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if wanted != set(content):
         raise ValueError(
             f"{kind.__name__} lacks {sorted(wanted - set(content))} and does not know {sorted(set(content) - wanted)}"

@@ -118,7 +118,7 @@ class SegmentationGuidance(Guidance):
         """Look up the classes."""
         self._numbers = None if self.config.classes is None else resolve_classes(self.config.classes, class_names)
 
-    def score(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> Tensor:
+    def score(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> Tensor:  # type: ignore[override]
         """Compute the loss L_m of paper Eq. 12, or the soft volume in pixels, with the sign that makes it grow."""
         classes, is_upper = self._tissue(logits, class_number, is_upper)
         if self.config.objective == "likelihood":
@@ -126,7 +126,9 @@ class SegmentationGuidance(Guidance):
         volume = F.sigmoid(class_log_odds(logits, classes)).sum(dim=(-2, -1))
         return torch.where(is_upper, volume, -volume)
 
-    def wants_push(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> Tensor:
+    def wants_push(  # type: ignore[override]
+        self, logits: Tensor, class_number: Tensor, is_upper: Tensor
+    ) -> Tensor:
         """Return false where no pixel is left to push."""
         return has_pixels_to_push(logits, *self._tissue(logits, class_number, is_upper))
 

@@ -16,14 +16,14 @@ def resolve_classes(classes: Sequence[str | int] | str | int | None, class_names
     """
     if classes is None:
         return tuple(range(1, len(class_names) + 1))
-    if isinstance(classes, (str, Integral)):
+    if isinstance(classes, (str, int, Integral)):
         classes = (classes,)
     known = ", ".join(f"{number} {name!r}" for number, name in enumerate(class_names, start=1))
     numbers = []
     for entry in classes:
         if isinstance(entry, str) and entry in class_names:
             numbers.append(list(class_names).index(entry) + 1)
-        elif isinstance(entry, Integral) and not isinstance(entry, bool) and 1 <= entry <= len(class_names):
+        elif isinstance(entry, Integral) and not isinstance(entry, bool) and 1 <= int(entry) <= len(class_names):
             numbers.append(int(entry))
         else:
             raise ValueError(f"`classes` must name classes of the segmentation model ({known}), got {entry!r}.")

@@ -72,9 +72,10 @@ def read_arrays(
     for name, file in (("mask", mask), ("coil_maps", coil_maps)):
         if file is not None:
             loaded = _load(Path(file), maps=name == "coil_maps")
-            content[name] = loaded.get(name, loaded.get("kspace"))
-            if content[name] is None:
+            given = loaded.get(name, loaded.get("kspace"))
+            if given is None:
                 raise ValueError(f"`{name}` {file} holds {sorted(loaded)}, but no array of that name.")
+            content[name] = given
     values = _slices_first(content["kspace"], "kspace", path)
     indices = slice_indices(slices, len(values), path)
     chosen = _chosen(values, indices, "kspace", path)

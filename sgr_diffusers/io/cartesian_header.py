@@ -106,7 +106,8 @@ class CartesianHeader:
             path: path of the file, for messages.
         """
         if plausible_voxel_size(sizes_mm):
-            return tuple(float(size) for size in sizes_mm)
+            z, y, x = (float(size) for size in sizes_mm)
+            return z, y, x
         text = " x ".join(f"{size:.4g}" for size in sizes_mm)
         warn_suspect(
             f"the header of {path} gives voxels of {text} mm (encodedSpace: field of view {self.encoded_fov_mm} mm, "
@@ -182,7 +183,7 @@ def _text(element: Any, *names: str) -> str | None:
 
 def _number(text: str | None, convert: Callable[[float], Any]) -> Any:
     """A finite number, whole numbers also as `8.0`; raises a TypeError for `None`."""
-    value = float(text)
+    value = float(text)  # type: ignore[arg-type]
     if not math.isfinite(value):
         raise ValueError(f"{text!r} is no finite number")
     if convert is int and value != int(value):

@@ -75,7 +75,7 @@ def read_fastmri(
     check_centre(
         slice_energy(kspace), path, ("row", "column"), "Shift k-space (numpy.fft.fftshift), or correct its padding."
     )
-    columns = kspace.any(axis=(1, 2))  # (slice, column)
+    columns = np.asarray(kspace.any(axis=(1, 2)))  # (slice, column)
     if stored is not None:
         columns &= stored[list(indices)] if stored.ndim == 2 else stored
     if remove_oversampling and header.readout_kept < kspace.shape[2]:

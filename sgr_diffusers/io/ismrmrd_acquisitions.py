@@ -138,7 +138,7 @@ def select_lines(
         ValueError: there are none, and why each was left out; or they are of several images.
     """
     counters = heads["idx"]
-    left_out = Counter()
+    left_out: Counter[str] = Counter()
     kept = np.ones(len(heads), bool)
     reasons = [(f"have the flag {name}", has_flag(heads, name)) for name in _NOT_IMAGING]
     if header.calibration_mode in ("separate", "external"):  # of another contrast, perhaps

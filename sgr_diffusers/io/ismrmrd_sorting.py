@@ -196,7 +196,7 @@ def _readouts(
         kinds.setdefault((lines[row].shape[1], int(head["center_sample"]), *cut, int(is_reversed[row])), []).append(
             row
         )
-    result = {}
+    result: dict[int, _Readout] = {}
     for kind, members in kinds.items():
         readout = _readout(kind, [lines[row] for row in members], header, path)
         result |= dict.fromkeys(members, readout)

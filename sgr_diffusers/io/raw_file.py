@@ -60,10 +60,10 @@ def read_raw(
         raise ValueError(f"`echo` {echo}: {path} has no echoes to choose from.")
     if kind != "ismrmrd" and repetition != 0:
         raise ValueError(f"`repetition` {repetition}: {path} has no repetitions to choose from.")
-    makes_mask = mask is not None and not isinstance(mask, str) and not masks
+    acceleration = None if isinstance(mask, str) or masks else mask  # of a mask that is made here
     if kind == "skm_tea":
         has_maps, has_target = "maps" in members, "target" in members
-        raw = read_skm_tea(path, slices, echo, None if makes_mask else mask, has_maps, has_target, group)
+        raw = read_skm_tea(path, slices, echo, None if acceleration is not None else mask, has_maps, has_target, group)
     elif kind == "ismrmrd":
         raw = read_ismrmrd(path, slices, echo, repetition, group=group)
     elif kind == "fastmri":
@@ -72,8 +72,8 @@ def read_raw(
         raw = read_arrays(path, slices=slices, group=group)
     if kind in ("ismrmrd", "fastmri"):
         raw = _with_stored_voxel_size(raw, path, group)
-    if makes_mask:
-        raw = undersample(raw, mask)
+    if acceleration is not None:
+        raw = undersample(raw, acceleration)
     raw = dataclasses.replace(raw, label=_as_stored(raw) if mask is None else mask_label(mask))
     if n_coils is None:
         return raw
@@ -112,7 +112,7 @@ def stored_choices(path: str | os.PathLike, group: str | None = None) -> tuple[t
     if kind != "skm_tea":
         return (), 1
     with open_hdf5(path) as file:
-        shape = getattr(child(find_group(file, path, group), "kspace"), "shape", ())
+        shape: tuple[int, ...] = getattr(child(find_group(file, path, group), "kspace"), "shape", ())
     if len(shape) != 5:
         raise ValueError(f"`kspace` of {path} must have 5 axes (slice, y, x, echo, coil), got shape {shape}.")
     return masks, shape[3]

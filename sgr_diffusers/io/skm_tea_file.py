@@ -146,7 +146,7 @@ def _read_mask(
             "named masks. There is none to choose."
         )
     data = child(masks, name) if masks is not None else None
-    if not hasattr(data, "shape"):
+    if data is None or not hasattr(data, "shape"):
         raise ValueError(f"`mask` {mask!r}: {path} has no masks/{name}. The masks stored are {sorted(masks or ())}.")
     if data.ndim != 2 or any(have > want for have, want in zip(data.shape, shape, strict=True)):
         raise ValueError(f"masks/{name} of {path} does not fit: it has the shape {data.shape}, k-space {shape}.")

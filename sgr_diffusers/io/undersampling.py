@@ -31,7 +31,7 @@ def undersample(raw: RawSlices, acceleration: int | float, seed: int = 0) -> Raw
         ValueError: the slices are undersampled already, or no mask reaches the acceleration.
     """
     measured = raw.mask.numpy()
-    measured = measured if measured.ndim == 2 else measured.all(axis=0)
+    measured = measured if measured.ndim == 2 else np.asarray(measured.all(axis=0))
     shape = _acquired_shape(measured)
     acquired = pad_mask(np.ones(shape, bool), measured.shape)
     share = float(measured[pad_mask(_ellipse(shape), measured.shape)].mean()) if acquired.any() else 0.0
@@ -43,8 +43,8 @@ def undersample(raw: RawSlices, acceleration: int | float, seed: int = 0) -> Raw
     if not acceleration > 1:
         raise ValueError(f"`acceleration` must be above 1, got {acceleration:g}.")
     most = int(np.sqrt(_SHARE_OF_SAMPLES * shape[0] * shape[1] / acceleration))
-    box = tuple(min(_CALIBRATION, int(n * _SHARE_OF_AXIS), most) for n in shape)
-    chosen = pad_mask(poisson_disc_mask(shape, acceleration, box, seed).mask, measured.shape)
+    rows, columns = (min(_CALIBRATION, int(n * _SHARE_OF_AXIS), most) for n in shape)
+    chosen = pad_mask(poisson_disc_mask(shape, acceleration, (rows, columns), seed).mask, measured.shape)
     mask = torch.from_numpy(chosen & measured)
     return dataclasses.replace(raw, kspace=torch.where(mask, raw.kspace, 0), mask=mask)
 

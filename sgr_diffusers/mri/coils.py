@@ -1,5 +1,6 @@
 """Coil sensitivity maps, estimated from the fully sampled rectangle about the k-space centre (ESPIRiT)."""
 
+from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
@@ -64,8 +65,8 @@ def estimate_coil_maps(
         )
     if kspace.ndim == 4:
         masks = mask.expand(kspace.shape[0], *mask.shape[-2:])
-        settings = calibration_width, kernel_width, crop
-        return torch.stack([estimate_coil_maps(*sample, *settings) for sample in zip(kspace, masks, strict=True)])
+        pairs = zip(kspace, masks, strict=True)
+        return torch.stack([estimate_coil_maps(*pair, calibration_width, kernel_width, crop) for pair in pairs])
     if kspace.shape[0] == 1:
         return torch.ones_like(kspace, dtype=torch.complex64)
 
@@ -138,7 +139,7 @@ def _signal_kernels(
 
 
 def _largest_eigenvectors(
-    kernels: Complex[Tensor, "kernel coil width width"], shape: tuple[int, int]
+    kernels: Complex[Tensor, "kernel coil width width"], shape: Sequence[int]
 ) -> tuple[Complex[Tensor, "coil y x"], Float[Tensor, "y x"]]:
     """In each pixel, the unit eigenvector with the largest eigenvalue of the coil matrix that the kernels make."""
     width = kernels.shape[-1]

@@ -8,6 +8,7 @@ maps come as complex128, whatever the precision of the networks around it.
 import itertools
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float, Inexact, Shaped
@@ -199,7 +200,7 @@ class _Normal(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, image: Tensor, operator: SenseOperator) -> Tensor:
+    def forward(ctx: Any, image: Tensor, operator: SenseOperator) -> Tensor:
         ctx.operator = operator
         factors = (operator.coil_maps, operator._conjugate_maps, operator._fft_mask)
         if image.device.type == "cpu":
@@ -209,7 +210,7 @@ class _Normal(torch.autograd.Function):
         return torch.fft.ifft2(kspace.mul_(mask)).mul_(conjugate_maps).sum(dim=-3)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _Normal.apply(gradient, ctx.operator), None
 
 

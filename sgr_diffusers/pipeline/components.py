@@ -1,16 +1,21 @@
 """How the pipeline holds its components: a scheduler that fits, and a segmentation model that may be any module."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..schedulers.checks import check_scheduler
 from .networks import class_names_of
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as _Base
+else:  # diffusers takes every pipeline class of a repository's code for the pipeline
+    _Base = object
+
 __all__ = ["ComponentsMixin"]
 
 
-class ComponentsMixin:
+class ComponentsMixin(_Base):
     """Attributes of the pipeline that depend on its components, and how components are set and moved."""
 
     @classmethod

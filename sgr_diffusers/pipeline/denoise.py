@@ -59,7 +59,8 @@ class Estimate:
     @classmethod
     def like(cls, images: Channels) -> "Estimate":
         """Make room for the estimate of these images."""
-        return cls(*(torch.empty_like(images) for _ in range(4)), torch.zeros_like(images))
+        model_output, x0, eps, x0_consistent = (torch.empty_like(images) for _ in range(4))
+        return cls(model_output, x0, eps, x0_consistent, torch.zeros_like(images))
 
     def put(self, images: Sequence[int], part: "Estimate") -> None:
         """Write the estimate of the numbered images."""
@@ -226,6 +227,7 @@ class Denoiser:
         branches, device = self._branches, noisy.device
         tensors = {"noisy": noisy, "eps": estimate.eps, "x0": estimate.x0, "x0_consistent": estimate.x0_consistent}
         if any("logits" in guidance.tensor_inputs for guidance, _ in step.guidance):
+            assert self._segment is not None  # the call was refused otherwise
             tensors["logits"] = self._segment(channels_to_complex(estimate.x0_consistent))
         return tensors | {
             "class_number": branches.labels(images).to(device),

@@ -206,7 +206,7 @@ def _check_noise_std(
 
 
 def check_sampling_inputs(
-    slices: tuple[int, int, int, int],
+    slices: tuple[int, ...],
     settings: CallSettings,
     generator: torch.Generator | list[torch.Generator] | None,
     latents: Tensor | None,

@@ -4,7 +4,7 @@ The one place that calls the two networks. Sizes are padded to what a network ne
 cast on the way in and out; everything else sees float32 images of the size that the user gave.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import UNet2DModel
@@ -88,7 +88,7 @@ def check_complete(**networks: object) -> None:
 
 
 def check_networks(
-    unet: UNet2DModel, segmentation_model: nn.Module | None, size: tuple[int, int], device: torch.device
+    unet: UNet2DModel, segmentation_model: nn.Module | None, size: tuple[int, ...], device: torch.device
 ) -> tuple[str, ...]:
     """Refuse networks that do not fit the method, without calling the prior.
 
@@ -149,7 +149,7 @@ def _pad(images: Tensor, multiple: int, is_periodic: bool) -> Tensor:
     return images
 
 
-def _crop(images: Tensor, size: tuple[int, int]) -> Tensor:
+def _crop(images: Tensor, size: Sequence[int]) -> Tensor:
     """Undo `_pad`."""
     top, left = ((padded - wanted) // 2 for padded, wanted in zip(images.shape[-2:], size, strict=True))
     return images[..., top : top + size[0], left : left + size[1]]

@@ -367,6 +367,7 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
 
         # 2. Forward operator, and measurement in the scale of the prior
         coil_maps = measurement.known_or_estimated_maps(calibration_width, kernel_width, crop)
+        assert settings.consistency is not None and settings.cg_iterations is not None  # by `with_defaults`
         problem = self.prepare_problem(measurement, coil_maps, settings.consistency)
         n_slices, _, *size = problem.kspace.shape  # slice, coil, y, x
 

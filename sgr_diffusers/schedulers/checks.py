@@ -83,7 +83,8 @@ def check_scheduler(
             with, would forget a push, or cannot visit the timesteps or make so few steps.
     """
     name = type(scheduler).__name__
-    if supported_name(scheduler) is None:
+    supported = supported_name(scheduler)
+    if supported is None:
         raise TypeError(
             f"`scheduler` {name} is not supported: {refuse_reason(scheduler)} Set for example "
             "`pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)`."
@@ -104,7 +105,7 @@ def check_scheduler(
     if timesteps is not None:
         _check_timesteps(scheduler, timesteps)
     elif num_inference_steps is not None and not setting_of(scheduler, "skip_prk_steps"):
-        least = LEAST_STEPS.get(supported_name(scheduler), 0)
+        least = LEAST_STEPS.get(supported, 0)
         if num_inference_steps < least:
             raise ValueError(f"`num_inference_steps` must be at least {least} for {name}, got {num_inference_steps}.")
 
@@ -138,7 +139,7 @@ def _check_solver(scheduler: SchedulerMixin) -> None:
 
 def _check_prediction_type(scheduler: SchedulerMixin) -> None:
     """The prediction type is known and goes with the noise levels."""
-    prediction_type, name = prediction_type_of(scheduler), supported_name(scheduler)
+    prediction_type, name = prediction_type_of(scheduler), supported_name(scheduler) or type(scheduler).__name__
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(
             f"`scheduler` must have a prediction_type of {PREDICTION_TYPES}, got {prediction_type!r}. Create it with "

@@ -18,6 +18,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,7 +130,7 @@ class ScheduledSampler:
                 many do with a single step.
         """
         self.prediction_type = prediction_type_of(scheduler)
-        self._name = supported_name(scheduler)
+        self._name = supported_name(scheduler) or type(scheduler).__name__
         if self.prediction_type not in NATIVE_TYPES[self._name]:
             scheduler = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
         self._scheduler, self._generators = scheduler, generators
@@ -147,7 +148,7 @@ class ScheduledSampler:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)  # else it is looked up by the timestep, which need not be unique
         parameters = inspect.signature(scheduler.step).parameters
-        self._step_arguments = {"eta": eta} if self._name.startswith("DDIM") else {}
+        self._step_arguments: dict[str, Any] = {"eta": eta} if self._name.startswith("DDIM") else {}
         if "generator" in parameters:
             self._step_arguments["generator"] = generators
         if self._name == "DPMSolverSDEScheduler":  # draws from a Brownian tree for each image, seeded alike for equals

@@ -173,7 +173,7 @@ def refuse_reason(scheduler: SchedulerMixin) -> str:
 
 def prediction_type_of(scheduler: SchedulerMixin) -> str:
     """Return what the model of a scheduler predicts: one of `PREDICTION_TYPES`, or what else the config says."""
-    if NOISE_LEVEL.get(supported_name(scheduler)) == "flow":
+    if NOISE_LEVEL.get(supported_name(scheduler) or "") == "flow":
         return "flow_prediction"
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
     return "sample" if prediction_type == "original_sample" else prediction_type
@@ -187,5 +187,6 @@ def forgets_noise(scheduler: SchedulerMixin) -> bool:
 def setting_of(scheduler: SchedulerMixin, name: str, default: Any = None) -> Any:
     """Return a setting of the scheduler's class; others that `from_config` carries along have no effect."""
     classes = type(scheduler).__mro__
-    is_own = any(name in inspect.signature(base.__init__).parameters for base in classes if base is not object)
+    constructors = [base.__init__ for base in classes if base is not object]  # type: ignore[misc]
+    is_own = any(name in inspect.signature(constructor).parameters for constructor in constructors)
     return scheduler.config.get(name, default) if is_own else default

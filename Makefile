@@ -2,13 +2,14 @@
 #   make demo    reconstruct the bundled case: a table on the screen, sgr_demo/figure.png
 #   make test    run the tests, a process for each core
 #   make lint    check the code's style and types
+#   make docs    build the documentation into build/docs
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 
 demo: $(INSTALLED)
 	$(BIN)/sgr demo
@@ -21,13 +22,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
+
 # The stamp comes last: an installation that was interrupted is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
 	# Their torchvision has no build beside the CPU build of torch; the test that needs them stubs it.
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps segmentation-models-pytorch timm
 	touch $@

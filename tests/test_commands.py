@@ -1,8 +1,7 @@
-"""What README, Makefile and CI promise; the tests of the bundled checkpoint need it to be there."""
+"""What README, documentation, Makefile and CI promise; the tests of the bundled checkpoint need it to be there."""
 
 import hashlib
 import os
-import re
 import runpy
 import shlex
 import subprocess
@@ -13,16 +12,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from sgr_diffusers import cli
-from sgr_diffusers.evaluation.table1 import read_table1, table1_markdown
 from sgr_diffusers.pretrained import PRETRAINED
+from tests.helpers.pages import PAGES, blocks
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-GUIDE = (ROOT / "pipelines/SCHEDULERS.md").read_text()
-
-
-def blocks(language, text=README):
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+GUIDE = (ROOT / "docs/how-to/schedulers.md").read_text()
 
 
 def project():
@@ -31,15 +25,16 @@ def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line]
+COMMANDS = {page: [line for block in blocks(page, "bash") for line in block.splitlines() if line] for page in PAGES}
 
 
 def test_the_readme_starts_with_the_two_commands():
-    assert [shlex.split(line, comments=True) for line in COMMANDS[:2]] == [["make", "demo"], ["make", "test"]]
+    first = [shlex.split(line, comments=True) for line in COMMANDS["README.md"][:2]]
+    assert first == [["make", "demo"], ["make", "test"]]
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_commands_of_the_readme_are_understood(line):
+@pytest.mark.parametrize("line", sorted({line for lines in COMMANDS.values() for line in lines}))
+def test_commands_of_readme_and_documentation_are_understood(line):
     program, *arguments = shlex.split(line, comments=True)
     if program == "sgr":
         assert cli.create_parser().parse_args(arguments).command == arguments[0]
@@ -65,6 +60,7 @@ def test_commands_of_the_readme_are_understood(line):
     [
         ("demo", ".venv/bin/sgr demo"),
         ("test", ".venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile"),
+        ("docs", "mkdocs build --strict"),
         ("lint", ".venv/bin/mypy"),
     ],
 )
@@ -76,7 +72,7 @@ def test_make_targets_set_themselves_up(target, last, tmp_path):
     steps = subprocess.run(
         ["make", "-n", target], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     ).stdout
-    order = [steps.index(part) for part in ("-m venv .venv", "-c constraints.txt torch", "-e '.[test]'", last)]
+    order = [steps.index(part) for part in ("-m venv .venv", "-c constraints.txt torch", "-e '.[test,docs]'", last)]
     assert order == sorted(order)
     assert steps.rstrip().endswith(last)
 
@@ -118,29 +114,6 @@ def test_demo_of_the_bundled_case(tmp_path, capsys):
     assert "patellar_cartilage" in capsys.readouterr().out
 
 
-def test_python_of_the_readme_with_the_bundled_checkpoint(capsys):
-    bundled = "\n".join(blocks("python"))  # one goes on from the other
-    for steps, fewer in (  # the fewest with one below t = 0.2, from where this checkpoint is guided
-        ("num_inference_steps=25", "num_inference_steps=6"),
-        ("fast_timesteps(25)", "fast_timesteps(3)"),
-    ):
-        assert steps in bundled
-        bundled = bundled.replace(steps, fewer)
-    exec(bundled, {})
-    assert capsys.readouterr().out.count("mm^3 in these slices") == 4
-
-
-def test_python_of_the_guide_with_the_bundled_checkpoint():
-    guide = "\n".join(blocks("python", GUIDE))
-    assert guide.count("fast_timesteps(25)") == 2
-    exec(guide.replace("fast_timesteps(25)", "fast_timesteps(3)"), {})
-
-
 def test_the_guide_was_measured_on_the_bundled_checkpoint():
     weights = (PRETRAINED / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert f"prior `{hashlib.sha256(weights).hexdigest()[:16]}`" in GUIDE
-
-
-def test_the_table_of_the_readme_is_that_of_the_checkpoint():
-    shown = README.partition("<!-- table 1: begin -->\n")[2].partition("\n<!-- table 1: end -->")[0]
-    assert shown == table1_markdown(read_table1(PRETRAINED / "evaluation" / "table1.csv"))

@@ -1,4 +1,4 @@
-"""The source distribution holds what the README uses."""
+"""The source distribution holds what README and documentation use."""
 
 import re
 import shlex
@@ -9,6 +9,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.pages import PAGES, blocks
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "runs", "sgr_demo")
@@ -31,15 +33,12 @@ def test_it_holds_what_make_needs(names):
     assert not [name for name in names if "__pycache__" in name]
 
 
-def test_it_holds_every_file_that_the_readme_names(names):
-    text = (ROOT / "README.md").read_text()
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-    words = [
-        word for line in re.findall(r"^(?:python|accelerate) .*", text, re.MULTILINE) for word in shlex.split(line)
-    ]
-    scripts = [word for word in words if (ROOT / word).is_file()]
+def test_it_holds_every_file_that_readme_and_documentation_name(names):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
+    commands = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+    scripts = {word for line in commands for word in shlex.split(line) if (ROOT / word).is_file()}
     assert len(links) > 1 and len(scripts) > 5
-    assert {*links, *scripts} <= names
+    assert {*links, *scripts, *PAGES} <= names
 
 
 def test_it_holds_the_package_with_its_data(names):

@@ -1,8 +1,9 @@
 """Draws images with bounds over them, in the manner of the paper's Fig. 3.
 
-Colours compare a bound with S_f, the segmentation of the fully sampled image. Green: in both. Blue: they differ on the
-side where they may (S_low leaves out a part of S_f, S_up holds more than S_f). Red: they differ on the side where they
-must not (S_low holds what is not in S_f, S_up leaves out a part of S_f).
+Colours compare a bound with S_f, the segmentation of the fully sampled image. Blue: in both. Yellow: they differ on
+the side where they may (S_low leaves out a part of S_f, S_up holds more than S_f). Vermilion with a cross: they differ
+on the side where they must not (S_low holds what is not in S_f, S_up leaves out a part of S_f). The colours are those
+of Okabe and Ito, which people with any colour vision can tell apart.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "UNCERTAIN",
     "VIOLATES",
     "BoundPanels",
+    "Intervals",
     "Panel",
     "PanelRow",
     "bound_row",
@@ -35,14 +37,15 @@ __all__ = [
 
 AGREES, DEVIATES, VIOLATES, UNCERTAIN = 1, 2, 3, 4
 COLOURS = {
-    AGREES: ((0.10, 0.80, 0.20), r"both: $S^f$ and $S^\downarrow$, $S^f$ and $S^\uparrow$"),
-    DEVIATES: ((0.15, 0.45, 1.00), r"left open: $S^f > S^\downarrow$, $S^f < S^\uparrow$"),
-    VIOLATES: ((1.00, 0.10, 0.10), r"bound violated: $S^f < S^\downarrow$, $S^f > S^\uparrow$"),
-    UNCERTAIN: ((1.00, 0.75, 0.00), r"uncertainty boundary: $S^\uparrow$ without $S^\downarrow$"),
+    AGREES: ((0.00, 0.45, 0.70), "in the bound and in the fully sampled image"),
+    DEVIATES: ((0.94, 0.89, 0.26), "left open by the measurement"),
+    VIOLATES: ((0.84, 0.37, 0.00), "bound violated (crosses)"),
+    UNCERTAIN: ((0.90, 0.60, 0.00), "uncertainty boundary: in the upper bound, not in the lower"),
 }
-_OUTLINE = (0.0, 0.95, 0.95)  # of S_f; white would vanish on bright cartilage
+_OPACITY = {AGREES: 0.6, DEVIATES: 0.7, VIOLATES: 0.9, UNCERTAIN: 0.85}
+_OUTLINE = (0.34, 0.71, 0.91)  # of S_f; white would vanish on bright cartilage
 # Labels of several classes in one image, where there is no bound to compare.
-_CLASS_COLOURS = ((0.00, 0.75, 0.85), (1.00, 0.60, 0.10), (0.75, 0.35, 0.95), (0.95, 0.90, 0.20), (0.95, 0.45, 0.65))
+_CLASS_COLOURS = ((0.34, 0.71, 0.91), (0.90, 0.60, 0.00), (0.80, 0.47, 0.65), (0.94, 0.89, 0.26), (0.00, 0.62, 0.45))
 
 Image = Float[np.ndarray, "y x"]
 Pixels = Bool[np.ndarray, "y x"]
@@ -71,18 +74,37 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """A chart of the volumes between which a tissue lies, one bar for each sampling.
+
+    Attributes:
+        title: text over the column, if the chart is in the first row.
+        labels: names of the samplings, from top to bottom.
+        lower: lower volumes in mm^3 or voxels, one for each sampling.
+        upper: upper volumes in the same unit.
+        known: volume in the fully sampled image; `None` if unknown.
+    """
+
+    title: str
+    labels: Sequence[str]
+    lower: Sequence[float]
+    upper: Sequence[float]
+    known: float | None = None
+
+
+@dataclass(frozen=True)
 class PanelRow:
     """A row of panels that show the same part of the same slice.
 
     Attributes:
         label: text to the left of the row.
-        panels: panels of the row, from left to right.
+        panels: panels of the row, from left to right; also charts.
         window: rows and columns of the images to show.
         peak: magnitude shown white; the same in the whole row, so that the images can be compared.
     """
 
     label: str
-    panels: Sequence[Panel]
+    panels: Sequence[Panel | Intervals]
     window: Window
     peak: float
 
@@ -195,7 +217,11 @@ def bound_row(view: BoundPanels, label: str, window: Window, captions: Mapping[s
 
 
 def draw_rows(
-    rows: Sequence[PanelRow], title: str = "", class_names: Sequence[str] = (), panel_inches: float = 1.45
+    rows: Sequence[PanelRow],
+    title: str = "",
+    class_names: Sequence[str] = (),
+    panel_inches: float = 1.45,
+    outline_name: str = "segmentation of the fully sampled image",
 ) -> "Figure":
     """Draw rows of panels; nothing of pyplot's global state is touched.
 
@@ -204,6 +230,7 @@ def draw_rows(
         title: text over the figure.
         class_names: names of the classes, for the legend of panels that show classes.
         panel_inches: side of a panel in inches.
+        outline_name: name of the outlines, for the legend.
 
     Returns:
         A matplotlib figure; `figure.savefig(path)` writes it.
@@ -213,13 +240,11 @@ def draw_rows(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     if not rows:
         raise ValueError("`rows` must hold at least one row, got none.")
     n_columns = max(len(row.panels) for row in rows)
-    row_inches, head_inches = panel_inches + 0.22, 0.95
+    row_inches, head_inches = panel_inches + 0.22, 0.95 if title else 0.7
     width, height = n_columns * panel_inches + 1.1, len(rows) * row_inches + head_inches
     width = max(width, 5.5)
     figure = Figure(figsize=(width, height), dpi=120)
@@ -242,22 +267,16 @@ def draw_rows(
         for column, axes in enumerate(grid[number]):
             axes.set_axis_off()
             if column < len(row.panels):
-                used |= _draw_panel(axes, row.panels[column], row, with_title=number == 0)
+                used |= _draw(axes, row.panels[column], row, with_title=number == 0)
         first = grid[number][0]
         first.text(-0.06, 0.5, row.label, transform=first.transAxes, ha="right", va="center", fontsize=8)
-    if used & {AGREES, DEVIATES, VIOLATES}:
-        used |= {AGREES, DEVIATES, VIOLATES}  # that nothing is red is worth knowing, too
-    handles: list[Any] = [Patch(color=colour, label=text) for key, (colour, text) in COLOURS.items() if key in used]
-    if any(panel.outline is not None for row in rows for panel in row.panels):
-        handles.append(Line2D([], [], color=_OUTLINE, label="$S^f$"))
-    if any(panel.classes for row in rows for panel in row.panels):
-        handles += [Patch(color=_class_colour(k), label=name) for k, name in enumerate(class_names, start=1)]
     figure.suptitle(title, fontsize=10, x=0.5, y=1 - 0.08 / height, va="top")
+    handles = _legend_handles(rows, used, class_names, outline_name)
     if handles:
         figure.legend(
             handles=handles,
             loc="upper center",
-            bbox_to_anchor=(0.5, 1 - 0.3 / height),
+            bbox_to_anchor=(0.5, 1 - (0.3 if title else 0.05) / height),
             ncol=min(len(handles), 5 if width > 8 else 2),
             fontsize=7.5,
             frameon=False,
@@ -265,30 +284,81 @@ def draw_rows(
     return figure
 
 
-def _draw_panel(axes: Any, panel: Panel, row: PanelRow, with_title: bool) -> set[int]:
-    """Draw a panel; returns the comparison labels that occur in it."""
+def _legend_handles(
+    rows: Sequence[PanelRow], used: set[int], class_names: Sequence[str], outline_name: str
+) -> list[Any]:
+    """Entries of the legend for what occurs in the rows."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    panels = [panel for row in rows for panel in row.panels if isinstance(panel, Panel)]
+    if used & {AGREES, DEVIATES, VIOLATES}:
+        used = used | {AGREES, DEVIATES, VIOLATES}  # that nothing is violated is worth knowing, too
+    handles: list[Any] = [Patch(color=colour, label=text) for key, (colour, text) in COLOURS.items() if key in used]
+    if any(panel.outline is not None for panel in panels):
+        handles.append(Line2D([], [], color=_OUTLINE, label=outline_name))
+    if any(panel.classes for panel in panels):
+        handles += [Patch(color=_class_colour(k), label=name) for k, name in enumerate(class_names, start=1)]
+    return handles
+
+
+def _draw(axes: Any, panel: Panel | Intervals, row: PanelRow, with_title: bool) -> set[int]:
+    """Draw a panel or a chart; returns the comparison labels that occur in it."""
+    if with_title:
+        axes.set_title(panel.title, fontsize=8, pad=3)
+    if isinstance(panel, Intervals):
+        _draw_intervals(axes, panel)
+        return set()
+    return _draw_panel(axes, panel, row)
+
+
+def _draw_panel(axes: Any, panel: Panel, row: PanelRow) -> set[int]:
     rows, columns = row.window
     extent = (columns.start - 0.5, columns.stop - 0.5, rows.stop - 0.5, rows.start - 0.5)
     axes.imshow(panel.image[row.window], cmap="gray", vmin=0, vmax=row.peak, extent=extent, interpolation="nearest")
     used: set[int] = set()
+    if panel.outline is not None and panel.outline.any():
+        edges = pixel_edges(panel.outline)
+        axes.plot(edges[0], edges[1], color=_OUTLINE, linewidth=0.7, solid_capstyle="butt")
     if panel.overlay is not None:
         labels = panel.overlay[row.window]
         colours = np.zeros((*labels.shape, 4))
         for key in np.unique(labels[labels > 0]).tolist():
-            colour = _class_colour(key) if panel.classes else COLOURS[key][0]
-            colours[labels == key] = (*colour, 0.55)
+            colours[labels == key] = (*_class_colour(key), 0.6) if panel.classes else (*COLOURS[key][0], _OPACITY[key])
             used |= set() if panel.classes else {key}
-        axes.imshow(colours, extent=extent, interpolation="nearest")
-    if panel.outline is not None and panel.outline.any():
-        edges = pixel_edges(panel.outline)
-        axes.plot(edges[0], edges[1], color=_OUTLINE, linewidth=0.7, solid_capstyle="butt")
+        axes.imshow(colours, extent=extent, interpolation="nearest", zorder=3)  # over the outline
+        if VIOLATES in used:
+            y, x = np.nonzero(labels == VIOLATES)
+            size = 0.6 * 72 * axes.get_window_extent().width / axes.figure.dpi / labels.shape[1]
+            axes.plot(
+                x + columns.start, y + rows.start, "x", color="white", markersize=size, markeredgewidth=0.5, zorder=4
+            )
     axes.set_xlim(extent[:2])
     axes.set_ylim(extent[2:])
-    if with_title:
-        axes.set_title(panel.title, fontsize=8, pad=3)
     if panel.caption:
         axes.text(0.5, -0.02, panel.caption, transform=axes.transAxes, ha="center", va="top", fontsize=7)
     return used
+
+
+def _draw_intervals(axes: Any, chart: Intervals) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_axis_on()
+    places = np.arange(len(chart.labels))
+    lower, upper = np.asarray(chart.lower), np.asarray(chart.upper)
+    axes.barh(places, upper - lower, left=lower, height=0.45, color=COLOURS[UNCERTAIN][0])
+    if chart.known is not None:
+        axes.axvline(chart.known, color=COLOURS[AGREES][0], linewidth=1.2)
+    largest = max(upper.max(initial=0.0), lower.max(initial=0.0), chart.known or 0.0) or 1.0
+    axes.set_xlim(-0.3 * largest, 1.05 * largest)  # names of the samplings stand left of zero
+    axes.set_ylim(len(places) - 0.4, -0.6)
+    for place, label in zip(places, chart.labels, strict=True):
+        axes.text(-0.05 * largest, place, label, ha="right", va="center", fontsize=7)
+    axes.set_yticks([])
+    axes.set_xticks(MaxNLocator(3).tick_values(0, largest)[:-1])
+    axes.tick_params(axis="x", labelsize=7, length=2, pad=1)
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.spines["bottom"].set_bounds(0, 1.05 * largest)
 
 
 def pixel_edges(mask: Pixels) -> tuple[np.ndarray, np.ndarray]:

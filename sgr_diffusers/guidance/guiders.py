@@ -86,7 +86,9 @@ class SegmentationGuidance(Guidance):
         target: "upper" (grow) or "lower" (shrink); `None` for the target of each branch of the pipeline's call.
         classes: names or label numbers of the classes to push, several as one tissue; `None` for the class of each
             branch.
-        strength, start, stop: as in `Guidance`.
+        strength: strength b of paper Eq. 14; this and the window are as in `Guidance`.
+        start: share of the trajectory at which the guidance sets in.
+        stop: share at which it ends.
         objective: "likelihood" (paper Eq. 12: pixels that are not yet or still are of the class), or "volume" (the
             sum of the class's probability over all pixels).
 

@@ -39,7 +39,8 @@ class SegmentationAdapter(nn.Module):
         in_channels: number of input channels; the magnitude is repeated in each.
         intensity: intensity scale that the network was trained with: "quantile" as given, "minmax" each slice from 0
             to 1, or "zscore" each slice with mean 0 and standard deviation 1; `mean` and `std` come after it.
-        mean, std: numbers subtracted and divided by, one number or one for each input channel.
+        mean: number subtracted from the image, one or one for each input channel.
+        std: number that the image is divided by after that, likewise.
         input_size: size (y, x) to which slices are resampled; `None` for their own.
         size_multiple: number of pixels of which the sides must be a multiple; the pipeline pads and crops.
 

@@ -63,7 +63,7 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
             The paper's is for its image size; smaller images need more (`guidance.strength.strength_for_size`).
         guidance_from: timestep below which images are pushed, as share of the training time; 1 for all steps, as in
             the paper. Pushes at high noise are forgotten with the fresh noise of later steps, those in the middle cost
-            image quality and precision (pipelines/SCHEDULERS.md, "When to push"): to be chosen on validation scans.
+            image quality and precision (docs/how-to/schedulers.md, "When to push"): to be chosen on validation scans.
         consistency: default of the call's `consistency`.
         denoising_variance: mean squared "error" of the prior at values of "noise_to_signal", as
             `NoiseLevel.open_variance` takes them, for consistency "noise_aware". To be measured on validation images.

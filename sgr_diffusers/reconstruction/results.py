@@ -9,7 +9,16 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from ..bounds import uncertain_share, volume_mm3
-from ..figures.bounds import BoundPanels, Panel, PanelRow, bound_row, draw_rows, joint_window
+from ..figures.bounds import (
+    BoundPanels,
+    Intervals,
+    Panel,
+    PanelRow,
+    bound_row,
+    compare_bound,
+    draw_rows,
+    joint_window,
+)
 from ..figures.tables import format_table
 from ..guidance.targets import TARGETS
 from .volume import VolumeReconstruction
@@ -84,7 +93,10 @@ def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "Figure":
-    """Draw a scan: a row for each class and sampling, of the slice in which the class is largest.
+    """Draw a scan: a row for each class, of the slice in which the class is largest.
+
+    At one acceleration it shows both reconstructions, both bounds and the uncertainty boundary; at several, the bounds
+    of each and a chart of their volumes.
 
     Args:
         volumes: volumes of the same slices, with the same classes and targets, for example at several accelerations.
@@ -97,10 +109,39 @@ def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "
         slice_number = _shown_slice(volumes, number)
         views = [_view(volume, number, slice_number) for volume in volumes]
         window = joint_window([mask for view in views for mask in view.masks])
-        for volume, view in zip(volumes, views, strict=True):
-            label = f"{name.replace('_', ' ')}\n{volume.label}\nslice {volume.numbers[slice_number]}"
-            rows.append(bound_row(view, label.replace(" cartilage", "\ncartilage"), window, _captions(volume, view)))
+        label = f"{name.replace('_', ' ')}\nslice {volumes[0].numbers[slice_number]}".replace(
+            " cartilage", "\ncartilage"
+        )
+        if len(volumes) == 1:
+            rows.append(bound_row(views[0], label, window, _captions(volumes[0], views[0])))
+        else:
+            rows.append(_comparison_row(volumes, views, label, window))
     return draw_rows(rows, title)
+
+
+def _comparison_row(
+    volumes: Sequence[VolumeReconstruction], views: Sequence[BoundPanels], label: str, window: tuple[slice, slice]
+) -> PanelRow:
+    """Bounds of one class at several accelerations, and a chart of their volumes."""
+    captions = [_captions(volume, view) for volume, view in zip(volumes, views, strict=True)]
+    panels: list[Panel | Intervals] = []
+    first = views[0]
+    if first.fully_sampled is not None:
+        caption = captions[0]["reference"]
+        panels.append(Panel("fully sampled", first.fully_sampled, outline=first.reference, caption=caption))
+    for volume, view, texts in zip(volumes, views, captions, strict=True):
+        for name, image, mask in (("lower", view.lower_image, view.lower), ("upper", view.upper_image, view.upper)):
+            if image is not None and mask is not None:
+                overlay = compare_bound(mask, view.reference, is_upper=name == "upper")
+                panels.append(Panel(f"{volume.label}, {name} bound", image, overlay, caption=texts[name]))
+    size = volumes[0].voxel_size_mm
+    known = None if first.reference is None else float(volume_mm3(first.reference, size))
+    if first.lower is not None and first.upper is not None:
+        lower, upper = ([float(volume_mm3(getattr(v, end), size)) for v in views] for end in ("lower", "upper"))
+        panels.append(Intervals("lower to upper, mm$^3$", [volume.label for volume in volumes], lower, upper, known))
+    brightest = first.upper_image if first.fully_sampled is None else first.fully_sampled
+    brightest = first.lower_image if brightest is None else brightest
+    return PanelRow(label, panels, window, float(np.quantile(brightest[window], 0.995)) or 1.0)
 
 
 def write_images(

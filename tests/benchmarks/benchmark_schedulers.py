@@ -3,7 +3,7 @@
     sgr synthesize runs/knee --scans 0 0 16
     python tests/benchmarks/benchmark_schedulers.py --data_dir runs/knee --output runs/schedulers.json
 
-With ``--guide pipelines/SCHEDULERS.md`` the tables are also written into a block of the guide, with the checkpoint's
+With ``--guide docs/how-to/schedulers.md`` the tables are also written into a block of the guide, with the checkpoint's
 hash.
 
 For each: PSNR of the plain reconstruction (mean over slices), precision of the lower and recall of the upper bound

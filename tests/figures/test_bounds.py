@@ -97,9 +97,9 @@ def test_figure_shows_every_colour_and_touches_no_global_state(view):
     file.seek(0)
     drawn = imread(file)[..., :3]
     hues = {
-        "green": (drawn[..., 1] > drawn[..., 0] + 0.2) & (drawn[..., 1] > drawn[..., 2] + 0.2),
         "blue": (drawn[..., 2] > drawn[..., 0] + 0.2) & (drawn[..., 2] > drawn[..., 1] + 0.1),
-        "red": (drawn[..., 0] > drawn[..., 1] + 0.3) & (drawn[..., 0] > drawn[..., 2] + 0.3),
+        "yellow": (drawn[..., 0] > drawn[..., 2] + 0.2) & (drawn[..., 1] > drawn[..., 2] + 0.2),
+        "vermilion": (drawn[..., 0] > drawn[..., 1] + 0.3) & (drawn[..., 0] > drawn[..., 2] + 0.3),
     }
     assert all(hue.sum() > 50 for hue in hues.values()), {name: int(hue.sum()) for name, hue in hues.items()}
     assert matplotlib.get_backend(auto_select=False) == backend

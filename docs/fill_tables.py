@@ -1,0 +1,127 @@
+"""Fills the tables of README and documentation from the evaluations that come with the checkpoints.
+
+    python docs/fill_tables.py
+
+A table stands between two comments, `<!-- NAME: begin -->` and `<!-- NAME: end -->`. The tests compare each with what
+this script would write.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from sgr_diffusers.evaluation.table1 import read_table1, table1_markdown
+from sgr_diffusers.figures.tables import format_table
+from sgr_diffusers.pretrained import GENERAL, PRETRAINED
+
+ROOT = Path(__file__).parents[1]
+KINDS = {
+    "fse-low": "knee, 3-D FSE, 106 x 102",
+    "fse": "knee, 3-D FSE, 320 x 256",
+    "brain16": "brain, raw data of 16 coils",
+    "fold3": "brain, T1 with contrast agent",
+}
+
+
+def synthetic_overview() -> str:
+    """Table 1 in a row for each acceleration: guided bounds / repeated reconstruction."""
+    table = pd.DataFrame(read_table1(PRETRAINED / "evaluation" / "table1.csv"))
+    table = table[table["reference"] == "fully_sampled"].set_index(["acceleration", "method"])
+    heads = {
+        "precision_lower": ("precision of lower bound", "{:.3f}"),
+        "recall_upper": ("recall of upper bound", "{:.3f}"),
+        "uncertain_share": ("share left open", "{:.3f}"),
+        "psnr": ("PSNR in dB", "{:.1f}"),
+    }
+    rows = []
+    for acceleration in table.index.unique("acceleration"):
+        values = table.loc[acceleration]
+        cells = {
+            head: " / ".join(form.format(values.loc[method, name]) for method in ("SGR", "RR"))
+            for name, (head, form) in heads.items()
+        }
+        rows.append({"acceleration": f"{acceleration:g}x", **cells})
+    return format_table(rows, markdown=True)
+
+
+def real_scans() -> pd.DataFrame:
+    """Mean errors over the scans of each kind and acceleration, against the fully sampled image.
+
+    Returns:
+        Columns `n`, NRMSE of `l1_wavelet`, `l1_wavelet_bart`, `sample` and `mean`, and of the mean of samples `ratio`
+        and `ratio_bart` (means of the ratios to the two), by `kind` and `acceleration`.
+    """
+    table = pd.read_csv(GENERAL / "evaluation" / "real_scans.csv")
+    groups = table[table["against"] == "fully sampled"].groupby(["kind", "acceleration", "method"])
+    errors = groups["nrmse"].mean().unstack()[["l1_wavelet", "l1_wavelet_bart", "sample", "mean"]]
+    ratios = groups[["ratio", "ratio_bart"]].mean().xs("mean", level="method")
+    return errors.join(ratios).assign(n=groups.size().unstack()["mean"])
+
+
+def real_overview() -> str:
+    """Ratios of errors in a row for each kind of scan: to L1-wavelet / to BART's."""
+    table = real_scans()
+    rows = []
+    for kind, name in KINDS.items():
+        values = table.loc[kind]
+        cells = {f"{a:g}x": f"{row['ratio']:.2f} / {row['ratio_bart']:.2f}" for a, row in values.iterrows()}
+        rows.append({"scans": name, "n": int(values["n"].iloc[0]), **cells})
+    return format_table(rows, markdown=True)
+
+
+def real_details() -> str:
+    """Errors of all methods in a row for each kind of scan and acceleration."""
+    heads = {
+        "l1_wavelet": "L1-wavelet",
+        "l1_wavelet_bart": "L1-wavelet of BART",
+        "sample": "sample",
+        "mean": "mean of samples",
+        "ratio": "ratio to L1-wavelet",
+        "ratio_bart": "ratio to BART's",
+    }
+    table = real_scans()
+    rows = [
+        {"scans": name, "n": int(row["n"]), "acceleration": f"{acceleration:g}x"}
+        | {head: f"{row[key]:.3f}" for key, head in heads.items()}
+        for kind, name in KINDS.items()
+        for acceleration, row in table.loc[kind].iterrows()
+    ]
+    return format_table(rows, markdown=True)
+
+
+def table1() -> str:
+    """Table 1 as `sgr report` writes it."""
+    return table1_markdown(read_table1(PRETRAINED / "evaluation" / "table1.csv"))
+
+
+BLOCKS = {
+    "README.md": {"synthetic": synthetic_overview, "real": real_overview},
+    "docs/results.md": {"table 1": table1, "real scans": real_details},
+}
+
+
+def filled(text: str, name: str, table: str) -> str:
+    """The text with another table in its block `name`.
+
+    Raises:
+        ValueError: it has no such block.
+    """
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ValueError(f"The text must have a block between {begin.strip()!r} and {end!r}, but has none.")
+    return f"{before}{begin}{table}\n{end}{after}"
+
+
+def main() -> None:
+    """Write all tables."""
+    for file, blocks in BLOCKS.items():
+        text = (ROOT / file).read_text()
+        for name, make in blocks.items():
+            text = filled(text, name, make())
+        (ROOT / file).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

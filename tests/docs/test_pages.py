@@ -1,0 +1,45 @@
+"""The Python of README and documentation runs, their tables are those of the checkpoints, their links exist."""
+
+import re
+import runpy
+
+import pytest
+
+from tests.helpers.pages import PAGES, ROOT, blocks
+
+# The fewest steps with one below t = 0.2, from where the bundled checkpoint is guided.
+FEWER = {"num_inference_steps=25": "num_inference_steps=6", "fast_timesteps(25)": "fast_timesteps(3)"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python_runs(page, capsys):
+    code = "\n".join(blocks(page, "python"))  # one block goes on from the other
+    for steps, fewer in FEWER.items():
+        code = code.replace(steps, fewer)
+    names = {}
+    exec(compile(code, page, "exec"), names)
+    if "out" in names:
+        assert names["out"].data_residual.max() < 3 * names["out"].noise_residual.min()
+    if page == "README.md":
+        assert capsys.readouterr().out.count("mm^3 in these slices") == 4
+
+
+def test_tables_are_those_of_the_checkpoints():
+    tables = runpy.run_path(str(ROOT / "docs" / "fill_tables.py"))
+    for page, made in tables["BLOCKS"].items():
+        text = (ROOT / page).read_text()
+        for name, make in made.items():
+            assert text == tables["filled"](text, name, make()), f"run docs/fill_tables.py: {page}, {name}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    missing = [
+        target for target in targets if "://" not in target and not (ROOT / page).parent.joinpath(target).exists()
+    ]
+    assert not missing
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120

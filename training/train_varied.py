@@ -23,7 +23,6 @@ from sgr_diffusers.data.synthetic.appearance import VariedImages
 from sgr_diffusers.models.prior import create_prior, create_scheduler
 from sgr_diffusers.models.segmentation import SegmentationUNet
 from sgr_diffusers.mri.operators import complex_to_channels
-from sgr_diffusers.training.files import only_run
 from sgr_diffusers.training.loop import fit
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions
@@ -31,6 +30,7 @@ from sgr_diffusers.training.prior_task import PriorValidation
 from sgr_diffusers.training.record import training_record
 from sgr_diffusers.training.session import start_logging
 from sgr_diffusers.training.varied_task import Draws, VariedDice, VariedPriorLoss, VariedSegmentationLoss
+from sgr_diffusers.utils.disk import only_run
 from sgr_diffusers.utils.files import whole_file, write_json
 from sgr_diffusers.utils.options import OptionParser
 
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     data = {"bank_slices": args.bank_slices, "noisy_share": args.noisy_share, "folds": args.folds}
     data |= {"pictures": 0 if pictures is None else len(pictures)}
     output_dir = Path(options.output_dir)
-    with only_run(output_dir):
+    with only_run(output_dir, "output_dir"):
         state = fit(network, Draws(_IMAGES_PER_EPOCH), options=options, accelerator=accelerator, identity=data, **task)
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     record = training_record(options, state, accelerator, data=data, arguments=vars(args), parameters=n_parameters)

@@ -6,17 +6,22 @@ What is heavy is imported when a command runs.
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.plan import METHODS, EvaluationPlan
 from ..evaluation.settings import EvaluationSettings
 from ..reconstruction.settings import DTYPES
+from ..utils.disk import only_run
+from ..utils.processes import end_with_parent, signal_at_end_of_parent
 from .options import add_settings, settings_from
 
 __all__ = ["add_arguments", "add_evaluation_commands", "run"]
@@ -175,6 +180,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
 
     Raises:
         FileNotFoundError, ValueError: data, model, settings or the folder cannot be used.
+        FileExistsError: another run is writing to the folder.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if args.limit is not None and args.limit < 0:
@@ -186,6 +192,15 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
     if args.num_processes > 1 and "RANK" not in os.environ and not args.dry_run:
         _launch(argv, args.num_processes, args.num_threads)
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+    is_first = os.environ.get("RANK", "0") == "0"
+    with only_run(args.output) if is_first and not args.dry_run else nullcontext():
+        _evaluate(args, argv)
+
+
+def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Do what is left to do, or say what it would be, in this process."""
     from ..evaluation import runner
 
     request = _request(args, argv)
@@ -261,12 +276,12 @@ def _silent(*_: Any, **__: Any) -> None:
 
 def _launch(argv: list[str], n_processes: int, n_threads: int) -> None:
     """The same command in several processes, as `torchrun` starts them."""
-    command = [] if argv[:1] == ["evaluate"] else ["evaluate"]
+    own = [] if argv[:1] == ["evaluate"] else ["evaluate"]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}", "--no_python"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
-    process = subprocess.Popen(
-        [sys.executable, *launcher, sys.executable, "-m", "sgr_diffusers.cli", *command, *argv], env=environment
-    )
+    command = [sys.executable, *launcher, sys.executable, "-m", "sgr_diffusers.cli", *own, *argv]
+    # The launcher ends its workers when it is asked to end, but they are not of its process group.
+    process = subprocess.Popen(command, env=environment, preexec_fn=partial(signal_at_end_of_parent, signal.SIGTERM))
     try:
         code = process.wait()
     except BaseException:

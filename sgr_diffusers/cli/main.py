@@ -17,6 +17,7 @@ from .. import load as load_package
 from ..io.file_checks import check_regular_file, is_bart_pair
 from ..pipeline.settings import real_number, whole_number
 from ..reconstruction.settings import DTYPES, SamplingSettings
+from ..utils.disk import disk_errors
 from ..utils.files import check_replaceable
 from ..utils.options import OptionParser
 from .app import add_app
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = create_parser().parse_args(arguments)
     args.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _SignalsAsExceptions(), warnings.catch_warnings():
+        output = getattr(args, "output", None)
+        with _SignalsAsExceptions(), warnings.catch_warnings(), disk_errors(Path(output) if output else "A file"):
             warnings.showwarning = _show_warning
             args.check(args)
             load_package()

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from ..utils.disk import DiskError
 from ..utils.files import whole_file
 
 __all__ = ["UnsafeArchiveError", "unpack"]
@@ -57,12 +58,16 @@ def unpack(
                     raise UnsafeArchiveError(f"member {member.name!r} does not fit on the disk")
                 if member.isdir():
                     continue
+                if path == folder:
+                    raise UnsafeArchiveError(f"member {member.name!r} is a file without a name of its own")
                 if not (path.is_file() and path.stat().st_size == member.size):
                     with whole_file(path) as part, part.open("wb") as target:
                         shutil.copyfileobj(file.extractfile(member), target)
                 files.append(path)
     except UnsafeArchiveError as error:
         raise UnsafeArchiveError(f"{archive} was refused: {error}. Do not trust where it came from.") from error
+    except DiskError:
+        raise
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk, not of the archive

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..utils.differences import difference
+from ..utils.disk import LOCK_FILE
 from ..utils.files import is_partial, write_json
 from .plan import EvaluationPlan
 from .slices import EvaluationData
@@ -106,7 +107,7 @@ def open_results(
                 "folder, or the settings that it was begun with."
             )
     else:
-        if Path(output).is_dir() and not all(map(is_partial, Path(output).iterdir())):
+        if Path(output).is_dir() and not all(is_partial(x) or x.name == LOCK_FILE for x in Path(output).iterdir()):
             raise FileExistsError(f"`output` {output} is no results folder, but holds files. Choose another one.")
         content = {"identity": identity, "data": data.name}
         content |= {"slices": {}, "finding_slices": {}, "fingerprint": {}, "plans": [], "runs": []}

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, UInt8
 
-from ..utils.files import whole_file
+from ..utils.files import recover_all, whole_file
 from .plan import Unit
 
 __all__ = [
@@ -147,8 +147,8 @@ def read_shard(folder: str | os.PathLike, unit: Unit) -> dict[str, Any]:
 
 def remove_partial_shards(folder: str | os.PathLike) -> None:
     """Delete what killed processes left half written."""
-    for path in Path(folder).glob("units/*/.*.partial*"):
-        path.unlink(missing_ok=True)
+    for scan in Path(folder).glob("units/*/"):
+        recover_all(scan)
 
 
 def pack_labels(labels: UInt8[np.ndarray, "y x"]) -> bytes:

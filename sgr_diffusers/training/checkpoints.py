@@ -24,8 +24,9 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from torch import nn
 
-from ..utils.files import remove_folder, rename_folder, replaced_folder, write_json
-from .files import disk_errors, find_damage, seal_folder
+from ..utils.disk import disk_errors
+from ..utils.files import recover_all, remove_folder, rename_folder, replaced_folder, write_json
+from .files import find_damage, seal_folder
 from .options import TrainingOptions
 from .record import TrainingState
 
@@ -108,8 +109,7 @@ def prepare_output_dir(accelerator: Accelerator, options: TrainingOptions, name:
     mark = folder / f".{token}.seen"
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.partial"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        recover_all(folder)
         if options.overwrite_output_dir:
             failed = [*folder.glob("nonfinite-step-*"), *folder.glob("damaged-checkpoint-*")]
             for path in [*old, *failed, *(folder / entry for entry in (name, f"{name}_best", "pictures", "hub"))]:

@@ -1,83 +1,15 @@
-"""Report errors of a full disk, lock a folder for one run, and seal folders so that damage can be found."""
+"""Seal folders so that damage can be found."""
 
-import errno
 import hashlib
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from ..utils.files import synchronise, write_json
 
-__all__ = [
-    "MANIFEST_FILE",
-    "DiskError",
-    "disk_errors",
-    "find_damage",
-    "only_run",
-    "seal_folder",
-]
+__all__ = ["MANIFEST_FILE", "find_damage", "seal_folder"]
 
 MANIFEST_FILE = "manifest.json"
-logger = logging.getLogger(__name__)
-
-
-class DiskError(OSError):
-    """Something could not be written: the disk is full, a quota is used up, a file is too large."""
-
-
-@contextmanager
-def disk_errors(what: str, way_out: str) -> Iterator[None]:
-    """Turn the many ways in which libraries report a failed write into one.
-
-    `torch.save` and safetensors raise errors of their own for it, `RuntimeError` among them: the block must do nothing
-    but write.
-
-    Args:
-        what: name of what was being written, for the message.
-        way_out: sentence that says what remains, and what to do.
-
-    Raises:
-        DiskError: for any failed write inside the block.
-    """
-    try:
-        yield
-    except DiskError:
-        raise
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise DiskError(f"{what} could not be written ({error}). Is the disk full? {way_out}") from error
-
-
-@contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-    """Within this context no other process can enter it for the same folder: two runs would spoil each other's files.
-
-    The lock is the operating system's, so that it is gone with the process however that ends. Where a system or a disk
-    has none, nothing is checked.
-
-    Raises:
-        FileExistsError: another run is writing there.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of workers it forks
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise FileExistsError(
-                    f"Another run is writing to `output_dir` {folder}. Wait for its end, or choose another folder."
-                ) from None
-            logger.warning("%s cannot be locked (%s): see to it that no other run writes there.", folder, error)
-        yield
 
 
 def seal_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from .files import disk_errors
+from ..utils.disk import disk_errors
 from .options import TrainingOptions
 from .record import TrainingState
 

@@ -22,10 +22,10 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.sampling import SliceSampler
+from ..utils.disk import disk_errors
 from .checkpoints import Checkpoints, averaged_weights, is_sharded, prepare_output_dir
 from .compiling import check_compiled, compile_network
 from .data import read_ahead
-from .files import disk_errors
 from .learning_rate import learning_rate_factor
 from .log import Log, Validation
 from .machine import check_accelerator, create_optimizer

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
+from ..utils.processes import end_with_parent
 from .checkpoints import is_sharded
 from .options import TrainingOptions
 
@@ -25,6 +26,8 @@ __all__ = ["check_accelerator", "create_accelerator", "create_optimizer"]
 def create_accelerator(options: TrainingOptions) -> Accelerator:
     """Create the accelerator of a run, with its trackers; sets the threads and the precision of products, too.
 
+    Where a launcher has started this process, it ends with the launcher.
+
     What ``accelerate launch`` was told (devices, processes, DDP, FSDP, DeepSpeed) counts; precision and gradient
     accumulation come from the options.
 
@@ -32,6 +35,8 @@ def create_accelerator(options: TrainingOptions) -> Accelerator:
         ValueError: float16 without a GPU.
         ImportError: a tracker is not installed; names the package.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", options.mixed_precision):
         logger.warning(

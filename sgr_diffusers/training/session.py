@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 
 from ..data.skm_tea import SkmTeaSlices, known_data
+from ..utils.disk import disk_errors, only_run
 from ..utils.files import write_json
 from .data import describe_data
-from .files import disk_errors, only_run
 from .loop import fit
 from .options import TrainingOptions
 from .publish import create_repository, upload_run
@@ -64,7 +64,7 @@ def run_training(
     repository = create_repository(options) if accelerator.is_main_process else None
     data = describe_data(dataset)
     output_dir = Path(options.output_dir)
-    with only_run(output_dir) if accelerator.is_main_process else nullcontext():
+    with only_run(output_dir, "output_dir") if accelerator.is_main_process else nullcontext():
         state = fit(model, dataset, options=options, accelerator=accelerator, identity={**data, **recipe}, **settings)
     details = {
         "data": {

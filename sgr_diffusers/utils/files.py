@@ -1,9 +1,12 @@
 """Writes files and folders so that they are there under their name as a whole, or not at all.
 
-Everything is written under a temporary name beside its place, synchronised with the disk and then renamed: a rename is
-atomic, but after a crash of the machine only what was synchronised before is there.
+Everything is written into a temporary folder beside its place, synchronised with the disk and then renamed: a rename
+is atomic, but after a crash of the machine only what was synchronised before is there. A run that was killed leaves
+its temporary folder behind; the next one that writes under the same name deletes it, and brings back an earlier result
+that was set aside when the run was killed.
 """
 
+import glob
 import json
 import os
 import secrets
@@ -14,10 +17,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from .disk import disk_errors
+
 __all__ = [
     "RECORD_FILE",
     "check_replaceable",
     "is_partial",
+    "recover",
+    "recover_all",
     "remove_folder",
     "rename_folder",
     "replaced_folder",
@@ -28,16 +35,44 @@ __all__ = [
 ]
 
 RECORD_FILE = "settings.json"
+_PARTIAL, _PREVIOUS = ".partial", ".previous"
 
 
 def is_partial(path: Path) -> bool:
-    """Tell whether a path is the temporary name of a file or folder that was not written to its end."""
-    return path.name.startswith(".") and ".partial" in path.name
+    """Tell whether a path is, or lies in, a temporary folder of something that was not written to its end."""
+    return any(part.startswith(".") and part.endswith(_PARTIAL) for part in (path.name, path.parent.name))
+
+
+def recover(path: str | os.PathLike) -> None:
+    """Tidy up what killed runs have left beside a path: bring back an earlier result, and delete what is partial.
+
+    What another run is writing at this moment is left alone.
+
+    Args:
+        path: file or folder that those runs were writing.
+    """
+    path = Path(path)
+    with suppress(OSError):  # an unwritable folder is reported by whoever writes there
+        previous = path.with_name(f".{path.name}{_PREVIOUS}")
+        if previous.exists() and path.exists():
+            shutil.rmtree(previous)
+        elif previous.exists():
+            previous.rename(path)
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
+            _remove_if_abandoned(leftover)
+
+
+def recover_all(folder: str | os.PathLike) -> None:
+    """Recover everything in a folder; to be called by the only run that writes there."""
+    for previous in Path(folder).glob(f".*{_PREVIOUS}"):
+        recover(previous.with_name(previous.name[1:].removesuffix(_PREVIOUS)))
+    for leftover in Path(folder).glob(f".*{_PARTIAL}"):
+        _remove_if_abandoned(leftover)
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path beside `path`, whose file takes the name `path` when the block is left in order.
+    """Give a temporary path, whose file takes the name `path` when the block is left in order.
 
     On any exception, an interrupt included, the temporary file is deleted and what was at `path` before stays.
 
@@ -45,18 +80,20 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         path: file to write; the folders that it lies in are made.
 
     Yields:
-        The temporary path, with the ending of `path`, by which some libraries choose the format.
+        The temporary path, a file of the same name, by whose ending some libraries choose the format.
+
+    Raises:
+        DiskError: the file cannot be written; the message names it and the way out.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{''.join(path.suffixes[-2:])}")
-    try:
-        yield partial
-        synchronise(partial)
-        partial.replace(path)
-        synchronise(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _partial_folder(path) as folder:
+            partial = folder / path.name
+            yield partial
+            synchronise(partial)
+            partial.replace(path)
+            synchronise(path.parent)
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
@@ -77,7 +114,7 @@ def check_replaceable(
     """Refuse an output path before any work is done.
 
     A folder is replaced only if all that it holds was written by an earlier run, as its record tells: nobody loses a
-    file that this package did not write.
+    file that this package did not write. A result that a killed run had set aside is brought back first.
 
     Args:
         path: folder to make.
@@ -93,6 +130,7 @@ def check_replaceable(
     inside = [str(entry) for entry in inputs if Path(entry).resolve().is_relative_to(path.resolve())]
     if inside:
         raise FileExistsError(f"`{name}` {path} contains {inside[0]}, which is read. Choose another folder.")
+    recover(path)
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
@@ -149,29 +187,76 @@ def replaced_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary folder beside `path`, which takes the name `path` when the block is left in order.
 
     On any exception, an interrupt included, the temporary folder is deleted and what was at `path` before stays.
+
+    Raises:
+        DiskError: the folder cannot be written; the message names it and the way out.
     """
     path = Path(path).absolute()
-    new_parents = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with disk_errors(path):
+        new_parents = [parent for parent in path.parents if not parent.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _partial_folder(path) as partial:
+                yield partial
+                for entry in partial.rglob("*"):
+                    synchronise(entry)
+                synchronise(partial)
+                rename_folder(partial, path)
+        except BaseException:
+            for parent in new_parents:
+                with suppress(OSError):  # not empty: somebody else uses it
+                    parent.rmdir()
+            raise
+
+
+@contextmanager
+def _partial_folder(path: Path) -> Iterator[Path]:
+    """Give a new temporary folder beside `path`, marked as in use, and delete it at the end if it is still there."""
+    recover(path)
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
         partial.mkdir()
+        in_use = _lock(partial, waits=True)
+        if partial.exists():  # not taken for abandoned before it was locked
+            break
+    try:
         yield partial
-        for entry in partial.rglob("*"):
-            synchronise(entry)
-        synchronise(partial)
-        rename_folder(partial, path)
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        for parent in new_parents:
-            with suppress(OSError):  # not empty: somebody else uses it
-                parent.rmdir()
-        raise
+        if in_use is not None:
+            os.close(in_use)
+
+
+def _lock(folder: Path, waits: bool) -> int | None:
+    """Lock a folder until the descriptor that is returned is closed, or this process ends; `None` if that fails."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except OSError:  # in use, or on a disk without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_if_abandoned(leftover: Path) -> None:
+    """Delete a temporary folder, or file, that no process uses any more."""
+    descriptor = _lock(leftover, waits=False)
+    if descriptor is not None:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def rename_folder(partial: Path, final: Path) -> None:
     """Give a folder its final name, for good. A folder that has the name already is removed."""
-    old = _set_aside(final) if final.exists() else None
+    old = _set_aside(final, _PREVIOUS) if final.exists() else None
     try:
         partial.rename(final)
     except BaseException:
@@ -185,13 +270,13 @@ def rename_folder(partial: Path, final: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder; under another name first, since a removal cut short must not leave one that looks complete."""
-    leftover = _set_aside(folder)
+    leftover = _set_aside(folder, f".removed{_PARTIAL}")
     synchronise(folder.parent)
     shutil.rmtree(leftover)
 
 
-def _set_aside(folder: Path) -> Path:
-    leftover = folder.with_name(f".{folder.name}.removed.partial")
+def _set_aside(folder: Path, ending: str) -> Path:
+    leftover = folder.with_name(f".{folder.name}{ending}")
     shutil.rmtree(leftover, ignore_errors=True)
     return folder.rename(leftover)
 

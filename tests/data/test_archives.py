@@ -121,6 +121,12 @@ def test_a_link_that_was_there_before(tmp_path, folder):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+def test_a_file_without_a_name_of_its_own(tmp_path, folder):
+    with pytest.raises(UnsafeArchiveError, match=r"member '\.' is a file without a name"):
+        unpack(tar(tmp_path / "a.tar.gz", {".": b"beside the folder"}), folder)
+    assert list(folder.parent.iterdir()) == [folder] and not list(folder.iterdir())
+
+
 def test_more_than_the_disk_has_room_for(tmp_path, folder, monkeypatch):
     archive = tar(tmp_path / "a.tar.gz", {"zeros": bytes(20_000_000)})
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))

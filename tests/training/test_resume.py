@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from sgr_diffusers.training.checkpoints import latest_checkpoint
-from sgr_diffusers.training.files import DiskError, find_damage
+from sgr_diffusers.training.files import find_damage
+from sgr_diffusers.utils.disk import DiskError
 from tests.helpers.tiny_training import (
     Slices,
     assert_same_bits,

@@ -1,10 +1,14 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
 from sgr_diffusers.utils.files import (
     RECORD_FILE,
+    check_replaceable,
     is_partial,
+    recover_all,
     remove_folder,
     rename_folder,
     replaced_folder,
@@ -91,7 +95,7 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
     path = tmp_path / "new_parent" / "image.nii.gz"
     with whole_file(path) as partial:
         partial.write_text("first")
-        assert is_partial(partial) and partial.name.endswith(".nii.gz") and not path.exists()
+        assert is_partial(partial) and partial.name == path.name and not path.exists()
     with pytest.raises(KeyboardInterrupt), whole_file(path) as partial:
         partial.write_text("half")
         raise KeyboardInterrupt
@@ -102,3 +106,50 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
 def test_json_is_written_whole_also_where_a_value_is_unknown_to_it(tmp_path):
     write_json(tmp_path / "a.json", {"path": tmp_path, "n": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"path": str(tmp_path), "n": 1}
+
+
+KILLED = """
+import os, signal, sys
+from utils import files
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(files, sys.argv[2], killed)
+with files.whole_folder(sys.argv[1], overwrite=True) as folder:
+    (folder / "volumes.csv").write_text("newer")
+"""
+
+
+@pytest.mark.parametrize(("function", "expected"), [("_list_files", "old"), ("synchronise", "old")])
+def test_what_a_killed_run_leaves_is_tidied_up_by_the_next(tmp_path, light_environment, function, expected):
+    output = tmp_path / "out"
+    write(output, "old")
+    subprocess.run([sys.executable, "-c", KILLED, str(output), function], env=light_environment)
+    assert len(list(tmp_path.iterdir())) == 2
+    check_replaceable(output, overwrite=True)
+    assert list(tmp_path.iterdir()) == [output] and (output / "volumes.csv").read_text() == expected
+
+
+def test_a_result_set_aside_by_a_killed_run_comes_back(tmp_path):
+    output = tmp_path / "out"
+    write(output, "old")
+    output.rename(tmp_path / ".out.previous")  # killed before the new one took its name
+    with pytest.raises(FileExistsError, match="already there"):
+        write(output)
+    assert (output / "volumes.csv").read_text() == "old"
+    write(tmp_path / "other", "older")
+    (tmp_path / "other").rename(tmp_path / ".out.previous")  # killed after it
+    (tmp_path / ".out.0123.partial").mkdir()
+    recover_all(tmp_path)
+    assert list(tmp_path.iterdir()) == [output] and (output / "volumes.csv").read_text() == "old"
+
+
+def test_what_another_run_is_writing_is_left_alone(tmp_path):
+    with whole_folder(tmp_path / "out") as first:
+        (first / "volumes.csv").write_text("first")
+        with pytest.raises(KeyError), whole_folder(tmp_path / "out"):
+            raise KeyError
+        recover_all(tmp_path)
+        assert first.exists()
+    assert (tmp_path / "out" / "volumes.csv").read_text() == "first"

@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ...utils.disk import only_run
 from ..scan_writer import write_annotations, write_scan_files
 from .files import SOURCE, TumourPatient, read_patients
 from .simulation import AcquisitionConfig, SimulatedScanner, patient_generator
@@ -85,7 +86,7 @@ def import_brain_tumour(
         raise ValueError(f"`source` {source} has patients whose identifiers differ only in special characters.")
     info = {"description": DESCRIPTION, "source": SOURCE, "config": asdict(config)}
     info["simulated"] = "phase, coils, noise and undersampling; the planes of the slices are mixed and not recorded"
-    with tqdm(total=len(names), desc="patients", disable=not progress) as bar:
+    with only_run(output), tqdm(total=len(names), desc="patients", disable=not progress) as bar:
         for split, patients in splits.items():
             images = []
             for patient in patients:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
+from ...utils.processes import end_with_parent
 from .anatomy import Knee
 from .canvas import REGIONS
 from .fields import smooth_fields, uniform, view_per_image
@@ -170,7 +171,7 @@ def render_bank(
     if n_processes == 1:
         knees = [render(seed_of_knee) for seed_of_knee in seeds]
     else:
-        with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
             knees = list(pool.map(render, seeds))
     regions, pictures = (np.concatenate(parts)[:n_slices] for parts in zip(*knees, strict=True))
     return torch.from_numpy(regions), torch.from_numpy(pictures)

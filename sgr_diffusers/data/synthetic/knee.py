@@ -11,12 +11,15 @@ truncation are those of a measurement, not of a resampled picture.
 
 import os
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ...mri.masks import poisson_disc_mask
+from ...utils.disk import only_run
+from ...utils.processes import end_with_parent
 from ..scan_writer import write_annotations, write_scan_files
 from .acquisition import centred, coil_maps, fft2c, ifft2c
 from .anatomy import Knee, SmoothField
@@ -303,21 +306,14 @@ def write_synthetic_dataset(
 
     Raises:
         ValueError: for impossible sizes, or if ``root`` holds scans of another configuration.
+        FileExistsError: another run is writing to ``root``.
+        DiskError: a scan cannot be written.
     """
-    from tqdm import tqdm
-
     config = config or SyntheticKneeConfig()
     if len(n_scans) != 3 or min(n_scans) < 0 or sum(n_scans) == 0:
         raise ValueError(f"n_scans: expected (train, val, test) counts with at least one scan, got {n_scans}.")
     root = Path(root)
     jobs = [(root, config, split, number) for split, n in zip(SPLITS, n_scans, strict=True) for number in range(n)]
-    bar = tqdm(total=len(jobs), desc="scans", disable=not progress)
-    annotations = {split: [] for split in SPLITS}
-    with ProcessPoolExecutor(max_workers=n_workers) as pool:
-        for (_, _, split, _), annotation in zip(jobs, pool.map(write_scan, *zip(*jobs, strict=True)), strict=True):
-            annotations[split].append(annotation)
-            bar.update()
-    bar.close()
     categories = [
         "Patellar Cartilage",
         "Femoral Cartilage",
@@ -327,8 +323,29 @@ def write_synthetic_dataset(
         "Meniscus (Lateral)",
     ]
     info = {"description": "Synthetic knees in the SKM-TEA layout (sgr_diffusers)", "config": asdict(config)}
-    for split, images in annotations.items():
-        write_annotations(
-            root, split, info, images, categories=[{"id": i + 1, "name": name} for i, name in enumerate(categories)]
-        )
+    named = [{"id": number, "name": name} for number, name in enumerate(categories, start=1)]
+    with only_run(root):
+        for split, images in _write_scans(jobs, n_workers, progress).items():
+            write_annotations(root, split, info, images, categories=named)
     return root
+
+
+def _write_scans(
+    jobs: list[tuple[Path, SyntheticKneeConfig, str, int]], n_workers: int, progress: bool
+) -> dict[str, list[dict]]:
+    """Write the scans in worker processes; returns the annotations of each split."""
+    from tqdm import tqdm
+
+    annotations: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    bar = tqdm(total=len(jobs), desc="scans", disable=not progress)
+    try:
+        with bar, ProcessPoolExecutor(n_workers, initializer=end_with_parent) as pool:
+            for (_, _, split, _), annotation in zip(jobs, pool.map(write_scan, *zip(*jobs, strict=True)), strict=True):
+                annotations[split].append(annotation)
+                bar.update()
+    except BrokenProcessPool as error:
+        raise MemoryError(
+            f"One of {n_workers} worker processes was ended from outside, perhaps for want of memory. Start again "
+            "with fewer of them: what is written is kept."
+        ) from error
+    return annotations

@@ -11,6 +11,10 @@
 From the volumes of the calibration scans to the interval of a new scan:
 
 ```python
+from sgr_diffusers.calibration.quantiles import Group, calibrate
+from sgr_diffusers.calibration.record import Calibration
+from sgr_diffusers.calibration.scores import ScanVolumes
+
 volumes = {Group(8.0, "poisson", (7.9, 8.1)): ScanVolumes(ids, class_names, lower, upper, reference, voxel)}
 quantiles = calibrate(volumes, [0.8, 0.9])
 Calibration(quantiles, settings, splits, "fully_sampled", "all slices", seed, versions).save(checkpoint)
@@ -23,35 +27,3 @@ low, high = calibration.quantiles_for(0.9, measured_acceleration, "poisson").int
 The guarantee needs scans that are exchangeable: the new scan comes from the same population as the calibration scans
 and is measured, reconstructed and segmented in the same way. It needs nothing of the networks.
 """
-
-from .coverage import clopper_pearson, coverage_spread
-from .quantiles import Group, GroupQuantiles, calibrate, one_sided_quantile, scans_needed
-from .record import Calibration, CalibrationMismatch, CalibrationSettings
-from .risk_control import (
-    confident_strength,
-    controlled_strength,
-    excess_losses,
-    hoeffding_bentkus,
-    miss_losses,
-)
-from .scores import ScanVolumes, calibrated_interval
-
-__all__ = [
-    "Calibration",
-    "CalibrationMismatch",
-    "CalibrationSettings",
-    "Group",
-    "GroupQuantiles",
-    "ScanVolumes",
-    "calibrate",
-    "calibrated_interval",
-    "clopper_pearson",
-    "confident_strength",
-    "controlled_strength",
-    "coverage_spread",
-    "excess_losses",
-    "hoeffding_bentkus",
-    "miss_losses",
-    "one_sided_quantile",
-    "scans_needed",
-]

@@ -39,8 +39,9 @@ class CalibrationSettings:
         num_inference_steps: number of reverse steps.
         timesteps: timesteps that are visited; `None` for the scheduler's own choice.
         eta: share of fresh noise.
-        guidance_strength: b of paper Eq. 14.
+        guidance_strength: b of paper Eq. 14, the mean over the pushed steps.
         guidance_from: share of the training time below which images are pushed.
+        consistency: method of data consistency in a step.
         cg_iterations: iterations of conjugate gradients in a step.
         final_consistency: kind of data consistency in the last step.
     """
@@ -52,6 +53,7 @@ class CalibrationSettings:
     eta: float
     guidance_strength: float
     guidance_from: float
+    consistency: str
     cg_iterations: int
     final_consistency: str
 

@@ -31,6 +31,9 @@ def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands
         help="number of scans in each split (default: 100 8 16)",
     )
     command.add_argument(
+        "--calibration-scans", type=int, metavar="N", help="number of scans to calibrate bounds with (default: none)"
+    )
+    command.add_argument(
         "--matrix",
         type=int,
         default=[64, 96, 80],
@@ -145,7 +148,8 @@ def _run_synthesize(args: argparse.Namespace) -> None:
         finding_probability=args.finding_probability,
         seed=args.seed,
     )
-    print(write_synthetic_dataset(args.output, tuple(args.scans), config, n_workers=args.workers))
+    n_scans = (*args.scans, *(() if args.calibration_scans is None else (args.calibration_scans,)))
+    print(write_synthetic_dataset(args.output, n_scans, config, n_workers=args.workers))
 
 
 def _run_data_fetch_mini(args: argparse.Namespace) -> None:

@@ -48,6 +48,17 @@ def add_evaluation_commands(commands: Any, add_command: Callable[..., argparse.A
     )
     command = add_command(
         commands,
+        "calibrate",
+        lambda args: run(args, args.arguments),
+        "Calibrate the bounds of a pipeline: reconstruct calibration scans, as `sgr evaluate` does, and write "
+        "calibration.json into the pipeline's folder",
+        "sgr calibrate runs/knee --model runs/pipeline --output runs/calibration --split calibration "
+        "--n-slices-per-scan 2 --coverage 0.9 0.8",
+    )
+    add_arguments(command)
+    command.set_defaults(split="calibration", methods=("SGR",), coverages=[0.9, 0.8])
+    command = add_command(
+        commands,
         "report",
         _report,
         "Write tables and figures of an evaluation, from its results alone; or print the table of a table1.csv",
@@ -84,6 +95,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--segmentation",
         metavar="DIR",
         help="segmentation model that guides and measures in place of the pipeline's",
+    )
+    command.add_argument(
+        "--coverage",
+        dest="coverages",
+        type=float,
+        nargs="+",
+        metavar="C",
+        help="coverages of calibrated intervals, for example 0.9: `sgr calibrate` calibrates them (default: 0.9 0.8), "
+        "`sgr evaluate` measures them on other scans and writes coverage.csv into the results folder (default: none)",
     )
     command.add_argument("--limit", type=int, metavar="N", help="stop after N units of work")
     command.add_argument(
@@ -205,6 +225,9 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> None:
 
     request = _request(args, argv)
     prepared = runner.prepare(request, write=not args.dry_run)
+    task = _coverage_task(args, request)
+    if task is not None:
+        task.check(prepared.computer)
     say = print if prepared.process.is_main_process else _silent
     outstanding = prepared.outstanding
     for line in outstanding.damaged:
@@ -228,6 +251,18 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> None:
         table = cost_table(args.output)
         if table:
             say(table)
+        for line in task.finish(prepared.computer) if task is not None and not left else ():
+            say(line)
+
+
+def _coverage_task(args: argparse.Namespace, request: Any) -> Any:
+    """Return what is to be done with `--coverage`, `None` without it."""
+    if args.coverages is None:
+        return None
+    from ..evaluation.calibrate import CoverageTask, checkpoint_folder
+
+    folder, coverages = checkpoint_folder(args.model), tuple(sorted(set(args.coverages), reverse=True))
+    return CoverageTask(folder, coverages, request, getattr(args, "command", "evaluate") == "calibrate")
 
 
 def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
@@ -260,8 +295,13 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
         guidance_from=args.guidance_from,
         dtype=args.dtype,
         n_threads=args.num_threads,
-        command=shlex.join(["sgr", *(argv if argv[:1] == ["evaluate"] else ["evaluate", *argv])]),
+        command=shlex.join(["sgr", *_with_command(argv)]),
     )
+
+
+def _with_command(argv: Sequence[str]) -> list[str]:
+    """Put the name of the command before arguments of `training/evaluate.py`."""
+    return list(argv) if argv[:1] in (["evaluate"], ["calibrate"]) else ["evaluate", *argv]
 
 
 def _overview(units: Sequence[Any], todo: Sequence[Any]) -> str:
@@ -276,10 +316,9 @@ def _silent(*_: Any, **__: Any) -> None:
 
 def _launch(argv: list[str], n_processes: int, n_threads: int) -> None:
     """The same command in several processes, as `torchrun` starts them."""
-    own = [] if argv[:1] == ["evaluate"] else ["evaluate"]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}", "--no_python"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
-    command = [sys.executable, *launcher, sys.executable, "-m", "sgr_diffusers.cli", *own, *argv]
+    command = [sys.executable, *launcher, sys.executable, "-m", "sgr_diffusers.cli", *_with_command(argv)]
     # The launcher ends its workers when it is asked to end, but they are not of its process group.
     process = subprocess.Popen(command, env=environment, preexec_fn=partial(signal_at_end_of_parent, signal.SIGTERM))
     try:

@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from ..data.scan_files import read_coil_maps, read_kspace, read_mask, read_noise_free, read_target
 from ..data.synthetic.findings import labels_without_findings
-from ..guidance.guiders import SegmentationGuidance
-from ..guidance.plan import guidance_plan
+from ..pipeline.calibrated import used_strength
 from ..pipeline.inputs import slice_scale
 from ..pipeline.networks import check_networks, segment, size_multiple
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..pipeline.settings import whole_number
 from ..schedulers.checks import check_scheduler
-from ..schedulers.sampler import ScheduledSampler
-from .identity import weights_hash
+from ..utils.weights import weights_hash
 from .metrics import ssim
 from .network_meter import NetworkMeter
 from .plan import Unit
@@ -33,30 +31,7 @@ from .settings import EvaluationSettings
 from .slices import EvaluationData, manual_labels
 from .store import pack_labels, pack_magnitude
 
-__all__ = ["UnitComputer", "used_strength"]
-
-
-def used_strength(pipe: SGRMRIPipeline, settings: EvaluationSettings, strength: float | None = None) -> float:
-    """Return the strength b that the pipeline applies in a step for `strength`, or for that of the settings.
-
-    The default may differ from step to step; then it is the mean of the steps that are pushed, all but the last.
-    """
-    asked = settings.guidance_strength if strength is None else strength
-    if asked is not None:
-        return asked
-    arguments = (
-        settings.num_inference_steps,
-        settings.eta,
-        [torch.Generator()],
-        pipe.device,
-        settings.visited_timesteps,
-    )
-    sampler = ScheduledSampler(pipe.scheduler, *arguments)
-    guidance_from = pipe.config.guidance_from
-    strengths = sampler.strengths(pipe.config.guidance_strength, guidance_from)
-    plan = guidance_plan([SegmentationGuidance()], strengths, sampler.is_guided_from(guidance_from))
-    pushed = [strength_of_step for step in plan for _, strength_of_step in step] or strengths
-    return sum(pushed) / len(pushed)
+__all__ = ["UnitComputer"]
 
 
 class UnitComputer:
@@ -190,7 +165,7 @@ class UnitComputer:
         generator = _generator(seed, is_guided)
         out = pipe(kspace[None], mask.copy(), coil_maps=maps[None], generator=generator, **call.call_arguments())
         row["seed"] = seed
-        row["strength_used"] = used_strength(pipe, settings, unit.strength) if is_guided else None
+        row["strength_used"] = used_strength(pipe, call, settings.visited_timesteps) if is_guided else None
         images, n_targets = out.images[0].flatten(0, 1), len(out.targets)
         second: Sequence[np.ndarray | None] = [None] * len(images)
         if self.second is not None:  # in the scale that the pipeline gives its own model

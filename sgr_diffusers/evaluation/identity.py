@@ -4,7 +4,6 @@
 whatever is added, and the plans that were followed, which only say how far it went.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -13,10 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..utils.differences import difference
 from ..utils.disk import LOCK_FILE
 from ..utils.files import is_partial, write_json
@@ -28,27 +23,10 @@ __all__ = [
     "library_versions",
     "open_results",
     "read_config",
-    "scheduler_settings",
-    "weights_hash",
 ]
 
 CONFIG = "config.json"
 _LIBRARIES = ("sgr_diffusers", "torch", "diffusers", "monai", "numpy")
-
-
-def weights_hash(network: nn.Module) -> str:
-    """Hash of all parameters and buffers, by name, as they are in memory."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def scheduler_settings(pipe: SGRMRIPipeline) -> dict[str, Any]:
-    """Return the class and configuration of the scheduler, in values that JSON keeps."""
-    config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
-    return {"class": type(pipe.scheduler).__name__, **json.loads(json.dumps(config, sort_keys=True, default=str))}
 
 
 def library_versions() -> dict[str, str]:

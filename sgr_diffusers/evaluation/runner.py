@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from ..models.segmentation import SegmentationUNet
+from ..pipeline.calibrated import scheduler_settings, used_strength
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruction.volume import load_pipeline
-from .compute import UnitComputer, used_strength
-from .identity import library_versions, open_results, scheduler_settings
+from .compute import UnitComputer
+from .identity import library_versions, open_results
 from .plan import EvaluationPlan, Unit, plan_units, share_out
 from .settings import EvaluationSettings
 from .slices import choose_data, choose_examples, parse_protocol
@@ -206,7 +207,7 @@ def _scheduler(pipe: SGRMRIPipeline, name: str) -> Any:
 
 def _without_default(request: EvaluationRequest, pipe: SGRMRIPipeline) -> EvaluationPlan:
     """The plan without ablation strengths that are the default one: that is computed anyway."""
-    default = used_strength(pipe, request.settings)
+    default = used_strength(pipe, request.settings, request.settings.visited_timesteps)
     others = tuple(b for b in request.plan.ablation_strengths if abs(b - default) > 1e-6 * default)
     return replace(request.plan, ablation_strengths=others)
 
@@ -218,7 +219,7 @@ def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, A
     return {
         "settings": {
             **request.settings.identity(),
-            "guidance_strength": used_strength(pipe, request.settings),
+            "guidance_strength": used_strength(pipe, request.settings, request.settings.visited_timesteps),
             "guidance_from": float(pipe.config.guidance_from),
             "consistency": pipe.config.consistency,
             "cg_iterations": computer.settings.cg_iterations or pipe.config.cg_iterations,

@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor
-from torch.nn import functional as F
 
-from .losses import class_log_odds, guidance_loss, has_pixels_to_push
+from .losses import guidance_loss, has_pixels_to_push, indicator, soft_volume
 from .targets import resolve_classes
+from .volume_goals import Goal, VolumeGoals, are_attained, push_shares
 
-__all__ = ["Guidance", "SegmentationGuidance", "check_guidance", "images_to_push"]
+__all__ = ["Guidance", "SegmentationGuidance", "check_guidance", "compare_with_goals", "images_to_push"]
 
 OBJECTIVES = ("likelihood", "volume")
+_LEAST_VOXELS = 0.1  # sum of a class's probability in an image below which it is left alone
 
 
 class Guidance(ConfigMixin):
@@ -60,8 +61,31 @@ class Guidance(ConfigMixin):
         """Tell which images have a score worth a backward pass, bool `(image,)`; all by default, without gradients."""
         return torch.ones(len(next(iter(tensors.values()))), dtype=torch.bool)
 
-    def bind(self, class_names: tuple[str, ...]) -> None:
+    @property
+    def has_goals(self) -> bool:
+        """Whether there is a volume to reach: pushes then depend on what `measure` returns for all slices."""
+        return False
+
+    def measure(self, **tensors: Tensor) -> Tensor | None:
+        """Measure what `push_shares` needs of each image, `(image,)`; `None` if each is pushed in full by itself."""
+        return None
+
+    def push_shares(self, measured: Tensor, class_numbers: Sequence[int], targets: Sequence[str]) -> Tensor:
+        """Compute the share of a full push, from -1 to 1, that all slices together get, `(class, target)`.
+
+        Args:
+            measured: what `measure` has returned, `(slice, class, target)`.
+            class_numbers: label of each class, 0 for plain reconstruction.
+            targets: name of each target.
+        """
+        return torch.ones_like(measured[0])
+
+    def bind(self, class_names: tuple[str, ...], voxel_mm3: float = 1.0) -> None:
         """Learn the names of the segmentation model's classes; called once for each call of the pipeline.
+
+        Args:
+            class_names: names of the segmentation model's classes.
+            voxel_mm3: volume of a voxel; 1 where it is not known.
 
         Raises:
             ValueError: the guidance needs a class that the model does not have.
@@ -91,6 +115,10 @@ class SegmentationGuidance(Guidance):
         stop: share at which it ends.
         objective: "likelihood" (paper Eq. 12: pixels that are not yet or still are of the class), or "volume" (the
             sum of the class's probability over all pixels).
+        target_volume_mm3: volume that the class shall reach in the slices of a call together, in the unit of
+            `volumes_mm3`: a number, or a dictionary from class to a number or to a pair (for "lower", for "upper").
+            Pushes weaken near it, and turn round beyond it; `target` does not count, and the objective is the volume.
+            Classes that a dictionary leaves out are not pushed.
 
     Raises:
         ValueError: an unknown target or objective, or as in `Guidance`.
@@ -107,6 +135,7 @@ class SegmentationGuidance(Guidance):
         start: float | None = None,
         stop: float = 1.0,
         objective: str = "likelihood",
+        target_volume_mm3: Goal | dict[str | int, Goal] | None = None,
     ):
         """Check the arguments."""
         super().__init__(strength, start, stop)
@@ -114,25 +143,62 @@ class SegmentationGuidance(Guidance):
             raise ValueError(f"`target` must be 'upper', 'lower' or None (that of the branch), got {target!r}.")
         if objective not in OBJECTIVES:
             raise ValueError(f"`objective` must be one of {OBJECTIVES}, got {objective!r}.")
+        if target_volume_mm3 is not None and classes is not None:
+            raise ValueError(
+                "`classes` and `target_volume_mm3` cannot be given together: name the classes in the pipeline's call, "
+                "or give a dictionary from class to volume."
+            )
         self._numbers: tuple[int, ...] | None = None
+        self._goals: VolumeGoals | None = None
+        self._voxel_mm3 = 1.0
 
-    def bind(self, class_names: tuple[str, ...]) -> None:
+    def bind(self, class_names: tuple[str, ...], voxel_mm3: float = 1.0) -> None:
         """Look up the classes."""
         self._numbers = None if self.config.classes is None else resolve_classes(self.config.classes, class_names)
+        goals, self._voxel_mm3 = self.config.target_volume_mm3, voxel_mm3
+        self._goals = None if goals is None else VolumeGoals(goals, class_names)
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether there is a `target_volume_mm3`."""
+        return self.config.target_volume_mm3 is not None
+
+    def goals_mm3(self, class_numbers: Sequence[int], targets: Sequence[str]) -> Tensor:
+        """Return the volumes to reach `(class, target)`, NaN for a class without one."""
+        if self._goals is None:
+            raise ValueError("`target_volume_mm3` was not given, or `bind` has not been called.")
+        return self._goals.table(class_numbers, targets)
 
     def score(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> Tensor:  # type: ignore[override]
         """Compute the loss L_m of paper Eq. 12, or the soft volume in pixels, with the sign that makes it grow."""
         classes, is_upper = self._tissue(logits, class_number, is_upper)
-        if self.config.objective == "likelihood":
+        if self.config.objective == "likelihood" and not self.has_goals:
             return guidance_loss(logits, classes, is_upper)
-        volume = F.sigmoid(class_log_odds(logits, classes)).sum(dim=(-2, -1))
-        return torch.where(is_upper, volume, -volume)
+        volume = soft_volume(logits, classes)
+        return volume if self.has_goals else torch.where(is_upper, volume, -volume)
 
     def wants_push(  # type: ignore[override]
         self, logits: Tensor, class_number: Tensor, is_upper: Tensor
     ) -> Tensor:
-        """Return false where no pixel is left to push."""
-        return has_pixels_to_push(logits, *self._tissue(logits, class_number, is_upper))
+        """Return false where no pixel is left to push; with a volume to reach, where nothing resembles the class."""
+        classes, is_upper = self._tissue(logits, class_number, is_upper)
+        if self.has_goals:
+            return soft_volume(logits, classes) > _LEAST_VOXELS
+        return has_pixels_to_push(logits, classes, is_upper)
+
+    def measure(  # type: ignore[override]
+        self, logits: Tensor, class_number: Tensor, is_upper: Tensor
+    ) -> Tensor | None:
+        """Compute the volume of each image in mm^3 (paper Eq. 7), if there is one to reach."""
+        if not self.has_goals:
+            return None
+        classes, _ = self._tissue(logits, class_number, is_upper)
+        return self._voxel_mm3 * indicator(logits, classes).sum(dim=(-2, -1)).float()
+
+    def push_shares(self, measured: Tensor, class_numbers: Sequence[int], targets: Sequence[str]) -> Tensor:
+        """Compute the share of a full push that brings the volume of all slices to the goal."""
+        goals = self.goals_mm3(class_numbers, targets).to(measured.device)
+        return push_shares(measured.sum(dim=0), goals, self._voxel_mm3)
 
     def _tissue(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> tuple[Tensor, Tensor]:
         """Classes and direction of each image: our own where they are set, else those of its branch."""
@@ -144,13 +210,16 @@ class SegmentationGuidance(Guidance):
         return class_number, is_upper
 
 
-def check_guidance(guidance: Sequence[Any], available: Sequence[str], class_names: tuple[str, ...]) -> None:
+def check_guidance(
+    guidance: Sequence[Any], available: Sequence[str], class_names: tuple[str, ...], voxel_mm3: float = 1.0
+) -> None:
     """Refuse what the pipeline cannot call, and tell each guidance the names of the classes.
 
     Args:
         guidance: guidance objects of one call.
         available: names of tensors that can be asked for.
         class_names: class names of the segmentation model; empty without one.
+        voxel_mm3: volume of a voxel; 1 where it is not known.
 
     Raises:
         TypeError: an entry is not a `Guidance`.
@@ -168,7 +237,30 @@ def check_guidance(guidance: Sequence[Any], available: Sequence[str], class_name
                 f"`guidance` {name} asks for logits, but `segmentation_model` is None. Add one by "
                 "`pipe.register_modules(segmentation_model=...)`."
             )
-        entry.bind(class_names)
+        entry.bind(class_names, voxel_mm3)
+
+
+def compare_with_goals(
+    guidance: Sequence[Guidance],
+    volumes_mm3: Tensor | None,
+    class_numbers: Sequence[int],
+    targets: Sequence[str],
+    voxel_mm3: float,
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return the volumes to reach and whether they were attained, both `(class, target)`, or `None` without any.
+
+    Args:
+        guidance: guidance of a call; the first with volumes to reach counts.
+        volumes_mm3: volumes `(slice, class, target)` of the images.
+        class_numbers: label of each class.
+        targets: name of each target.
+        voxel_mm3: volume of a voxel.
+    """
+    for entry in guidance:
+        if isinstance(entry, SegmentationGuidance) and entry.has_goals and volumes_mm3 is not None:
+            goals, volumes = entry.goals_mm3(class_numbers, targets), volumes_mm3.sum(dim=0)
+            return goals, are_attained(volumes, goals.to(volumes.device), voxel_mm3)
+    return None, None
 
 
 @torch.no_grad()

@@ -29,7 +29,9 @@ __all__ = [
     "guidance_weight",
     "has_pixels_to_push",
     "indicator",
+    "joint_weights",
     "lower_loss",
+    "soft_volume",
     "upper_loss",
 ]
 
@@ -109,6 +111,11 @@ def has_pixels_to_push(
     return (indicator(logits, classes) != is_upper[:, None, None]).flatten(1).any(dim=1)
 
 
+def soft_volume(logits: Float[Tensor, "batch out_class y x"], classes: Classes) -> Float[Tensor, " batch"]:
+    """Sum the class's probability over all pixels, per sample: a differentiable volume in pixels."""
+    return F.sigmoid(class_log_odds(logits, classes)).sum(dim=(-2, -1))
+
+
 def guidance_weight(
     eps: Float[Tensor, "batch channel y x"], gradient: Float[Tensor, "batch channel y x"], strength: float
 ) -> Float[Tensor, " batch"]:
@@ -124,3 +131,17 @@ def guidance_weight(
     norm = torch.linalg.vector_norm(gradient, dim=(-3, -2, -1))
     is_too_long = norm > limit
     return torch.where(is_too_long, limit / torch.where(is_too_long, norm, 1.0), 1.0)
+
+
+def joint_weights(
+    eps: Float[Tensor, "slice class target channel y x"],
+    gradient: Float[Tensor, "slice class target channel y x"],
+    strength: float,
+) -> Float[Tensor, "class target"]:
+    """Compute the weight of the gradient with which all slices together are pushed by `strength` times the noise.
+
+    The counterpart of paper Eq. 14 for a score that all slices share: a slice is pushed the more, the more its part of
+    the score can be raised. Zero where no slice has a gradient.
+    """
+    limit, norm = (tensor.square().sum(dim=(0, -3, -2, -1)).sqrt() for tensor in (eps, gradient))
+    return torch.where(norm > 0, strength * limit / torch.where(norm > 0, norm, 1.0), 0.0)

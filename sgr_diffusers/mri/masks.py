@@ -150,6 +150,22 @@ def calibration_region(mask: Shaped[np.ndarray, "y x"]) -> tuple[slice, slice]:
     )
 
 
+_LEAST_CENTRE = 4  # narrower ones are there by chance
+
+
+def mask_family(mask: Shaped[np.ndarray, "y x"]) -> str:
+    """Name the kind of a mask: "lines", "points", or "points around a centre of N", N wide and fully sampled.
+
+    Masks of different kinds leave different parts of an image open at the same acceleration.
+    """
+    mask = np.asarray(mask).astype(bool)
+    measured = mask[np.ix_(mask.any(axis=1), mask.any(axis=0))]  # without lines that were never acquired
+    if measured.all():
+        return "lines"
+    width = min(side.stop - side.start for side in calibration_region(mask))
+    return f"points around a centre of {width}" if width >= _LEAST_CENTRE else "points"
+
+
 def _calibration_box(shape: tuple[int, int], calibration_shape: tuple[int, int]) -> tuple[slice, slice]:
     if len(shape) != 2 or min(shape) < 1 or len(calibration_shape) != 2:
         raise ValueError(
@@ -192,6 +208,7 @@ def _radius_beyond(shape: tuple[int, int], calibration_shape: tuple[int, int]) -
 __all__ = [
     "SamplingMask",
     "calibration_region",
+    "mask_family",
     "pad_mask",
     "poisson_disc_mask",
 ]

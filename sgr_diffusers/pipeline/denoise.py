@@ -9,7 +9,7 @@ from jaxtyping import Complex, Float, UInt8
 from torch import Tensor
 
 from ..guidance.guiders import Guidance, images_to_push
-from ..guidance.losses import guidance_weight
+from ..guidance.losses import guidance_weight, joint_weights
 from ..mri.operators import channels_to_complex
 from ..schedulers.sampler import NoiseLevel
 from .branches import Branches
@@ -111,6 +111,19 @@ class TwoStageGradient:
         return direct + size * through
 
 
+@dataclass(frozen=True)
+class Steering:
+    """What a guidance that weighs its pushes by all slices of a step has found so far.
+
+    Attributes:
+        measured: what `Guidance.measure` returned for each image.
+        gradient: gradient of each image's score.
+    """
+
+    measured: Float[Tensor, " image"]
+    gradient: Channels
+
+
 class Denoiser:
     """Computes the estimate of all images of a step, in network calls of at most `batch_size` images.
 
@@ -142,6 +155,7 @@ class Denoiser:
         is_lower = [not is_upper for is_upper in branches.is_upper(every).tolist()]
         is_plain = branches.class_numbers == (0,)
         self._is_pushed = [is_plain or not lower for lower in is_lower]
+        self._steering: dict[int, Steering] = {}
 
     def __call__(self, noisy: Channels, step: Step) -> Estimate:
         """Estimate of all images in a step.
@@ -156,11 +170,13 @@ class Denoiser:
             self._estimate_plainly(estimate, noisy, branches.first_of_slices, step)
             first = [branches.per_slice * number for number in branches.slice_of(every)]
             return Estimate(*(getattr(estimate, field.name)[first] for field in fields(estimate)))
+        self._steering = {}
         is_expected = [bool(step.guidance) and is_pushed for is_pushed in self._is_pushed]
         self._estimate_plainly(estimate, noisy, [k for k in every if not is_expected[k]], step)
         if step.guidance:
             for images in batches([k for k in every if self._is_pushed[k]], self._batch_size):
                 estimate.put(images, self._estimate_and_push(noisy[images], images, step))
+            self._push_jointly(estimate, step)
         return estimate
 
     def finish(
@@ -206,12 +222,26 @@ class Denoiser:
             estimate = self._denoise(gradient_of.noisy, gradient_of.output, images, step)
             tensors = self._guidance_inputs(gradient_of.noisy, estimate, images, step)
             if any(self._note_wishes(tensors, images, step)):
-                for k, (guidance, strength) in enumerate(step.guidance, start=1):
+                for k, (guidance, strength) in enumerate(step.guidance):
                     score = guidance.score(**{name: tensors[name] for name in guidance.tensor_inputs})  # Eq. 12
-                    gradient = gradient_of(score, keep_graph=k < len(step.guidance))
+                    gradient = gradient_of(score, keep_graph=k + 1 < len(step.guidance))
+                    if k in self._steering:
+                        self._steering[k].gradient[images] = gradient
+                        continue
                     gamma = guidance_weight(estimate.eps.detach(), gradient, strength)  # Eq. 14
                     estimate.push.add_(gamma[:, None, None, None] * gradient)
         return estimate
+
+    def _push_jointly(self, estimate: Estimate, step: Step) -> None:
+        """Add the pushes of guidance that has a volume for all slices to reach."""
+        branches = self._branches
+        for k, steering in self._steering.items():
+            guidance, strength = step.guidance[k]
+            measured = branches.unflatten(steering.measured)  # slice, class, target
+            shares = guidance.push_shares(measured, branches.class_numbers, branches.targets)
+            eps, gradient = branches.unflatten(estimate.eps), branches.unflatten(steering.gradient)
+            weights = joint_weights(eps, gradient, strength)
+            estimate.push.add_((shares * weights).expand_as(measured).reshape(-1, 1, 1, 1) * steering.gradient)
 
     def _denoise(self, noisy: Channels, output: Channels, images: list[int], step: Step) -> Estimate:
         """Estimate of the numbered images from the output of the prior, without a push."""
@@ -240,4 +270,17 @@ class Denoiser:
         wishes = images_to_push([guidance for guidance, _ in step.guidance], tensors)
         for image, wish in zip(images, wishes, strict=True):
             self._is_pushed[image] = wish
+        for k, (guidance, _) in enumerate(step.guidance):
+            with torch.no_grad():
+                measured = guidance.measure(**{name: tensors[name] for name in guidance.tensor_inputs})
+            if measured is not None:
+                self._steer(k, tensors["noisy"]).measured[images] = measured
         return wishes
+
+    def _steer(self, k: int, noisy: Channels) -> Steering:
+        """Return what guidance number `k` has found in this step, at first zeros."""
+        if k not in self._steering:
+            n_images = len(self._branches)
+            shape = n_images, *noisy.shape[1:]
+            self._steering[k] = Steering(noisy.new_zeros(n_images), noisy.new_zeros(shape))
+        return self._steering[k]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from diffusers.utils import BaseOutput
-from jaxtyping import Complex, Float, UInt8
+from jaxtyping import Bool, Complex, Float, UInt8
 from torch import Tensor
 
 __all__ = ["SGRMRIPipelineOutput"]
@@ -30,6 +30,13 @@ class SGRMRIPipelineOutput(BaseOutput):
         scale: number `(batch,)`, float32, that each slice was divided by to bring it to the scale of the prior.
         standard_deviation: standard deviation `(batch, class, y, x)`, float32, of the samples in each pixel, in the
             unit of the k-space given; `None` without `combine="mean"`.
+        target_volumes_mm3: volume `(class, target)`, float32, that guidance by `target_volume_mm3` was to reach in all
+            slices together, NaN for a class without one; `None` without such guidance. With `coverage`, the ends of
+            the calibrated interval of each class.
+        attained: whether `volumes_mm3`, summed over the slices, came within 5 % of it, or within a voxel, bool
+            `(class, target)`. The data may leave no such image, or the guidance may be too weak to find it.
+        point_estimates_mm3: volume `(class,)`, float32, of all slices together in the unguided reconstruction; `None`
+            without `coverage`.
     """
 
     images: Complex[Tensor, "batch class target y x"] | Complex[np.ndarray, "batch class target y x"]
@@ -42,6 +49,9 @@ class SGRMRIPipelineOutput(BaseOutput):
     zero_filled: Complex[Tensor, "batch y x"] | Complex[np.ndarray, "batch y x"]
     scale: Float[Tensor, "batch"] | Float[np.ndarray, "batch"]
     standard_deviation: Float[Tensor, "batch class y x"] | Float[np.ndarray, "batch class y x"] | None = None
+    target_volumes_mm3: Float[Tensor, "class target"] | Float[np.ndarray, "class target"] | None = None
+    attained: Bool[Tensor, "class target"] | Bool[np.ndarray, "class target"] | None = None
+    point_estimates_mm3: Float[Tensor, " class"] | Float[np.ndarray, " class"] | None = None
 
     def all_fields(self) -> tuple:
         """Return the values of all fields in order; `to_tuple` would leave out those that are `None`."""

@@ -1,5 +1,6 @@
 """Reconstructs undersampled k-space into upper and lower bound images, with their segmentations."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from jaxtyping import Complex, Float
 from torch import Generator, Tensor, nn
 
 from ..bounds import tissue_masks, volume_mm3
-from ..guidance.guiders import Guidance, SegmentationGuidance, check_guidance
+from ..guidance.guiders import Guidance, SegmentationGuidance, check_guidance, compare_with_goals
 from ..guidance.plan import check_windows, guidance_plan, scale_guidance
 from ..guidance.strength import PAPER_STRENGTH
 from ..guidance.targets import TARGETS, resolve_classes
@@ -21,6 +22,7 @@ from ..mri.noise import noise_residual, warn_of_residual
 from ..schedulers.checks import check_scheduler, noise_fingerprint
 from ..schedulers.sampler import ScheduledSampler
 from .branches import Branches
+from .calibrated import CalibratedMixin
 from .components import ComponentsMixin
 from .denoise import Denoiser, Step
 from .inputs import (
@@ -39,7 +41,7 @@ from .settings import CallSettings, one_of, whole_number
 __all__ = ["SGRMRIPipeline"]
 
 
-class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
+class SGRMRIPipeline(CalibratedMixin, RepositoryMixin, ComponentsMixin, DiffusionPipeline):
     """Segmentation-guided reconstruction (SGR) of undersampled multi-coil MRI, slice by slice.
 
     A diffusion prior proposes an image, conjugate gradients pull it to the measured data, and in each step the
@@ -169,7 +171,13 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
                 "None. Add one by `pipe.register_modules(segmentation_model=...)`, or reconstruct with target='none'."
             )
         class_names = check_networks(self.unet, self.segmentation_model, tuple(measurement.kspace.shape[-2:]), device)
-        check_guidance(guidance, self._guidance_tensor_inputs, class_names)
+        voxel_mm3 = math.prod(voxel_size_mm or (1.0, 1.0, 1.0))
+        check_guidance(guidance, self._guidance_tensor_inputs, class_names, voxel_mm3)
+        if settings.target == "none" and any(entry.has_goals for entry in guidance):
+            raise ValueError(
+                "`target_volume_mm3` needs a class to reach it, got target='none'. Call with target='upper' and "
+                "`classes`; the direction does not matter."
+            )
         return measurement, class_names, resolve_classes(classes, class_names) if class_names else ()
 
     def prepare_problem(
@@ -270,6 +278,7 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         latents: Tensor | None = None,
         batch_size: int | None = None,
         guidance: Guidance | Sequence[Guidance] | None = None,
+        coverage: float | None = None,
         timesteps: Sequence[int] | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -318,6 +327,9 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
             batch_size: most images in one network call, to bound memory; does not change the result. `None`: no bound.
             guidance: guidance that pushes the images, one or several; `None` for `SegmentationGuidance()`, which
                 pushes each branch's class in its target's direction, and for nothing with target "none".
+            coverage: probability, for example 0.9, with which an interval shall hold the volume of a class in all
+                slices together. The images are then guided to the ends of this interval, for target "both"; only
+                where the checkpoint carries a calibration for the mask and all settings. It costs two further calls.
             timesteps: falling timesteps, in place of `num_inference_steps` of the scheduler's choice; for schedulers
                 whose `set_timesteps` takes them.
             callback_on_step_end: `callback(pipe, step, timestep, tensors)` after each step; may return new `latents`.
@@ -332,6 +344,10 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         Raises:
             TypeError, ValueError: an argument or a component does not fit; before the prior is called.
         """
+        if coverage is not None:
+            arguments = {name: value for name, value in locals().items() if name not in ("self", "coverage")}
+            return self.call_calibrated(coverage, **arguments)
+
         # 1. Check the settings, all other arguments and the networks
         settings = CallSettings(
             target=target,
@@ -424,6 +440,8 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         if target == "none":
             names = ("all" if len(names) == len(class_names) else "+".join(names),)
         self.maybe_free_model_hooks()
+        voxel_mm3 = math.prod(voxel_size_mm or (1.0, 1.0, 1.0))
+        goals, attained = compare_with_goals(guidance, volumes, class_numbers, targets, voxel_mm3)
         output = SGRMRIPipelineOutput(
             images=images,
             segmentations=segmentations,
@@ -435,6 +453,8 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
             zero_filled=problem.zero_filled,
             scale=problem.scale,
             standard_deviation=deviation,
+            target_volumes_mm3=goals,
+            attained=attained,
         )
         if output_type == "np":
             output = output.numpy()

@@ -22,8 +22,8 @@ def check_measured(folder: Path) -> None:
         ValueError: the pipeline does not load; a table or figure has no record of what it is of, or is of other
             weights.
     """
-    from ..evaluation.identity import weights_hash
     from ..reconstruction.volume import load_pipeline
+    from ..utils.weights import weights_hash
 
     claims = _claims(folder / "evaluation")
     # The hash is of weights as they are loaded.

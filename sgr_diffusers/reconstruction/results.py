@@ -34,7 +34,9 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
 
     Returns:
         Columns `sampling`, `class`; `lower_mm3`, `upper_mm3` or `unguided_mm3`, those there are; `fully_sampled_mm3`,
-        by the same network (`None` if unknown); with both bounds `uncertain_share`, V_unc / V_up (NaN for an empty
+        by the same network (`None` if unknown); with `coverage` the point estimate `point_mm3`, the calibrated
+        interval from `interval_low_mm3` to `interval_high_mm3`, and `attained`: whether the images came to "both",
+        "lower", "upper" or "neither" of its ends; with both bounds `uncertain_share`, V_unc / V_up (NaN for an empty
         upper bound); `residual`, ||A x - y|| / ||y||, the larger one of the reconstructions of the class; and
         `noise_residual`, the residual that noise alone would leave.
     """
@@ -45,6 +47,8 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
         row |= {f"{'unguided' if target == 'none' else target}_mm3": _mm3(volume, masks[target]) for target in masks}
         known = None if volume.reference_masks is None else volume.reference_masks[:, number]
         row["fully_sampled_mm3"] = None if known is None else _mm3(volume, known)
+        if volume.interval_mm3 is not None:
+            row |= _calibrated(volume, number)
         if volume.targets == TARGETS["both"]:
             row["uncertain_share"] = float(uncertain_share(np.float64(row["lower_mm3"]), np.float64(row["upper_mm3"])))
         reconstruction = 0 if volume.targets == ("none",) else number
@@ -55,6 +59,15 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
         residual = float(volume.data_residual.max())
         rows = [{"sampling": volume.label, "class": "", "residual": residual, "noise_residual": volume.noise_residual}]
     return rows
+
+
+def _calibrated(volume: VolumeReconstruction, number: int) -> dict[str, Any]:
+    """Columns of a calibrated class: point estimate, interval, and at which of its ends there is an image."""
+    low, high = volume.interval_mm3[number].tolist()
+    ends = [target for target, attained in zip(volume.targets, volume.attained[number], strict=True) if attained]
+    attained = {0: "neither", 2: "both"}.get(len(ends)) or ends[0]
+    point = float(volume.point_estimate_mm3[number])
+    return {"point_mm3": point, "interval_low_mm3": low, "interval_high_mm3": high, "attained": attained}
 
 
 def _mm3(volume: VolumeReconstruction, mask: Bool[np.ndarray, "slice y x"]) -> float | None:
@@ -78,6 +91,10 @@ def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
         "upper_mm3": "upper mm^3",
         "unguided_mm3": "unguided mm^3",
         "fully_sampled_mm3": "fully sampled mm^3",
+        "point_mm3": "point mm^3",
+        "interval_low_mm3": "interval from",
+        "interval_high_mm3": "to mm^3",
+        "attained": "attained",
         "uncertain_share": "V_unc/V_up",
         "residual": "residual",
         "noise_residual": "of noise",

@@ -84,10 +84,16 @@ def reconstruct_file(
         bounds_figure([volume], f"{Path(file).name}; volumes of the slice shown").savefig(folder / "figure.png")
         read = {"file": file, "slices": list(scan.slice_indices), "echo": echo, "repetition": repetition}
         known = {"group": group, "geometry": scan.known_geometry, "warnings": suspicions}
+        known |= {} if settings.coverage is None else {"volumes": rows}
         write_record(folder, settings, model=model, mask=mask, **read, **known)
     print(table_text(rows))
     volumes = "Voxel size unknown: no volumes" if scan.voxel_size_mm is None else "Volumes in mm^3"
     print(f"\n{volumes} of {len(scan.slice_indices)} slices together. Written to {output}")
+    if settings.coverage is not None:
+        print(
+            f"The interval of a class holds its volume in {settings.coverage:.0%} of scans like those it was "
+            "calibrated on. Lower and upper are the volumes of images at its ends."
+        )
     if scan.affine is None:
         print(f"Place of the images in the patient: {scan.known_geometry}")
     return rows

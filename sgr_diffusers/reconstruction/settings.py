@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..pipeline.settings import CallSettings, Rule, setting, whole_number
+from ..pipeline.settings import CallSettings, Rule, real_number, setting, whole_number
 from ..schedulers.timesteps import fast_timesteps
 
 __all__ = ["DTYPES", "FAST_STEPS", "SamplingSettings"]
@@ -33,6 +33,13 @@ class SamplingSettings(CallSettings):
     classes: tuple[str | int, ...] | None = setting(
         None, _CLASS, "names or label numbers of the classes", unset="all", several=True
     )
+    coverage: float | None = setting(
+        None,
+        real_number("between 0 and 1", lambda value: 0 < value < 1),
+        "probability with which the interval of a class shall hold its volume, for example 0.9, where the model is "
+        "calibrated: the bounds are then images at the ends of this interval",
+        unset="uncalibrated bounds",
+    )
     fast: bool = setting(False, None, f"take few steps where they count ({FAST_STEPS} by default), with DDPMScheduler")
     timesteps: tuple[int, ...] | None = setting(
         None, whole_number(0), "falling timesteps", unset="the scheduler's choice", several=True
@@ -60,4 +67,5 @@ class SamplingSettings(CallSettings):
 
     def call_arguments(self) -> dict[str, Any]:
         """Return arguments of `SGRMRIPipeline.__call__` that these settings stand for, except for the generators."""
-        return super().call_arguments() | {"classes": self.classes, "timesteps": self.visited_timesteps}
+        chosen = {"classes": self.classes, "timesteps": self.visited_timesteps, "coverage": self.coverage}
+        return super().call_arguments() | chosen

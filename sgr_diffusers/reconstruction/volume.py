@@ -17,6 +17,7 @@ from torch import Tensor
 from ..bounds import tissue_masks
 from ..guidance.targets import TARGETS, resolve_classes
 from ..io.raw_slices import RawSlices
+from ..pipeline.calibrated import CALLS_OF_A_CALIBRATED_ONE
 from ..pipeline.inputs import slice_scale
 from ..pipeline.networks import check_networks
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
@@ -56,6 +57,9 @@ class VolumeReconstruction:
         voxel_size_mm: edge lengths (slice, y, x) of a voxel in mm; `None` where they are not known.
         label: label of the sampling, for example "8x".
         standard_deviation: `(slice, y, x)`, float32, of the samples in each pixel; `None` for a single sample.
+        interval_mm3: ends `(class, target)` of the calibrated interval of each class; `None` without `coverage`.
+        attained: whether the images came to these ends, bool `(class, target)`; `None` without `coverage`.
+        point_estimate_mm3: unguided volume `(class,)` of each class; `None` without `coverage`.
     """
 
     magnitudes: Float[np.ndarray, "slice class target y x"]
@@ -72,6 +76,9 @@ class VolumeReconstruction:
     voxel_size_mm: tuple[float, float, float] | None
     label: str
     standard_deviation: Float[np.ndarray, "slice y x"] | None = None
+    interval_mm3: Float[np.ndarray, "class target"] | None = None
+    attained: Bool[np.ndarray, "class target"] | None = None
+    point_estimate_mm3: Float[np.ndarray, " class"] | None = None
 
     @cached_property
     def masks(self) -> Bool[np.ndarray, "slice class target y x"]:
@@ -182,6 +189,7 @@ def reconstruct_volume(
                 scan.mask if scan.mask.ndim == 2 else scan.mask[chosen],
                 coil_maps=None if scan.coil_maps is None else scan.coil_maps[chosen],
                 generator=[_slice_generator(settings.seed, number) for number in scan.slice_indices[chosen]],
+                voxel_size_mm=scan.voxel_size_mm,
                 **arguments,
                 callback_on_step_end=report_step,
             )
@@ -223,6 +231,9 @@ def reconstruct_volume(
         voxel_size_mm=scan.voxel_size_mm,
         label=scan.label,
         standard_deviation=torch.cat(deviations).numpy() if deviations else None,
+        interval_mm3=None if settings.coverage is None else out.target_volumes_mm3.cpu().numpy(),
+        attained=None if settings.coverage is None else out.attained.cpu().numpy(),
+        point_estimate_mm3=None if settings.coverage is None else out.point_estimates_mm3.cpu().numpy(),
     )
 
 
@@ -244,11 +255,15 @@ def can_be_fast(pipe: SGRMRIPipeline) -> bool:
 
 def n_progress_steps(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSettings) -> int:
     """Count the steps that `reconstruct_volume` will report."""
-    return len(_chunks(pipe, scan, settings)) * len(settings.visited_timesteps or range(settings.num_inference_steps))
+    n_steps = len(settings.visited_timesteps or range(settings.num_inference_steps))
+    n_calls = 1 if settings.coverage is None else CALLS_OF_A_CALIBRATED_ONE
+    return n_calls * len(_chunks(pipe, scan, settings)) * n_steps
 
 
 def _chunks(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSettings) -> list[slice]:
-    """Runs of slices of which all branches fit one network call; single slices where not even one does."""
+    """Runs of slices of which all branches fit one network call, or single ones; all slices for one interval."""
+    if settings.coverage is not None:
+        return [slice(None)]
     n_classes = len(pipe.class_names or ()) if settings.classes is None else len(settings.classes)
     n_branches = (
         max(n_classes, 1) * len(TARGETS[settings.target]) if settings.target != "none" else settings.num_samples

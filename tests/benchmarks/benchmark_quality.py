@@ -19,10 +19,10 @@ import torch
 
 from sgr_diffusers import SegmentationUNet, SGRMRIPipeline
 from sgr_diffusers.data.skm_tea import CLASS_NAMES, list_scans
-from sgr_diffusers.evaluation.identity import weights_hash
 from sgr_diffusers.evaluation.metrics import dice, psnr
 from sgr_diffusers.mri.operators import SenseOperator
 from sgr_diffusers.mri.solvers import conjugate_gradient
+from sgr_diffusers.utils.weights import weights_hash
 
 BUNDLED = Path(__file__).parents[2] / "sgr_diffusers" / "pretrained" / "synthetic_knee"
 

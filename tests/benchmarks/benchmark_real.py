@@ -32,11 +32,12 @@ from diffusers import UNet2DModel
 from real_cases import READERS, Case, Source, undersample
 
 from sgr_diffusers import SGRMRIPipeline
-from sgr_diffusers.evaluation.identity import library_versions, weights_hash
+from sgr_diffusers.evaluation.identity import library_versions
 from sgr_diffusers.evaluation.metrics import psnr, ssim
 from sgr_diffusers.pipeline.output import SGRMRIPipelineOutput
 from sgr_diffusers.reconstruction.volume import with_fast_scheduler
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
+from sgr_diffusers.utils.weights import weights_hash
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -16,6 +16,7 @@ SETTINGS = CalibrationSettings(
     eta=1.0,
     guidance_strength=0.02,
     guidance_from=0.2,
+    consistency="cg",
     cg_iterations=3,
     final_consistency="replace",
 )

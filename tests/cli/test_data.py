@@ -34,13 +34,16 @@ def model(tmp_path_factory):
 
 def test_synthesize_passes_every_option_on(tmp_path, capsys):
     out = tmp_path / "knees"
-    options = "--scans 0 1 0 --matrix 2 56 64 --voxel-size 3 2 2 --coils 2 --echoes 1 --snr 20 --seed 5"
+    options = "--scans 0 1 0 --calibration-scans 1 --matrix 2 56 64 --voxel-size 3 2 2 --coils 2 --echoes 1 "
+    options += "--snr 20 --seed 5"
     assert cli.main(["synthesize", str(out), *options.split(), "--finding-probability", "0.5"]) == 0
     raw = read_skm_tea(out / "files_recon_calib-24" / "SYN_val_000.h5", mask=4.0)
     assert tuple(raw.kspace.shape) == (2, 2, 56, 64) and raw.voxel_size_mm == (3.0, 2.0, 2.0)
     with h5py.File(out / "files_recon_calib-24" / "SYN_val_000.h5") as file:
         config = file.attrs["config"]
         assert file["kspace"].shape[3] == 1
+    assert (out / "annotations" / "v1.0.0" / "calibration.json").exists()
+    assert (out / "files_recon_calib-24" / "SYN_calibration_000.h5").exists()
     assert '"snr": 20.0' in config and '"seed": 5' in config and '"finding_probability": 0.5' in config
     assert cli.main(["synthesize", str(out), "--matrix", "2", "4", "4"]) == 2
     assert "matrix_shape" in capsys.readouterr().err

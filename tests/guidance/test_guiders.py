@@ -65,6 +65,66 @@ def test_several_classes_count_as_one_tissue():
     torch.testing.assert_close(guidance_loss(logits, one, up), guidance_loss(logits, torch.tensor([1, 1]), up))
 
 
+# --- a volume to reach ----------------------------------------------------------------------------------------------
+
+
+def reached(goal, **kwargs):
+    """Volumes (class, target) of the slices together, guided to a goal, and the output."""
+    kwargs = {"classes": ["bright"], "target": "both", "num_inference_steps": 12, "guidance_strength": 0.2, **kwargs}
+    out = call(build(), draw_problem(share=0.1), guidance=SegmentationGuidance(target_volume_mm3=goal), **kwargs)
+    return out.volumes_mm3.sum(dim=0), out
+
+
+def test_volumes_of_the_slices_together_are_brought_to_their_goals():
+    problem = draw_problem(share=0.1)
+    plain = bright_volume(call(build(), problem, target="none", num_inference_steps=12)).sum().item()
+    volumes, out = reached({"bright": (0.95 * plain, 1.05 * plain)})
+    torch.testing.assert_close(volumes, out.target_volumes_mm3, rtol=0.02, atol=0)
+    torch.testing.assert_close(out.target_volumes_mm3, torch.tensor([[0.95 * plain, 1.05 * plain]]))
+    assert out.attained.tolist() == [[True, True]]
+    volumes, _ = reached(0.95 * plain)  # from either side, whatever the name of the target
+    assert volumes[0, 0] == volumes[0, 1]
+
+
+def test_a_goal_beyond_what_the_data_allow_is_not_attained_and_its_volume_says_how_far_it_came():
+    volumes, out = reached(700.0)  # twice the volume
+    assert (300 < volumes).all() and (volumes < 500).all()
+    assert not out.attained.any()
+
+
+def test_goals_count_in_mm3_where_the_voxel_size_is_known():
+    in_voxels, _ = reached(100.0)
+    in_mm3, out = reached(600.0, voxel_size_mm=(1.0, 2.0, 3.0))
+    assert torch.equal(6 * in_voxels, in_mm3)
+    assert out.target_volumes_mm3.tolist() == [[600.0, 600.0]]
+
+
+def test_an_image_that_cannot_be_found_is_said_not_to_be_attained():
+    _, out = reached({"never": 50.0}, classes=["never"])
+    assert out.attained.tolist() == [[False, False]] and out.volumes_mm3.sum() == 0
+    assert call(build()).attained is None
+
+
+def test_slices_share_a_goal_whatever_the_size_of_the_batches():
+    whole, _ = reached({"bright": (90.0, 130.0)})
+    single, _ = reached({"bright": (90.0, 130.0)}, batch_size=1)
+    torch.testing.assert_close(whole, single, rtol=0, atol=1)
+
+
+def test_a_class_without_a_goal_is_not_pushed():
+    plain = call(build(), draw_problem(share=0.1), target="none", num_inference_steps=12)
+    _, out = reached({"never": 50.0})
+    torch.testing.assert_close(out.images[:, 0, 1], plain.images[:, 0, 0])
+    assert out.target_volumes_mm3.isnan().all() and not out.attained.any()
+
+
+def test_a_goal_needs_a_class_and_its_classes_are_those_of_the_call():
+    with pytest.raises(ValueError, match=r"`target_volume_mm3` needs a class .* got target='none'"):
+        reached(50.0, target="none")
+    with pytest.raises(ValueError, match="`classes` and `target_volume_mm3` cannot be given together"):
+        SegmentationGuidance(classes="bright", target_volume_mm3=50.0)
+
+
 # --- windows --------------------------------------------------------------------------------------------------------
 
 

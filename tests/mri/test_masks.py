@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgr_diffusers.mri.masks import calibration_region, pad_mask, poisson_disc_mask
+from sgr_diffusers.mri.masks import calibration_region, mask_family, pad_mask, poisson_disc_mask
 
 few = settings(derandomize=True, max_examples=20, deadline=None)
 
@@ -126,3 +126,16 @@ def test_calibration_region_prefers_a_square_to_a_thin_strip_and_can_be_empty():
     lines = (np.arange(20) - 10) % 4 == 0
     lines[7:13] = True
     assert size_of_region(np.repeat(lines[:, None], 12, axis=1)) == (7, 12)  # the next line of the pattern adjoins
+
+
+def test_kinds_of_masks_are_told_apart():
+    shape = (64, 48)
+    points = poisson_disc_mask(shape=shape, acceleration=4.0, calibration_shape=(8, 8), seed=0).mask
+    wider = poisson_disc_mask(shape=shape, acceleration=4.0, calibration_shape=(12, 12), seed=0).mask
+    lines = np.zeros(shape, bool)
+    lines[:, ::3] = True
+    assert mask_family(points) == "points around a centre of 8"
+    assert mask_family(wider) == "points around a centre of 12"
+    assert mask_family(lines) == mask_family(lines.T) == "lines"
+    padded = pad_mask(lines, (80, 48))  # what was never acquired does not make points of lines
+    assert mask_family(padded) == "lines"

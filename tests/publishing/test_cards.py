@@ -12,12 +12,12 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from sgr_diffusers.evaluation.identity import weights_hash
 from sgr_diffusers.pretrained import PRETRAINED
 from sgr_diffusers.publishing.cards import card_faults, package_link, render_card, template_folder
 from sgr_diffusers.publishing.model_card import model_card, model_facts, write_eval_results
 from sgr_diffusers.publishing.stages import run_snippet, stage_model, stage_space
 from sgr_diffusers.reconstruction.volume import load_pipeline
+from sgr_diffusers.utils.weights import weights_hash
 
 ROOT = Path(__file__).parents[2]
 TABLE1 = """acceleration,method,reference,precision_lower,recall_upper,uncertain_share,ssim,psnr,n_scans

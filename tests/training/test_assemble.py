@@ -10,7 +10,6 @@ import torch
 
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
-from sgr_diffusers.evaluation.identity import weights_hash
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
 
 ROOT = Path(__file__).parents[2]

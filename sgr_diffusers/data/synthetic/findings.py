@@ -36,7 +36,7 @@ def _without_findings(path: str, scan_id: str) -> SyntheticScan | None:
 
     with h5py.File(path, "r") as file:
         text = file.attrs.get("config")
-    match = re.fullmatch(r"SYN_(train|val|test)_(\d+)", scan_id)
+    match = re.fullmatch(r"SYN_(train|val|test|calibration)_(\d+)", scan_id)
     if text is None or match is None:
         return None
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}

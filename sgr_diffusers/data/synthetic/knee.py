@@ -25,7 +25,7 @@ from .acquisition import centred, coil_maps, fft2c, ifft2c
 from .anatomy import Knee, SmoothField
 from .rendering import KneeRenderer
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "calibration")
 APPEARANCES = ("standard", "varied")
 _OVERSAMPLING = 2
 _FILE_LABELS = np.array([0, 1, 2, 3, 5], np.uint8)  # of class 0 to 4; varied knees do not tell medial from lateral
@@ -286,7 +286,7 @@ def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str,
 
 def write_synthetic_dataset(
     root: str | os.PathLike,
-    n_scans: tuple[int, int, int] = (120, 8, 20),
+    n_scans: tuple[int, int, int] | tuple[int, int, int, int] = (120, 8, 20),
     config: SyntheticKneeConfig | None = None,
     *,
     n_workers: int = 1,
@@ -296,7 +296,7 @@ def write_synthetic_dataset(
 
     Args:
         root: folder to write to; scans already there (same configuration) are kept, so an interrupted run goes on.
-        n_scans: number of (train, val, test) scans.
+        n_scans: number of (train, val, test) scans, and of scans to calibrate bounds with if a fourth one is given.
         config: settings, see :class:`SyntheticKneeConfig`; ``None`` is the size of the bundled checkpoint.
         n_workers: number of processes; memory is one slice and one label volume each.
         progress: flag to show a progress bar.
@@ -310,10 +310,14 @@ def write_synthetic_dataset(
         DiskError: a scan cannot be written.
     """
     config = config or SyntheticKneeConfig()
-    if len(n_scans) != 3 or min(n_scans) < 0 or sum(n_scans) == 0:
-        raise ValueError(f"n_scans: expected (train, val, test) counts with at least one scan, got {n_scans}.")
+    if len(n_scans) not in (3, 4) or min(n_scans) < 0 or sum(n_scans) == 0:
+        raise ValueError(
+            "n_scans: expected (train, val, test) or (train, val, test, calibration) counts with at least one scan, "
+            f"got {n_scans}."
+        )
     root = Path(root)
-    jobs = [(root, config, split, number) for split, n in zip(SPLITS, n_scans, strict=True) for number in range(n)]
+    splits = SPLITS[: len(n_scans)]
+    jobs = [(root, config, split, number) for split, n in zip(splits, n_scans, strict=True) for number in range(n)]
     categories = [
         "Patellar Cartilage",
         "Femoral Cartilage",
@@ -325,8 +329,9 @@ def write_synthetic_dataset(
     info = {"description": "Synthetic knees in the SKM-TEA layout (sgr_diffusers)", "config": asdict(config)}
     named = [{"id": number, "name": name} for number, name in enumerate(categories, start=1)]
     with only_run(root):
-        for split, images in _write_scans(jobs, n_workers, progress).items():
-            write_annotations(root, split, info, images, categories=named)
+        annotations = _write_scans(jobs, n_workers, progress)
+        for split in splits:
+            write_annotations(root, split, info, annotations[split], categories=named)
     return root
 
 

@@ -1,0 +1,324 @@
+"""Calibrate a checkpoint from the volumes in a results folder, and measure the coverage on other scans."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..calibration.coverage import clopper_pearson, coverage_spread
+from ..calibration.quantiles import Group, calibrate, scans_needed
+from ..calibration.record import FILE_NAME, Calibration, CalibrationMismatch, CalibrationSettings
+from ..calibration.scores import ScanVolumes
+from ..data.scan_files import read_annotations, read_mask, split_names
+from ..data.skm_tea import SkmTeaScan
+from ..pipeline.calibrated import calibration_settings, measured_group
+from ..pretrained import BUNDLED, PRETRAINED
+from .compute import UnitComputer
+from .counts import count_bounds
+from .identity import library_versions
+from .load import EvaluationResults, load_results
+from .runner import EvaluationRequest
+
+__all__ = [
+    "ALL_CLASSES",
+    "CoverageTask",
+    "calibrate_checkpoint",
+    "check_scans",
+    "checkpoint_folder",
+    "coverage_table",
+    "scan_volumes",
+    "seen_scans",
+]
+
+ALL_CLASSES = "all at once"
+SCANS_FILE = "scans.json"  # of a checkpoint: ids of the scans of the splits "train" and "tune"
+
+
+def scan_volumes(
+    results: EvaluationResults, scans: Mapping[str, SkmTeaScan], reference: str
+) -> dict[Group, ScanVolumes]:
+    """Collect the volumes of all scans whose slices are all done, for each acceleration.
+
+    Args:
+        results: results of an evaluation with the method SGR.
+        scans: scans by id, whose masks are looked at.
+        reference: "fully_sampled" or "manual".
+
+    Raises:
+        ValueError: no scan is complete, or masks of one acceleration are of several kinds.
+    """
+    counts = count_bounds(results)
+    chosen = (counts["method"] == "SGR") & (counts["segmenter"] == "guiding") & (counts["reference"] == reference)
+    chosen &= (counts["part"] == "main") & np.isclose(counts["strength"], results.strength)
+    columns = ["lower", "upper", "truth"]
+    grouped = counts[chosen].groupby(["acceleration", "scan_id", "label"])
+    table = grouped[columns].sum().assign(n_slices=grouped["slice"].nunique()).reset_index()
+    is_complete = table["n_slices"] == table["scan_id"].map(lambda scan_id: len(results.config["slices"][scan_id]))
+    table = table[is_complete & table["scan_id"].isin(scans)]
+    if table.empty:
+        raise ValueError(f"no scan is complete against the reference {reference}: let the evaluation run to its end.")
+    volumes = {}
+    for acceleration, part in table.groupby("acceleration"):
+        ids = tuple(sorted(part["scan_id"].unique()))
+        voxels = np.array([np.prod(scans[scan_id].voxel_size_mm) for scan_id in ids])
+        wide = {name: part.pivot(index="scan_id", columns="label", values=name).loc[list(ids)] for name in columns}
+        arrays = [wide[name].to_numpy(float) * voxels[:, None] for name in columns]
+        group = _group(float(acceleration), [scans[scan_id] for scan_id in ids])
+        volumes[group] = ScanVolumes(ids, results.class_names, *arrays, voxels)
+    return volumes
+
+
+def _group(acceleration: float, scans: Sequence[SkmTeaScan]) -> Group:
+    """Group of the masks of one nominal acceleration."""
+    masks = [measured_group(read_mask(scan.scan_id, str(scan.kspace_file), acceleration)) for scan in scans]
+    measured, families = zip(*masks, strict=True)
+    if len(set(families)) > 1:
+        raise ValueError(
+            f"the masks of acceleration {acceleration:g} must be of one kind, got {', '.join(sorted(set(families)))}. "
+            "Calibrate them one after the other."
+        )
+    return Group(acceleration, families[0], (min(measured), max(measured)))
+
+
+def seen_scans(checkpoint: Path, data_dir: str, split: str) -> dict[str, tuple[str, ...]]:
+    """List the scans that were trained and tuned on.
+
+    They are those that the checkpoint names in `scans.json`, and those of the splits "train" and "val" of the
+    data, unless one of these is calibrated on.
+
+    Args:
+        checkpoint: folder of the pipeline.
+        data_dir: folder of the data.
+        split: split that is calibrated on.
+
+    Returns:
+        Ids of the scans of "train" and "tune".
+    """
+    seen = defaultdict(set)
+    path = checkpoint / SCANS_FILE
+    if path.is_file():
+        for name, scan_ids in json.loads(path.read_text()).items():
+            seen[name] |= set(scan_ids)
+    for name, of_data in (("train", "train"), ("tune", "val")):
+        if of_data in split_names(data_dir) and of_data != split:
+            seen[name] |= {entry["scan_id"] for entry in read_annotations(data_dir, of_data)}
+    return {name: tuple(sorted(seen[name])) for name in ("train", "tune")}
+
+
+def check_scans(scan_ids: Sequence[str], seen: Mapping[str, Sequence[str]], coverages: Sequence[float]) -> None:
+    """Refuse, before anything is computed, scans that a calibration cannot be made of.
+
+    Args:
+        scan_ids: scans to calibrate on.
+        seen: scans of other splits.
+        coverages: wanted coverages.
+
+    Raises:
+        ValueError: there are too few scans, or some were trained or tuned on.
+    """
+    needed = max(map(scans_needed, coverages))
+    if len(scan_ids) < needed:
+        raise ValueError(
+            f"--coverage {max(coverages):g} needs at least {needed} scans to calibrate on, got {len(scan_ids)}. Add "
+            "scans to the split, or ask for a lower coverage."
+        )
+    for name, others in seen.items():
+        both = sorted(set(scan_ids) & set(others))
+        if both:
+            raise CalibrationMismatch(
+                f"--split must hold scans that nothing was trained, chosen or tuned on, but {', '.join(both[:3])} and "
+                f"{len(both)} in all belong to the split {name}. Calibrate on other scans."
+            )
+
+
+def calibrate_checkpoint(
+    results: EvaluationResults,
+    scans: Mapping[str, SkmTeaScan],
+    settings: CalibrationSettings,
+    seen: Mapping[str, tuple[str, ...]],
+    coverages: Sequence[float],
+    reference: str,
+) -> Calibration:
+    """Calibrate the bounds of an evaluation.
+
+    Args:
+        results: results of an evaluation with the method SGR, complete or not.
+        scans: scans by id.
+        settings: settings of the evaluation.
+        seen: ids of the scans of "train" and "tune".
+        coverages: wanted coverages.
+        reference: "fully_sampled" or "manual".
+
+    Raises:
+        ValueError: too few scans are complete.
+    """
+    volumes = scan_volumes(results, scans, reference)
+    ids = {scan_id for group in volumes.values() for scan_id in group.scan_ids}
+    used = results.config["identity"]["settings"]
+    names = ("slices", "min_foreground", "n_slices_per_scan")
+    return Calibration(
+        quantiles=calibrate(volumes, coverages),
+        settings=settings,
+        splits={**seen, "calibration": tuple(sorted(ids))},
+        reference=reference,
+        slice_rule=", ".join(f"{name} {used[name]}" for name in names),
+        seed=used["seed"],
+        versions=library_versions(),
+    )
+
+
+def coverage_table(
+    volumes: Mapping[Group, ScanVolumes], calibration: Calibration, coverages: Sequence[float]
+) -> pd.DataFrame:
+    """Measure how often the calibrated intervals hold the volume in the reference.
+
+    Args:
+        volumes: volumes of the test scans.
+        calibration: calibration of the checkpoint.
+        coverages: coverages to measure, of the calibrated ones.
+
+    Returns:
+        One row for each acceleration, coverage and class, and for all classes at once: numbers of scans
+        `n_calibration` and `n_test`, of which `n_covered` are covered, and their `share`; `expected_low` and
+        `expected_high`, between which this share lies with probability 95 % over the draws of both sets
+        (beta-binomial);
+        `ci_low` and `ci_high`, the Clopper-Pearson interval of the coverage; the medians of the interval's
+        `width_mm3`, and of the width of the uncalibrated bounds.
+
+    Raises:
+        CalibrationMismatch: the scans were trained, tuned or calibrated on, or their masks were not calibrated.
+    """
+    rows = []
+    for group, scans in volumes.items():
+        calibration.check_unseen(scans.scan_ids)
+        for coverage in coverages:
+            for measured in group.measured:
+                quantiles = calibration.quantiles_for(coverage, measured, group.mask_family)
+            voxels, truth = scans.voxel_mm3[:, None], scans.reference_mm3
+            for at_once in (False, True):
+                bounds = scans.lower_mm3, scans.upper_mm3
+                low, high = quantiles.interval(*bounds, voxels, scans.classes, all_at_once=at_once)
+                held, width = (low <= truth) & (truth <= high), high - low
+                columns = {ALL_CLASSES: (held.all(axis=1), width.sum(axis=1), np.subtract(*bounds[::-1]).sum(axis=1))}
+                if not at_once:
+                    columns = {
+                        name: (held[:, k], width[:, k], bounds[1][:, k] - bounds[0][:, k])
+                        for k, name in enumerate(scans.classes)
+                    }
+                head = {"acceleration": group.acceleration, "mask": group.mask_family, "coverage": coverage}
+                for name, column in columns.items():
+                    rows.append(head | {"class": name} | _coverage_row(quantiles.n_scans, coverage, *column))
+    return pd.DataFrame(rows)
+
+
+def _coverage_row(
+    n_calibration: int, coverage: float, held: np.ndarray, width: np.ndarray, bounds_width: np.ndarray
+) -> dict[str, float | int]:
+    """Count the covered scans, and say what was to be expected."""
+    n_test, n_covered = len(held), int(held.sum())
+    expected = coverage_spread(n_calibration, 1 - coverage, n_test=n_test).interval(0.95)
+    ci_low, ci_high = clopper_pearson(n_covered, n_test)
+    return {
+        "n_calibration": n_calibration,
+        "n_test": n_test,
+        "n_covered": n_covered,
+        "share": n_covered / n_test,
+        "expected_low": expected[0] / n_test,
+        "expected_high": expected[1] / n_test,
+        "ci_low": ci_low,
+        "ci_high": ci_high,
+        "width_mm3": float(np.median(width)),
+        "bounds_width_mm3": float(np.median(bounds_width)),
+    }
+
+
+@dataclass(frozen=True)
+class CoverageTask:
+    """What `sgr calibrate` and `sgr evaluate --coverage` do before and after the volumes are computed.
+
+    Attributes:
+        folder: folder of the checkpoint.
+        coverages: coverages to calibrate or to measure.
+        request: evaluation that computes the volumes.
+        calibrates: whether to write the calibration rather than to measure its coverage.
+    """
+
+    folder: Path
+    coverages: tuple[float, ...]
+    request: EvaluationRequest
+    calibrates: bool
+
+    @property
+    def _reference(self) -> str:
+        """Reference of the calibration: the segmentation of the fully sampled image unless only labels are read."""
+        return "manual" if self.request.references == "manual" else "fully_sampled"
+
+    def check(self, computer: UnitComputer) -> None:
+        """Refuse, before anything is computed, what the result cannot be used for.
+
+        Raises:
+            FileNotFoundError: the checkpoint has no calibration whose coverage could be measured.
+            ValueError: too few scans; scans that were trained, tuned or calibrated on; other settings.
+        """
+        ids = tuple(computer.data.scans)
+        if self.calibrates:
+            check_scans(ids, self._seen(), self.coverages)
+        else:
+            calibration = Calibration.load(self.folder)
+            calibration.check_settings(self._settings(computer))
+            calibration.check_unseen(ids)
+
+    def finish(self, computer: UnitComputer) -> list[str]:
+        """Write `calibration.json` or `coverage.csv`, and return lines for the screen.
+
+        Raises:
+            ValueError: too few scans are complete.
+        """
+        results = load_results(self.request.output)
+        scans = computer.data.scans
+        if self.calibrates:
+            settings, seen = self._settings(computer), self._seen()
+            calibration = calibrate_checkpoint(results, scans, settings, seen, self.coverages, self._reference)
+            lines = [f"{calibration.save(self.folder)}: calibrated on {len(calibration.splits['calibration'])} scans."]
+            if not any(seen.values()):
+                lines.append(
+                    f"Nothing says which scans the networks were trained on ({SCANS_FILE} of the checkpoint, or the "
+                    "splits train and val of the data): that none of these was among them could not be checked."
+                )
+            return lines
+        volumes = scan_volumes(results, scans, self._reference)
+        table = coverage_table(volumes, Calibration.load(self.folder), self.coverages)
+        path = Path(self.request.output) / "coverage.csv"
+        table.to_csv(path, index=False, lineterminator="\n")
+        return [table.to_string(index=False, float_format="{:.3f}".format), f"Written to {path}"]
+
+    def _seen(self) -> dict[str, tuple[str, ...]]:
+        """Return the scans that were trained and tuned on."""
+        return seen_scans(self.folder, self.request.data_dir, self.request.split)
+
+    def _settings(self, computer: UnitComputer) -> CalibrationSettings:
+        """Return the settings that a calibration depends on."""
+        settings = self.request.settings
+        return calibration_settings(computer.pipe, settings, settings.visited_timesteps)
+
+
+def checkpoint_folder(model: str | None) -> Path:
+    """Return the folder that `calibration.json` is written to and read from.
+
+    Args:
+        model: folder or bundled name of the pipeline; `None` for the bundled one of the synthetic knees.
+
+    Raises:
+        ValueError: the pipeline is not in a folder of this machine.
+    """
+    folder = Path(PRETRAINED if model is None else BUNDLED.get(model, model))
+    if not folder.is_dir():
+        raise ValueError(
+            f"--model must be a folder, where {FILE_NAME} lies, got {model}. Save the pipeline to one by "
+            "`pipe.save_pretrained(folder)`."
+        )
+    return folder

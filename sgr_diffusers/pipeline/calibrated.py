@@ -1,0 +1,224 @@
+"""Calls a pipeline for calibrated bounds: an interval with a stated coverage, and an image at each end of it.
+
+A calibrated call makes three plain ones with the same noise: the unguided reconstruction, which gives the point
+estimate, the bounds, of which the interval is made, and reconstructions that are guided to the ends of the interval.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ..bounds import tissue_masks, volume_mm3
+from ..calibration.record import FILE_NAME, Calibration, CalibrationMismatch, CalibrationSettings
+from ..guidance.guiders import SegmentationGuidance
+from ..guidance.plan import guidance_plan
+from ..guidance.targets import resolve_classes
+from ..guidance.volume_goals import are_attained
+from ..mri.consistency import data_residual
+from ..mri.masks import mask_family
+from ..mri.operators import SenseOperator
+from ..schedulers.sampler import ScheduledSampler
+from ..utils.weights import weights_hash
+from .inputs import check_measurement, check_voxel_size
+from .settings import CallSettings
+from .volume_search import scale_to_goals
+
+__all__ = [
+    "CALLS_OF_A_CALIBRATED_ONE",
+    "CalibratedMixin",
+    "calibration_settings",
+    "load_calibration",
+    "measured_group",
+    "scheduler_settings",
+    "used_strength",
+]
+
+
+def scheduler_settings(pipe: Any) -> dict[str, Any]:
+    """Return the class and configuration of the scheduler, in values that JSON keeps."""
+    config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
+    return {"class": type(pipe.scheduler).__name__, **json.loads(json.dumps(config, sort_keys=True, default=str))}
+
+
+def used_strength(pipe: Any, settings: CallSettings, timesteps: Sequence[int] | None = None) -> float:
+    """Compute the strength b that a call applies in a step.
+
+    The default may differ from step to step; then it is the mean of the steps that are pushed, all but the last.
+
+    Args:
+        pipe: pipeline.
+        settings: settings of the call.
+        timesteps: timesteps to visit; `None` for the scheduler's own choice.
+    """
+    if settings.guidance_strength is not None:
+        return settings.guidance_strength
+    steps = settings.num_inference_steps, settings.eta
+    sampler = ScheduledSampler(pipe.scheduler, *steps, [Generator()], pipe.device, timesteps)
+    guidance_from = pipe.config.guidance_from
+    strengths = sampler.strengths(pipe.config.guidance_strength, guidance_from)
+    plan = guidance_plan([SegmentationGuidance()], strengths, sampler.is_guided_from(guidance_from))
+    pushed = [strength_of_step for step in plan for _, strength_of_step in step] or strengths
+    return sum(pushed) / len(pushed)
+
+
+def calibration_settings(pipe: Any, settings: CallSettings, timesteps: Sequence[int] | None) -> CalibrationSettings:
+    """Collect everything about a call that a calibration depends on.
+
+    Args:
+        pipe: pipeline with a segmentation model.
+        settings: settings of the call.
+        timesteps: timesteps to visit; `None` for the scheduler's own choice.
+    """
+    settings = settings.with_defaults(pipe.config)
+    return CalibrationSettings(
+        networks={name: weights_hash(getattr(pipe, name)) for name in ("unet", "segmentation_model")},
+        scheduler=scheduler_settings(pipe),
+        num_inference_steps=settings.num_inference_steps if timesteps is None else len(timesteps),
+        timesteps=None if timesteps is None else tuple(int(t) for t in timesteps),
+        eta=float(settings.eta),
+        guidance_strength=round(settings.guidance_scale * used_strength(pipe, settings, timesteps), 9),
+        guidance_from=float(pipe.config.guidance_from),
+        consistency=settings.consistency,
+        cg_iterations=settings.cg_iterations,
+        final_consistency=settings.final_consistency,
+    )
+
+
+def measured_group(mask: np.ndarray | Tensor) -> tuple[float, str]:
+    """Return the measured acceleration of a mask `(y, x)` or `(slice, y, x)`, and its kind, by the first slice."""
+    mask = np.asarray(mask).astype(bool)
+    return mask.size / max(int(mask.sum()), 1), mask_family(mask.reshape(-1, *mask.shape[-2:])[0])
+
+
+def load_calibration(source: str | os.PathLike | None, **options: Any) -> Calibration:
+    """Read the calibration of a checkpoint.
+
+    Args:
+        source: folder or Hub repository that a pipeline was loaded from; `None` for a pipeline made of components.
+        **options: `revision`, `token`, `cache_dir` and `local_files_only` of the Hub.
+
+    Raises:
+        CalibrationMismatch: the checkpoint has none.
+        ValueError: the file is damaged.
+    """
+    way_out = "Calibrate it by `sgr calibrate`, or leave out `coverage`."
+    if source is None:
+        raise CalibrationMismatch(
+            f"`coverage` needs a pipeline that was loaded from a checkpoint with {FILE_NAME}. {way_out}"
+        )
+    try:
+        if not Path(source).is_dir():
+            from huggingface_hub import hf_hub_download
+
+            return Calibration.load(Path(hf_hub_download(str(source), FILE_NAME, **options)).parent)
+        return Calibration.load(source)
+    except OSError as error:  # missing here, or on the Hub
+        raise CalibrationMismatch(f"`coverage` needs {FILE_NAME}, which {source} does not have. {way_out}") from error
+
+
+CALLS_OF_A_CALIBRATED_ONE = 3  # bounds, unguided, and guided to the interval's ends
+
+
+class CalibratedMixin:
+    """Adds calibrated calls to a pipeline, from the calibration that its checkpoint carries."""
+
+    def save_config(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the configuration, and the calibration of the folder that the pipeline was loaded from."""
+        super().save_config(save_directory, **kwargs)
+        source = self.name_or_path
+        if source and Path(source, FILE_NAME).is_file():
+            Calibration.load(source).save(save_directory)
+
+    def call_calibrated(self, coverage: float, output_type: str, return_dict: bool, **call: Any) -> Any:
+        """Reconstruct at both ends of the calibrated interval of each class.
+
+        Args:
+            coverage: wanted probability that the interval of a class holds its volume.
+            output_type: type of the arrays, as in `SGRMRIPipeline.__call__`.
+            return_dict: whether to return an object rather than a tuple.
+            **call: all other arguments of `SGRMRIPipeline.__call__`.
+
+        Raises:
+            CalibrationMismatch: the checkpoint is not calibrated for this call; the message says what is missing.
+        """
+        # 1. Check that the calibration holds for this call
+        settings = _checked_settings(call)
+        device, voxel_size_mm = self._execution_device, call["voxel_size_mm"]
+        calibration = load_calibration(self.name_or_path)
+        calibration.check_settings(calibration_settings(self, settings, call["timesteps"]))
+        measurement = check_measurement(call["kspace"], call["mask"], call["coil_maps"], device, call["noise_std"])
+        quantiles = calibration.quantiles_for(coverage, *measured_group(measurement.mask.cpu().numpy()))
+        maps = settings.calibration_width, settings.kernel_width, settings.crop
+        call["coil_maps"] = measurement.known_or_estimated_maps(*maps)
+
+        # 2. Bounds, their interval, and the unguided reconstruction, which share their noise
+        generator = call.pop("generator") or Generator(device).manual_seed(torch.seed())
+        many = isinstance(generator, list)
+        again = [list(map(_copy_of, generator)) if many else _copy_of(generator) for _ in range(2)]
+        bounds = self(**call, generator=again[0])
+        plain = self(**{**call, "target": "none", "classes": bounds.classes}, generator=again[1])
+        lower, upper = bounds.volumes_mm3.double().sum(dim=0).cpu().numpy().T  # class
+        voxel_mm3 = math.prod(voxel_size_mm or (1.0, 1.0, 1.0))
+        interval = np.stack(quantiles.interval(lower, upper, voxel_mm3, bounds.classes), axis=1)  # class, end
+
+        # 3. Images that are guided to its ends
+        goals = dict(zip(bounds.classes, interval.tolist(), strict=True))
+        guidance = SegmentationGuidance(target_volume_mm3=goals)
+        out = self(**{**call, "guidance": guidance}, generator=generator)
+        numbers = resolve_classes(bounds.classes, self.class_names)
+
+        def label(images: Tensor) -> Tensor:
+            """Segment images `(slice, class, target, y, x)`."""
+            scaled = images / out.scale[:, None, None, None, None]
+            parts = scaled.flatten(0, 2).split(settings.batch_size or len(scaled))
+            labels = [self.segment(part).argmax(dim=1).to(torch.uint8) for part in parts]
+            return torch.cat(labels).reshape(images.shape)
+
+        def volumes_of(images: Tensor) -> Tensor:
+            """Add up the volume of each class in its own images, `(class, target)`."""
+            return volume_mm3(tissue_masks(label(images), numbers), voxel_size_mm, axes=(0, -2, -1)).float()
+
+        # 4. What guidance changed is scaled, so that the volumes come as near to the ends as they can
+        wanted = out.target_volumes_mm3.to(device)
+        out.images = scale_to_goals(out.images, plain.images[:, 0, 0], volumes_of, wanted)
+        out.segmentations = label(out.images)
+        out.volumes_mm3 = volume_mm3(tissue_masks(out.segmentations, numbers), voxel_size_mm)
+        out.attained = are_attained(out.volumes_mm3.sum(dim=0), wanted, voxel_mm3)
+        operator, kspace = SenseOperator(call["coil_maps"], measurement.mask), measurement.kspace
+        columns = out.images.flatten(1, 2).unbind(dim=1)
+        residuals = torch.stack([data_residual(operator, images, kspace) for images in columns], dim=1)
+        out.data_residual = residuals.reshape(out.data_residual.shape)
+        plain_masks = tissue_masks(plain.segmentations, numbers)
+        out.point_estimates_mm3 = volume_mm3(plain_masks, voxel_size_mm, axes=(0, -2, -1))[:, 0].float()
+        out = out.numpy() if output_type == "np" else out
+        return out if return_dict else out.all_fields()
+
+
+def _checked_settings(call: Mapping[str, Any]) -> CallSettings:
+    """Check the settings of a call with `coverage`.
+
+    Raises:
+        ValueError: a setting is out of range or does not go with `coverage`.
+    """
+    if call["target"] != "both" or call["guidance"] is not None:
+        raise ValueError(
+            f"`coverage` needs target='both' and no `guidance`, got target={call['target']!r} and guidance "
+            f"{type(call['guidance']).__name__}: it guides images to the ends of the calibrated interval itself."
+        )
+    check_voxel_size(call["voxel_size_mm"])
+    return CallSettings(**{entry.name: call[entry.name] for entry in fields(CallSettings)})
+
+
+def _copy_of(generator: Generator) -> Generator:
+    """Copy a generator: the copy draws what the given one will draw next."""
+    same = Generator(generator.device)
+    same.set_state(generator.get_state())
+    return same

@@ -1,0 +1,102 @@
+"""Calls with `coverage`: the interval is that of the checkpoint's calibration, and the images lie at its ends."""
+
+import numpy as np
+import pytest
+import torch
+
+from sgr_diffusers import SegmentationGuidance, SGRMRIPipeline
+from sgr_diffusers.calibration.quantiles import Group, GroupQuantiles
+from sgr_diffusers.calibration.record import FILE_NAME, Calibration, CalibrationMismatch
+from sgr_diffusers.pipeline.calibrated import calibration_settings, measured_group
+from sgr_diffusers.pipeline.settings import CallSettings
+from tests.helpers.pipeline_parts import build, call, draw_problem
+
+CALL = {"num_inference_steps": 6, "guidance_strength": 0.2}
+CLASSES = ("one", "two")
+
+
+def calibration_of(pipe, quantiles=(-0.2, 0.1)):
+    acceleration, family = measured_group(draw_problem()["mask"].numpy())
+    group = Group(8.0, family, (acceleration, acceleration))
+    lower, upper = ((quantile,) * 2 for quantile in quantiles)
+    splits = {"train": (), "tune": (), "calibration": tuple(map(str, range(20)))}
+    entry = GroupQuantiles(group, 0.9, 20, CLASSES, lower, upper, *quantiles)
+    settings = calibration_settings(pipe, CallSettings(**CALL), None)
+    return Calibration((entry,), settings, splits, "fully_sampled", "all slices", 0, {})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipe = build("unet")
+    pipe.save_pretrained(folder)
+    calibration_of(pipe).save(folder)
+    return folder
+
+
+@pytest.fixture
+def pipe(folder):
+    pipe = SGRMRIPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_interval_is_that_of_the_bounds_and_the_images_lie_at_its_ends(pipe):
+    size = (1.0, 2.0, 3.0)
+    out = call(pipe, coverage=0.9, voxel_size_mm=size, **CALL)
+    bounds = call(pipe, voxel_size_mm=size, **CALL)
+    lower, upper = bounds.volumes_mm3.sum(dim=0).double().numpy().T
+    (entry,) = calibration_of(pipe).quantiles
+    expected = np.stack(entry.interval(lower, upper, 6.0), axis=1)
+    np.testing.assert_allclose(out.target_volumes_mm3, expected, rtol=1e-5)
+    volumes = out.volumes_mm3.sum(dim=0)
+    is_near = (volumes - out.target_volumes_mm3).abs() <= (0.05 * out.target_volumes_mm3).clamp_min(6.0)
+    assert torch.equal(out.attained, is_near) and out.attained.any()
+    plain = call(pipe, target="none", voxel_size_mm=size, **CALL)
+    found = [6.0 * (plain.segmentations == label).sum() for label in (1, 2)]
+    assert out.point_estimates_mm3.tolist() == found
+    # the images are as consistent with the data as those of an uncalibrated call
+    assert (out.data_residual <= 1.02 * bounds.data_residual.amax() + 1e-6).all()
+    for k in range(2):
+        assert torch.equal(out.volumes_mm3[:, k], 6.0 * (out.segmentations[:, k] == k + 1).sum(dim=(-2, -1)))
+
+
+def test_numpy_tuples_and_classes(pipe):
+    out = call(pipe, coverage=0.9, classes="two", output_type="np", **CALL)
+    assert out.classes == ("two",) and out.attained.shape == (1, 2)
+    assert isinstance(out.attained, np.ndarray) and isinstance(out.images, np.ndarray)
+    values = call(pipe, coverage=0.9, classes="two", return_dict=False, **CALL)
+    np.testing.assert_array_equal(values[0], out.images)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"coverage": 0.8}, "`coverage` 0.8 has no calibration at 8x .* Use 0.9"),
+        (
+            {"num_inference_steps": 5},
+            "`coverage` was calibrated with other settings: num_inference_steps: 6 there, 5 now",
+        ),
+        ({"guidance_scale": 2.0}, "guidance_strength: 0.2 there, 0.4 now"),
+        ({"target": "upper"}, "`coverage` needs target='both'"),
+        ({"guidance": SegmentationGuidance()}, "`coverage` needs target='both' and no `guidance`"),
+    ],
+)
+def test_a_call_that_was_not_calibrated_is_refused(pipe, changed, message):
+    with pytest.raises(ValueError, match=message):
+        call(pipe, **{"coverage": 0.9, **CALL, **changed})
+
+
+def test_other_masks_networks_and_checkpoints_are_refused(pipe):
+    with pytest.raises(CalibrationMismatch, match=r"`mask` of kind .* has no calibration"):
+        call(pipe, draw_problem(share=0.2), coverage=0.9, **CALL)
+    pipe.unet.conv_in.weight.data += 1
+    with pytest.raises(CalibrationMismatch, match=r"networks\.unet"):
+        call(pipe, coverage=0.9, **CALL)
+    with pytest.raises(CalibrationMismatch, match=f"`coverage` needs a pipeline .* with {FILE_NAME}"):
+        call(build("unet"), coverage=0.9, **CALL)
+
+
+def test_a_saved_pipeline_keeps_its_calibration(pipe, folder, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert Calibration.load(tmp_path) == Calibration.load(folder)

@@ -33,8 +33,9 @@ from .volume_search import scale_to_goals
 
 __all__ = [
     "CALLS_OF_A_CALIBRATED_ONE",
-    "CalibratedMixin",
+    "calibrated_call",
     "calibration_settings",
+    "copy_calibration",
     "load_calibration",
     "measured_group",
     "scheduler_settings",
@@ -77,7 +78,7 @@ def calibration_settings(pipe: Any, settings: CallSettings, timesteps: Sequence[
         settings: settings of the call.
         timesteps: timesteps to visit; `None` for the scheduler's own choice.
     """
-    settings = settings.with_defaults(pipe.config)
+    complete = settings.with_defaults(pipe.config)
     return CalibrationSettings(
         networks={name: weights_hash(getattr(pipe, name)) for name in ("unet", "segmentation_model")},
         scheduler=scheduler_settings(pipe),
@@ -86,8 +87,8 @@ def calibration_settings(pipe: Any, settings: CallSettings, timesteps: Sequence[
         eta=float(settings.eta),
         guidance_strength=round(settings.guidance_scale * used_strength(pipe, settings, timesteps), 9),
         guidance_from=float(pipe.config.guidance_from),
-        consistency=settings.consistency,
-        cg_iterations=settings.cg_iterations,
+        consistency=str(complete.consistency),
+        cg_iterations=int(complete.cg_iterations or 0),
         final_consistency=settings.final_consistency,
     )
 
@@ -127,79 +128,79 @@ def load_calibration(source: str | os.PathLike | None, **options: Any) -> Calibr
 CALLS_OF_A_CALIBRATED_ONE = 3  # bounds, unguided, and guided to the interval's ends
 
 
-class CalibratedMixin:
-    """Adds calibrated calls to a pipeline, from the calibration that its checkpoint carries."""
+def copy_calibration(source: str | os.PathLike | None, folder: str | os.PathLike) -> None:
+    """Copy the calibration of the folder that a pipeline was loaded from, if it has one.
 
-    def save_config(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save the configuration, and the calibration of the folder that the pipeline was loaded from."""
-        super().save_config(save_directory, **kwargs)
-        source = self.name_or_path
-        if source and Path(source, FILE_NAME).is_file():
-            Calibration.load(source).save(save_directory)
+    Args:
+        source: folder or Hub repository that the pipeline was loaded from.
+        folder: folder that the pipeline is saved to.
+    """
+    if source and Path(source, FILE_NAME).is_file():
+        Calibration.load(source).save(folder)
 
-    def call_calibrated(self, coverage: float, output_type: str, return_dict: bool, **call: Any) -> Any:
-        """Reconstruct at both ends of the calibrated interval of each class.
 
-        Args:
-            coverage: wanted probability that the interval of a class holds its volume.
-            output_type: type of the arrays, as in `SGRMRIPipeline.__call__`.
-            return_dict: whether to return an object rather than a tuple.
-            **call: all other arguments of `SGRMRIPipeline.__call__`.
+def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: bool, **call: Any) -> Any:
+    """Reconstruct at both ends of the calibrated interval of each class.
 
-        Raises:
-            CalibrationMismatch: the checkpoint is not calibrated for this call; the message says what is missing.
-        """
-        # 1. Check that the calibration holds for this call
-        settings = _checked_settings(call)
-        device, voxel_size_mm = self._execution_device, call["voxel_size_mm"]
-        calibration = load_calibration(self.name_or_path)
-        calibration.check_settings(calibration_settings(self, settings, call["timesteps"]))
-        measurement = check_measurement(call["kspace"], call["mask"], call["coil_maps"], device, call["noise_std"])
-        quantiles = calibration.quantiles_for(coverage, *measured_group(measurement.mask.cpu().numpy()))
-        maps = settings.calibration_width, settings.kernel_width, settings.crop
-        call["coil_maps"] = measurement.known_or_estimated_maps(*maps)
+    Args:
+        pipe: pipeline, loaded from a checkpoint that carries a calibration.
+        coverage: wanted probability that the interval of a class holds its volume.
+        output_type: type of the arrays, as in `SGRMRIPipeline.__call__`.
+        return_dict: whether to return an object rather than a tuple.
+        **call: all other arguments of `SGRMRIPipeline.__call__`.
 
-        # 2. Bounds, their interval, and the unguided reconstruction, which share their noise
-        generator = call.pop("generator") or Generator(device).manual_seed(torch.seed())
-        many = isinstance(generator, list)
-        again = [list(map(_copy_of, generator)) if many else _copy_of(generator) for _ in range(2)]
-        bounds = self(**call, generator=again[0])
-        plain = self(**{**call, "target": "none", "classes": bounds.classes}, generator=again[1])
-        lower, upper = bounds.volumes_mm3.double().sum(dim=0).cpu().numpy().T  # class
-        voxel_mm3 = math.prod(voxel_size_mm or (1.0, 1.0, 1.0))
-        interval = np.stack(quantiles.interval(lower, upper, voxel_mm3, bounds.classes), axis=1)  # class, end
+    Raises:
+        CalibrationMismatch: the checkpoint is not calibrated for this call; the message says what is missing.
+    """
+    # 1. Check that the calibration holds for this call
+    settings = _checked_settings(call)
+    device, voxel_size_mm = pipe._execution_device, call["voxel_size_mm"]
+    calibration = load_calibration(pipe.name_or_path)
+    calibration.check_settings(calibration_settings(pipe, settings, call["timesteps"]))
+    measurement = check_measurement(call["kspace"], call["mask"], call["coil_maps"], device, call["noise_std"])
+    quantiles = calibration.quantiles_for(coverage, *measured_group(measurement.mask.cpu().numpy()))
+    maps = settings.calibration_width, settings.kernel_width, settings.crop
+    call["coil_maps"] = measurement.known_or_estimated_maps(*maps)
 
-        # 3. Images that are guided to its ends
-        goals = dict(zip(bounds.classes, interval.tolist(), strict=True))
-        guidance = SegmentationGuidance(target_volume_mm3=goals)
-        out = self(**{**call, "guidance": guidance}, generator=generator)
-        numbers = resolve_classes(bounds.classes, self.class_names)
+    # 2. Bounds, their interval, and the unguided reconstruction, which share their noise
+    generator = call.pop("generator") or Generator(device).manual_seed(torch.seed())
+    bounds = pipe(**call, generator=_copy_of(generator))
+    plain = pipe(**{**call, "target": "none", "classes": bounds.classes}, generator=_copy_of(generator))
+    lower, upper = bounds.volumes_mm3.double().sum(dim=0).cpu().numpy().T  # class
+    voxel_mm3 = math.prod(voxel_size_mm or (1.0, 1.0, 1.0))
+    interval = np.stack(quantiles.interval(lower, upper, voxel_mm3, bounds.classes), axis=1)  # class, end
 
-        def label(images: Tensor) -> Tensor:
-            """Segment images `(slice, class, target, y, x)`."""
-            scaled = images / out.scale[:, None, None, None, None]
-            parts = scaled.flatten(0, 2).split(settings.batch_size or len(scaled))
-            labels = [self.segment(part).argmax(dim=1).to(torch.uint8) for part in parts]
-            return torch.cat(labels).reshape(images.shape)
+    # 3. Images that are guided to its ends
+    goals = dict(zip(bounds.classes, interval.tolist(), strict=True))
+    guidance = SegmentationGuidance(target_volume_mm3=goals)
+    out = pipe(**{**call, "guidance": guidance}, generator=generator)
+    numbers = resolve_classes(bounds.classes, pipe.class_names)
 
-        def volumes_of(images: Tensor) -> Tensor:
-            """Add up the volume of each class in its own images, `(class, target)`."""
-            return volume_mm3(tissue_masks(label(images), numbers), voxel_size_mm, axes=(0, -2, -1)).float()
+    def label(images: Tensor) -> Tensor:
+        """Segment images `(slice, class, target, y, x)`."""
+        scaled = images / out.scale[:, None, None, None, None]
+        parts = scaled.flatten(0, 2).split(settings.batch_size or len(scaled))
+        labels = [pipe.segment(part).argmax(dim=1).to(torch.uint8) for part in parts]
+        return torch.cat(labels).reshape(images.shape)
 
-        # 4. What guidance changed is scaled, so that the volumes come as near to the ends as they can
-        wanted = out.target_volumes_mm3.to(device)
-        out.images = scale_to_goals(out.images, plain.images[:, 0, 0], volumes_of, wanted)
-        out.segmentations = label(out.images)
-        out.volumes_mm3 = volume_mm3(tissue_masks(out.segmentations, numbers), voxel_size_mm)
-        out.attained = are_attained(out.volumes_mm3.sum(dim=0), wanted, voxel_mm3)
-        operator, kspace = SenseOperator(call["coil_maps"], measurement.mask), measurement.kspace
-        columns = out.images.flatten(1, 2).unbind(dim=1)
-        residuals = torch.stack([data_residual(operator, images, kspace) for images in columns], dim=1)
-        out.data_residual = residuals.reshape(out.data_residual.shape)
-        plain_masks = tissue_masks(plain.segmentations, numbers)
-        out.point_estimates_mm3 = volume_mm3(plain_masks, voxel_size_mm, axes=(0, -2, -1))[:, 0].float()
-        out = out.numpy() if output_type == "np" else out
-        return out if return_dict else out.all_fields()
+    def volumes_of(images: Tensor) -> Tensor:
+        """Add up the volume of each class in its own images, `(class, target)`."""
+        return volume_mm3(tissue_masks(label(images), numbers), voxel_size_mm, axes=(0, -2, -1)).float()
+
+    # 4. What guidance changed is scaled, so that the volumes come as near to the ends as they can
+    wanted = out.target_volumes_mm3.to(device)
+    out.images = scale_to_goals(out.images, plain.images[:, 0, 0], volumes_of, wanted)
+    out.segmentations = label(out.images)
+    out.volumes_mm3 = volume_mm3(tissue_masks(out.segmentations, numbers), voxel_size_mm)
+    out.attained = are_attained(out.volumes_mm3.sum(dim=0), wanted, voxel_mm3)
+    operator, kspace = SenseOperator(call["coil_maps"], measurement.mask), measurement.kspace
+    columns = out.images.flatten(1, 2).unbind(dim=1)
+    residuals = torch.stack([data_residual(operator, images, kspace) for images in columns], dim=1)
+    out.data_residual = residuals.reshape(out.data_residual.shape)
+    plain_masks = tissue_masks(plain.segmentations, numbers)
+    out.point_estimates_mm3 = volume_mm3(plain_masks, voxel_size_mm, axes=(0, -2, -1))[:, 0].float()
+    out = out.numpy() if output_type == "np" else out
+    return out if return_dict else out.all_fields()
 
 
 def _checked_settings(call: Mapping[str, Any]) -> CallSettings:
@@ -217,8 +218,10 @@ def _checked_settings(call: Mapping[str, Any]) -> CallSettings:
     return CallSettings(**{entry.name: call[entry.name] for entry in fields(CallSettings)})
 
 
-def _copy_of(generator: Generator) -> Generator:
-    """Copy a generator: the copy draws what the given one will draw next."""
+def _copy_of(generator: Generator | list[Generator]) -> Generator | list[Generator]:
+    """Copy a generator, or each of several: the copy draws what the given one will draw next."""
+    if isinstance(generator, list):
+        return [same for entry in generator if isinstance(same := _copy_of(entry), Generator)]
     same = Generator(generator.device)
     same.set_state(generator.get_state())
     return same

@@ -1,6 +1,7 @@
 """Reconstructs undersampled k-space into upper and lower bound images, with their segmentations."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from ..mri.noise import noise_residual, warn_of_residual
 from ..schedulers.checks import check_scheduler, noise_fingerprint
 from ..schedulers.sampler import ScheduledSampler
 from .branches import Branches
-from .calibrated import CalibratedMixin
+from .calibrated import calibrated_call, copy_calibration
 from .components import ComponentsMixin
 from .denoise import Denoiser, Step
 from .inputs import (
@@ -41,7 +42,7 @@ from .settings import CallSettings, one_of, whole_number
 __all__ = ["SGRMRIPipeline"]
 
 
-class SGRMRIPipeline(CalibratedMixin, RepositoryMixin, ComponentsMixin, DiffusionPipeline):
+class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
     """Segmentation-guided reconstruction (SGR) of undersampled multi-coil MRI, slice by slice.
 
     A diffusion prior proposes an image, conjugate gradients pull it to the measured data, and in each step the
@@ -118,6 +119,11 @@ class SGRMRIPipeline(CalibratedMixin, RepositoryMixin, ComponentsMixin, Diffusio
             consistency=consistency,
             denoising_variance=denoising_variance,
         )
+
+    def save_config(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the configuration, and the calibration that the checkpoint carries."""
+        super().save_config(save_directory, **kwargs)
+        copy_calibration(self.name_or_path, save_directory)
 
     def segment(self, images: Complex[Tensor, "batch y x"]) -> Float[Tensor, "batch out_class y x"]:
         """Logits `(batch, n_classes + 1, y, x)`, float32, of complex images `(batch, y, x)` of any size.
@@ -346,7 +352,7 @@ class SGRMRIPipeline(CalibratedMixin, RepositoryMixin, ComponentsMixin, Diffusio
         """
         if coverage is not None:
             arguments = {name: value for name, value in locals().items() if name not in ("self", "coverage")}
-            return self.call_calibrated(coverage, **arguments)
+            return calibrated_call(self, coverage, **arguments)
 
         # 1. Check the settings, all other arguments and the networks
         settings = CallSettings(

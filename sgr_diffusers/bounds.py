@@ -6,6 +6,7 @@ and numpy arrays alike.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = [
     "SegmentationBounds",
     "bounds_from_samples",
     "bounds_from_segmentations",
+    "check_voxel_size",
     "extreme_samples",
     "tissue_masks",
     "uncertain_share",
@@ -62,6 +64,22 @@ def volume_mm3(
     """
     width, height, depth = (1.0, 1.0, 1.0) if voxel_size_mm is None else voxel_size_mm
     return masks.sum(axis=axes) * float(width * height * depth)
+
+
+def check_voxel_size(voxel_size_mm: Sequence[float] | None) -> None:
+    """Refuse edge lengths of a voxel that are not three positive numbers.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if voxel_size_mm is None:
+        return
+    edges = np.asarray(voxel_size_mm)
+    if edges.shape != (3,) or edges.dtype.kind not in "iuf" or not all(0 < edge < 1e4 for edge in edges):
+        raise ValueError(
+            "`voxel_size_mm` must be three positive edge lengths in mm, such as (0.8, 0.3, 0.3), got "
+            f"{voxel_size_mm!r}."
+        )
 
 
 def uncertain_share(lower: Numbers, upper: Numbers) -> Numbers:
@@ -135,9 +153,12 @@ def bounds_from_segmentations(
         voxel_size_mm: edge lengths of a voxel in mm; `None` counts voxels.
 
     Raises:
-        ValueError: an axis and its names differ in length, or "lower" or "upper" is missing.
+        TypeError: `segmentations` is no tensor of whole numbers.
+        ValueError: an axis and its names differ in length, "lower" or "upper" is missing, a label number is not from 1
+            to 255, or `voxel_size_mm` is not three positive lengths.
     """
-    targets = tuple(targets)
+    class_indices = _checked_labels(segmentations, "(batch, class, target, y, x)", class_indices, voxel_size_mm)
+    targets = tuple(targets or ())
     if len(targets) != segmentations.shape[2] or "lower" not in targets or "upper" not in targets:
         raise ValueError(
             f"`targets` must name the {segmentations.shape[2]} entries of the target axis, 'lower' and 'upper' among "
@@ -146,7 +167,7 @@ def bounds_from_segmentations(
     if len(class_indices) != segmentations.shape[1]:
         raise ValueError(
             f"`class_indices` must name the {segmentations.shape[1]} entries of the class axis of `segmentations`, "
-            f"got {tuple(class_indices)}."
+            f"got {class_indices}."
         )
     masks = tissue_masks(segmentations, class_indices)
     lower, upper = (masks[:, :, targets.index(target)] for target in ("lower", "upper"))
@@ -165,10 +186,33 @@ def bounds_from_samples(
             entry 0 of the class axis of what the pipeline returns for `target="none"`.
         class_indices: label numbers to bound, from 1.
         voxel_size_mm: edge lengths of a voxel in mm; `None` counts voxels.
+
+    Raises:
+        TypeError, ValueError: as `bounds_from_segmentations`, or there is no sample.
     """
+    class_indices = _checked_labels(segmentations, "(batch, sample, y, x)", class_indices, voxel_size_mm)
     masks = tissue_masks(segmentations[:, None], class_indices)
     lowest, highest = extreme_samples(volume_mm3(masks))
     return SegmentationBounds(_take(masks, lowest), _take(masks, highest), voxel_size_mm)
+
+
+def _checked_labels(
+    segmentations: Tensor, axes: str, class_indices: Sequence[int], voxel_size_mm: Sequence[float] | None
+) -> tuple[int, ...]:
+    """The label numbers as a tuple, where all arguments of a function for bounds can be used."""
+    if not isinstance(segmentations, Tensor) or segmentations.dtype.is_floating_point or segmentations.is_complex():
+        kind = segmentations.dtype if isinstance(segmentations, Tensor) else type(segmentations).__name__
+        raise TypeError(
+            f"`segmentations` must be a torch tensor of whole numbers, uint8, got {kind}. Those of the pipeline with "
+            "output_type='pt' are; `torch.from_numpy` makes one of an array."
+        )
+    if segmentations.ndim != axes.count(",") + 1 or 0 in segmentations.shape:
+        raise ValueError(f"`segmentations` must be {axes}, not empty, got shape {tuple(segmentations.shape)}.")
+    is_list = isinstance(class_indices, Sequence) and not isinstance(class_indices, str) and len(class_indices) > 0
+    if not is_list or not all(isinstance(k, Integral) and 1 <= k <= 255 for k in class_indices):
+        raise ValueError(f"`class_indices` must be label numbers from 1 to 255, got {class_indices!r}.")
+    check_voxel_size(voxel_size_mm)
+    return tuple(class_indices)
 
 
 def _take(

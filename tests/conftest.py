@@ -2,10 +2,18 @@
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 install_import_hook("sgr_diffusers", "beartype.beartype")
 torch.set_num_threads(1)  # the tests' tensors are tiny, and `make test` runs a process for each core
+
+
+@pytest.fixture
+def unchecked_types():
+    """Run without the checks of annotations, as users do, so that wrong types reach the checks of the package."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -79,3 +79,47 @@ def test_volumes_and_shares_are_the_same_for_tensors_and_arrays(segmentations):
 def test_one_reconstruction_serves_all_classes(segmentations):
     plain = segmentations[:, :1, :1]  # target="none": the class axis has length 1
     assert tissue_masks(plain, (1, 2, 3))[0, :, 0, 0].int().tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
+
+
+LABELS = torch.zeros(1, 2, 2, 4, 4, dtype=torch.uint8)
+NAN = float("nan")
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"voxel_size_mm": (-1, 1, 1)}, "`voxel_size_mm` must be three positive edge lengths"),
+        ({"voxel_size_mm": (1, NAN, 1)}, "`voxel_size_mm` must be three positive edge lengths"),
+        ({"voxel_size_mm": (1, 1, 1e300)}, "`voxel_size_mm` must be three positive edge lengths"),
+        ({"voxel_size_mm": 1.0}, "`voxel_size_mm` must be three positive edge lengths .*got 1.0"),
+        ({"voxel_size_mm": "abc"}, "`voxel_size_mm` must be three positive edge lengths .*got 'abc'"),
+        ({"voxel_size_mm": (1, 1)}, "`voxel_size_mm` must be three positive edge lengths"),
+        ({"segmentations": LABELS.float()}, "`segmentations` must be .* whole numbers, uint8, got torch.float32"),
+        ({"segmentations": LABELS.numpy()}, "`segmentations` must be a torch tensor .*got ndarray"),
+        ({"segmentations": LABELS[0]}, r"`segmentations` must be \(batch, class, target, y, x\).*\(2, 2, 4, 4\)"),
+        ({"class_indices": (0, 1)}, r"`class_indices` must be label numbers from 1 to 255, got \(0, 1\)"),
+        ({"class_indices": (1, 300)}, "`class_indices` must be label numbers from 1 to 255"),
+        ({"class_indices": (1.5, 1)}, "`class_indices` must be label numbers from 1 to 255"),
+        ({"class_indices": 1}, "`class_indices` must be label numbers from 1 to 255, got 1"),
+        ({"class_indices": (1,)}, "`class_indices` must name the 2 entries"),
+        ({"targets": None}, "`targets` must name the 2 entries"),
+    ],
+)
+def test_malformed_arguments(arguments, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        bounds_from_segmentations(**{"segmentations": LABELS, "class_indices": (1, 2), **arguments})
+    if set(arguments) <= {"voxel_size_mm"}:
+        with pytest.raises(ValueError, match=words):
+            bounds_from_samples(LABELS[0], (1,), **arguments)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_samples_that_cannot_be_bounded():
+    for labels, indices, words in (
+        (LABELS[0, :, :0], (1,), r"`segmentations` must be \(batch, sample, y, x\), not empty"),
+        (LABELS[0], (), "`class_indices` must be label numbers"),
+        (LABELS[0].float(), (1,), "`segmentations` must be .* whole numbers"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            bounds_from_samples(labels, indices)

@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from ..pipeline.settings import whole_number
+from .options import parser_of
+
 __all__ = ["add_app"]
 
 
@@ -19,7 +22,11 @@ def add_app(add_command: Callable[..., argparse.ArgumentParser], commands: Any) 
     command.add_argument("--model", help="folder or Hub repository of the pipeline (default: the bundled one)")
     command.add_argument("--device", help="for example cuda:1 (default: a GPU if there is one)")
     command.add_argument("--host", help="address to listen at (default: this machine alone)")
-    command.add_argument("--port", type=int, help="port to listen at (default: the first free port from 7860 on)")
+    command.add_argument(
+        "--port",
+        type=parser_of(whole_number(1, 65535)),
+        help="port to listen at (default: the first free port from 7860 on)",
+    )
     command.add_argument(
         "--max-upload-mb",
         type=float,

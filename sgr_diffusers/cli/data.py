@@ -8,7 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..pipeline.settings import whole_number
+from .options import parser_of
+
 __all__ = ["add_data", "add_synthesize"]
+
+_FROM_ZERO, _FROM_ONE = (parser_of(whole_number(least)) for least in (0, 1))
 
 
 def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
@@ -66,8 +71,8 @@ def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands
         default=0.12,
         help="probability of each rare finding in a scan (default: %(default)s)",
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of the data set (default: %(default)s)")
-    command.add_argument("--workers", type=int, default=1, help="number of processes (default: %(default)s)")
+    command.add_argument("--seed", type=_FROM_ZERO, default=0, help="seed of the data set (default: %(default)s)")
+    command.add_argument("--workers", type=_FROM_ONE, default=1, help="number of processes (default: %(default)s)")
 
 
 def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
@@ -132,7 +137,7 @@ def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any)
     command.add_argument(
         "--snr", type=float, default=50.0, help="signal over noise of the fully sampled image (default: %(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of the simulation (default: %(default)s)")
+    command.add_argument("--seed", type=_FROM_ZERO, default=0, help="seed of the simulation (default: %(default)s)")
 
 
 def _run_synthesize(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ compose: each adds a push. Guidance is saved by `guidance.save_config(folder)` a
 """
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -43,11 +44,13 @@ class Guidance(ConfigMixin):
     @register_to_config
     def __init__(self, strength: float | None = None, start: float | None = None, stop: float = 1.0):
         """Check strength and window."""
-        if strength is not None and not 0 <= strength < float("inf"):
-            raise ValueError(f"`strength` must be 0 or larger, got {strength}; None gives the pipeline's.")
-        if not 0 <= (start or 0.0) < stop <= 1:
+        if strength is not None and not (isinstance(strength, Real) and 0 <= strength < float("inf")):
+            raise ValueError(f"`strength` must be 0 or larger, got {strength!r}; None gives the pipeline's.")
+        window = (0.0 if start is None else start, stop)
+        if not all(isinstance(share, Real) for share in window) or not 0 <= window[0] < window[1] <= 1:
             raise ValueError(
-                f"`start` and `stop` must be shares of the trajectory, 0 <= start < stop <= 1, got {start} and {stop}."
+                "`start` and `stop` must be shares of the trajectory, 0 <= start < stop <= 1, got "
+                f"{start!r} and {stop!r}."
             )
 
     def score(self, **tensors: Tensor) -> Tensor:

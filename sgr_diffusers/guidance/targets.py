@@ -1,6 +1,6 @@
 """Targets and classes of a call: which bounds are asked for, and of which tissues."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 
 __all__ = ["TARGETS", "resolve_classes"]
@@ -18,6 +18,8 @@ def resolve_classes(classes: Sequence[str | int] | str | int | None, class_names
         return tuple(range(1, len(class_names) + 1))
     if isinstance(classes, (str, int, Integral)):
         classes = (classes,)
+    if not isinstance(classes, Iterable) or isinstance(classes, Mapping):
+        raise ValueError(f"`classes` must be a name, a label number or a list of them, got {classes!r}.")
     known = ", ".join(f"{number} {name!r}" for number, name in enumerate(class_names, start=1))
     numbers = []
     for entry in classes:

@@ -24,6 +24,7 @@ __all__ = [
     "SEGMENTATION_FILE",
     "UnsafeCheckpointError",
     "check_folder",
+    "check_settings",
     "read_json",
     "read_model_index",
 ]
@@ -41,6 +42,8 @@ _LONGEST_TEXT = 20_000
 _LARGEST_COUNT = 100_000  # of timesteps, pixels
 _MOST_LEVELS = 64
 _LARGEST = {"layers_per_block": 64, "num_res_units": 64, "channels": 8192, "block_out_channels": 8192}
+_LEAST = {"layers_per_block": 1, "block_out_channels": 1, "num_res_units": 0, "channels": 1, "strides": 1}
+_LEAST |= {"num_train_timesteps": 1}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _MODULE = re.compile(rf"{_NAME.pattern}(\.{_NAME.pattern})*")
 
@@ -78,7 +81,7 @@ def read_model_index(file: str | Path) -> dict[str, Any]:
                 f"{_short(file)} has the component {_shown(name)}: {_shown(value)}, but the pipeline has only "
                 f"{COMPONENTS}."
             )
-    _check_settings(index, file)
+    check_settings(index, f" of {_short(file)}")
     return index
 
 
@@ -166,8 +169,16 @@ def _check_component(name: str, value: Any, file: str | Path) -> None:
         )
 
 
-def _check_settings(index: dict[str, Any], file: str | Path) -> None:
-    """Settings of the pipeline, as `SGRMRIPipeline.__init__` takes them."""
+def check_settings(settings: dict[str, Any], where: str = "") -> None:
+    """Refuse settings of the pipeline that `SGRMRIPipeline.__init__` cannot use.
+
+    Args:
+        settings: settings by name; `None` stands for the default.
+        where: words for the message that say where the settings are from, such as " of model_index.json".
+
+    Raises:
+        UnsafeCheckpointError: naming the setting.
+    """
     limits = {
         "scale_quantile": (0, 1),
         "scale_correction": (0, 1e6),
@@ -175,19 +186,19 @@ def _check_settings(index: dict[str, Any], file: str | Path) -> None:
         "guidance_from": (0, 1),
     }
     for name, (least, most) in {**limits, "cg_iterations": (-1, 1000)}.items():
-        value = index.get(name)
+        value = settings.get(name)
         is_number = isinstance(value, int if name == "cg_iterations" else int | float) and not isinstance(value, bool)
         if value is not None and not (is_number and least < value <= most):
             raise UnsafeCheckpointError(
-                f"`{name}` of {_short(file)} must be a number above {least} and up to {most}, got {_shown(value)}."
+                f"`{name}`{where} must be a number above {least} and up to {most}, got {_shown(value)}."
             )
     choices = ("cg", "noise_aware")
-    if index.get("consistency", "cg") not in choices:
+    if settings.get("consistency", "cg") not in choices:
         raise UnsafeCheckpointError(
-            f"`consistency` of {_short(file)} must be one of {choices}, got {_shown(index['consistency'])}."
+            f"`consistency`{where} must be one of {choices}, got {_shown(settings['consistency'])}."
         )
-    _check_denoising_variance(index.get("denoising_variance"), file)
-    trained_with = index.get("trained_with")
+    _check_denoising_variance(settings.get("denoising_variance"), where)
+    trained_with = settings.get("trained_with")
     if trained_with is None:
         return
     levels = trained_with.get("alphas_cumprod") if isinstance(trained_with, dict) else None
@@ -198,12 +209,12 @@ def _check_settings(index: dict[str, Any], file: str | Path) -> None:
         or not (levels is None or (is_list and all(isinstance(level, int | float) for level in levels)))
     ):
         raise UnsafeCheckpointError(
-            f"`trained_with` of {_short(file)} must hold `prediction_type` and a few `alphas_cumprod`, got "
+            f"`trained_with`{where} must hold `prediction_type` and a few `alphas_cumprod`, got "
             f"{_shown(trained_with)}."
         )
 
 
-def _check_denoising_variance(table: Any, file: str | Path) -> None:
+def _check_denoising_variance(table: Any, where: str) -> None:
     """Refuse a table other than two lists of positive numbers, of which the first rises."""
     if table is None:
         return
@@ -214,7 +225,7 @@ def _check_denoising_variance(table: Any, file: str | Path) -> None:
     is_table = is_table and all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers)
     if not is_table or any(low >= high for low, high in itertools.pairwise(columns[0])):
         raise UnsafeCheckpointError(
-            f"`denoising_variance` of {_short(file)} must hold the lists `noise_to_signal`, rising, and `error` of as "
+            f"`denoising_variance`{where} must hold the lists `noise_to_signal`, rising, and `error` of as "
             f"many positive numbers, got {_shown(table)}."
         )
 
@@ -241,7 +252,9 @@ def _check_extent(content: Any, file: str | Path) -> None:
 
 
 def _check_counts(content: Any, file: str | Path) -> None:
-    """No entry may ask for a network that takes forever to build, whatever weights there are for it."""
+    """No entry may ask for a network that takes forever to build, or that cannot be, whatever weights there are."""
+    if not isinstance(content, dict):
+        raise UnsafeCheckpointError(f"{_short(file)} must hold a JSON object, got {type(content).__name__}.")
     level = [("", content)]
     while level:
         below = []
@@ -250,6 +263,10 @@ def _check_counts(content: Any, file: str | Path) -> None:
             if isinstance(value, int) and abs(value) > most:
                 raise UnsafeCheckpointError(
                     f"{_short(file)} must have no {name or 'count'} above {most}, got {_shown(value)}."
+                )
+            if isinstance(value, int) and value < _LEAST.get(name, value):
+                raise UnsafeCheckpointError(
+                    f"{_short(file)} must have no {name} below {_LEAST[name]}, got {_shown(value)}."
                 )
             if isinstance(value, list) and name in _LARGEST and len(value) > _MOST_LEVELS:
                 raise UnsafeCheckpointError(

@@ -7,6 +7,7 @@ its own classes are used instead (`hub.loading`), and nothing of the repository'
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,12 @@ class RepositoryMixin:
             raise ValueError("`use_safetensors` must not be False: weights that are unpickled can run any code.")
         kwargs["use_safetensors"] = True
         given = kwargs.get("segmentation_model")
-        if given is None or isinstance(given, ModelMixin) or not isinstance(given, nn.Module):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        is_plain = isinstance(given, nn.Module) and not isinstance(given, ModelMixin)
         # diffusers would hold a plain module against the class that the repository names
-        pipe = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "segmentation_model": None})
-        pipe.register_modules(segmentation_model=given)
+        arguments = {**kwargs, "segmentation_model": None} if is_plain else kwargs
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **arguments)
+        if is_plain:
+            pipe.register_modules(segmentation_model=given)
         return pipe
 
     @classmethod
@@ -93,17 +95,20 @@ class RepositoryMixin:
 
         Args:
             save_directory: folder to make or to write to.
-            safe_serialization: whether to save as safetensors; must be true.
+            safe_serialization: without effect; weights are always saved as safetensors, and `False` is warned of.
             **kwargs: options of `DiffusionPipeline.save_pretrained`: `variant`, `max_shard_size`, `push_to_hub` and
                 what goes with it.
 
         Raises:
-            ValueError: `safe_serialization` is false, or the segmentation model cannot be saved; raised before
-                anything is written.
+            ValueError: the segmentation model cannot be saved; raised before anything is written.
         """
         if not safe_serialization:
-            raise ValueError("`safe_serialization` must be True: weights are saved as safetensors only.")
-        model = getattr(self.segmentation_model, "_orig_mod", self.segmentation_model)
+            warnings.warn(
+                "`safe_serialization=False` is not followed: pickles can run any code when they are loaded, so the "
+                "weights are saved as safetensors.",
+                stacklevel=3,
+            )
+        model = self.segmentation_model
         if model is not None and not isinstance(model, ModelMixin):
             raise ValueError(
                 f"`segmentation_model` cannot be saved: {type(model).__name__} is a plain module, not a ModelMixin of "
@@ -115,7 +120,7 @@ class RepositoryMixin:
     def save_config(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the model index, the last step of `save_pretrained` before it uploads anything."""
         super().save_config(save_directory, **kwargs)
-        make_portable(save_directory, type(getattr(self.segmentation_model, "_orig_mod", self.segmentation_model)))
+        make_portable(save_directory, type(self.segmentation_model))
 
     def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """The last step of `push_to_hub`: diffusers has put a form to fill in where there was no card."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..bounds import tissue_masks, volume_mm3
+from ..bounds import check_voxel_size, tissue_masks, volume_mm3
 from ..calibration.record import FILE_NAME, Calibration, CalibrationMismatch, CalibrationSettings
 from ..guidance.guiders import SegmentationGuidance
 from ..guidance.plan import guidance_plan
@@ -27,7 +27,7 @@ from ..mri.masks import mask_family
 from ..mri.operators import SenseOperator
 from ..schedulers.sampler import ScheduledSampler
 from ..utils.weights import weights_hash
-from .inputs import check_measurement, check_voxel_size
+from .inputs import check_measurement
 from .settings import CallSettings
 from .volume_search import scale_to_goals
 
@@ -167,7 +167,7 @@ def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: b
     bounds = pipe(**call, generator=_copy_of(generator))
     plain = pipe(**{**call, "target": "none", "classes": bounds.classes}, generator=_copy_of(generator))
     lower, upper = bounds.volumes_mm3.double().sum(dim=0).cpu().numpy().T  # class
-    voxel_mm3 = math.prod(voxel_size_mm or (1.0, 1.0, 1.0))
+    voxel_mm3 = math.prod((1.0, 1.0, 1.0) if voxel_size_mm is None else voxel_size_mm)
     interval = np.stack(quantiles.interval(lower, upper, voxel_mm3, bounds.classes), axis=1)  # class, end
 
     # 3. Images that are guided to its ends

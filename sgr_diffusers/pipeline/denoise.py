@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from diffusers import UNet2DModel
 from jaxtyping import Complex, Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..guidance.guiders import Guidance, images_to_push
 from ..guidance.losses import guidance_weight, joint_weights
@@ -86,9 +85,17 @@ class TwoStageGradient:
         Args:
             network: function from noisy images to the output of the prior.
             noisy: noisy images.
+
+        Raises:
+            ValueError: the network gives no gradient.
         """
         self._start = noisy.detach().clone().requires_grad_()
         self._output = network(self._start)
+        if not self._output.requires_grad:
+            raise ValueError(
+                "`unet` must give a gradient with respect to its input for guidance, but it runs in `torch.no_grad` "
+                "or `inference_mode`. Take that away, or reconstruct with target='none'."
+            )
         self.noisy, self.output = (tensor.detach().requires_grad_() for tensor in (self._start, self._output))
 
     def __call__(self, score: Float[Tensor, " image"], keep_graph: bool = False) -> Channels:
@@ -134,7 +141,7 @@ class Denoiser:
 
     def __init__(
         self,
-        unet: UNet2DModel,
+        unet: nn.Module,
         segment: Callable[[Complex[Tensor, "image y x"]], Float[Tensor, "image out_class y x"]] | None,
         problem: Problem,
         branches: Branches,
@@ -195,10 +202,18 @@ class Denoiser:
         Returns:
             Images in the scale of the prior, their data residual, and their labels (`None` without a segmentation
             model).
+
+        Raises:
+            ValueError: an image is not finite.
         """
         branches, images, residuals, labels = self._branches, [], [], []
         for batch in batches(list(range(len(branches))), self._batch_size):
             image, residual = self._problem.finish(x0[batch], branches.slice_of(batch), method)
+            if not residual.isfinite().all():
+                raise ValueError(
+                    "the reconstruction is not finite in single precision. Check the scale of `kspace` and "
+                    "`coil_maps`, and what callbacks and `guidance` do."
+                )
             images.append(image)
             residuals.append(residual)
             if self._segment is not None:

@@ -5,6 +5,7 @@ Nothing is repaired: every check names the argument, what was expected and what 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +19,25 @@ from .settings import CallSettings
 __all__ = [
     "OUTPUT_TYPES",
     "Measurement",
+    "Slices",
+    "check_callback",
     "check_measurement",
     "check_sampling_inputs",
-    "check_voxel_size",
     "image_generators",
+    "latents_of_callback",
     "slice_scale",
 ]
 
 OUTPUT_TYPES = ("pt", "np")
 
 ArrayLike = Tensor | np.ndarray
+Slices = ArrayLike | Sequence[ArrayLike]
+
+# Magnitudes of which single precision holds squares, noise included.
+_KSPACE_RANGE = (1e-12, 1e12)
+_MAPS_RANGE = (1e-3, 1e3)
+# Type codes of numpy that torch does not have, or hardly computes with.
+_TORCH_TYPES = {"g": "d", "G": "D", "H": "q", "I": "q", "L": "q", "Q": "q"}
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,15 @@ class Measurement:
 
 
 def check_measurement(
-    kspace: ArrayLike,
-    mask: ArrayLike,
-    coil_maps: ArrayLike | None,
+    kspace: Slices,
+    mask: Slices,
+    coil_maps: Slices | None,
     device: torch.device,
     noise_std: float | ArrayLike | None = None,
 ) -> Measurement:
     """Check k-space, mask and coil maps, and give all of them their batch and coil axes.
+
+    Each of them may be a list with one array for each slice.
 
     Args:
         kspace: complex k-space `(batch, coil, y, x)`, `(coil, y, x)` or `(y, x)`.
@@ -79,8 +91,8 @@ def check_measurement(
 
     Raises:
         TypeError: k-space or maps are not complex, or an argument is neither tensor nor array.
-        ValueError: a shape does not fit, a value is not finite, k-space or mask is empty, the mask has other values
-            than 0 and 1, or k-space is not zero where the mask says unmeasured.
+        ValueError: a shape does not fit, a value is not finite or too large or small to compute with, k-space or mask
+            is empty, the mask has other values than 0 and 1, or k-space is not zero where the mask says unmeasured.
     """
     kspace = _check_complex(kspace, "kspace", "(batch, coil, y, x), (coil, y, x) or (y, x)", (2, 3, 4)).to(device)
     kspace = kspace.reshape((1,) * (4 - kspace.ndim) + tuple(kspace.shape))
@@ -92,6 +104,7 @@ def check_measurement(
             f"`kspace` must hold a measurement in every slice, got only zeros in slices {empty} of {len(kspace)}. "
             "Leave these slices out."
         )
+    _check_range("kspace", kspace.abs().amax(dim=(1, 2, 3)), _KSPACE_RANGE, "the largest magnitude")
     mask = _check_mask(mask, kspace)
     _check_unmeasured(kspace, mask)
     n_coils = kspace.shape[1]
@@ -103,11 +116,47 @@ def check_measurement(
     return Measurement(kspace, mask, coil_maps, noise_std)
 
 
-def _check_complex(array: ArrayLike, name: str, shapes: str, n_axes: tuple[int, ...]) -> Tensor:
-    if isinstance(array, np.ndarray):
-        array = torch.tensor(np.ascontiguousarray(array))
+def _as_tensor(array: Slices, name: str) -> Tensor:
+    """A dense tensor of an array, or of a list with one array for each slice."""
+    wanted = f"`{name}` must be a dense torch tensor or numpy array of numbers, or a list of them, one for each slice"
+    if isinstance(array, list | tuple):
+        if not array:
+            raise ValueError(f"`{name}` must not be an empty list.")
+        other = [type(entry).__name__ for entry in array if not isinstance(entry, Tensor | np.ndarray)]
+        if other:
+            raise TypeError(f"{wanted}, got a list with {other[0]}.")
+        slices = [_as_tensor(entry, name) for entry in array]
+        shapes = [tuple(entry.shape) for entry in slices]
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"`{name}` must be a list of slices of one shape, got {list(dict.fromkeys(shapes))}. Reconstruct "
+                "slices of different shapes in calls of their own."
+            )
+        return torch.stack([entry.to(slices[0].device) for entry in slices])
+    if isinstance(array, np.ndarray) and array.dtype.kind in "biufc":
+        dtype = _TORCH_TYPES.get(array.dtype.char, array.dtype.newbyteorder("="))
+        array = torch.tensor(np.ascontiguousarray(array, dtype=dtype))
     if not isinstance(array, Tensor):
-        raise TypeError(f"`{name}` must be a torch tensor or a numpy array, got {type(array).__name__}.")
+        kind = f" of {array.dtype}" if isinstance(array, np.ndarray) else ""
+        raise TypeError(f"{wanted}, got {type(array).__name__}{kind}.")
+    if array.layout != torch.strided or array.is_meta or array.is_quantized or array.is_nested:
+        raise TypeError(f"{wanted}, got a tensor that is sparse, nested, quantized or without values.")
+    return array.detach()
+
+
+def _check_range(name: str, values: Float[Tensor, " batch"], limits: tuple[float, float], quantity: str) -> None:
+    least, most = limits
+    outside = [k for k, value in enumerate(values.tolist()) if not least <= value <= most]
+    if outside:
+        raise ValueError(
+            f"`{name}` must have {quantity} of each slice between {least:g} and {most:g}, got "
+            f"{values[outside[0]]:.3g} in slice {outside[0]}: single precision does not hold its square. Multiply "
+            f"`{name}` by a power of ten."
+        )
+
+
+def _check_complex(array: Slices, name: str, shapes: str, n_axes: tuple[int, ...]) -> Tensor:
+    array = _as_tensor(array, name)
     if not array.is_complex():
         raise TypeError(
             f"`{name}` must be complex, got {array.dtype} of shape {tuple(array.shape)}. Real and imaginary parts in "
@@ -116,7 +165,7 @@ def _check_complex(array: ArrayLike, name: str, shapes: str, n_axes: tuple[int, 
     if array.ndim not in n_axes:
         raise ValueError(f"`{name}` must be {shapes}, got shape {tuple(array.shape)}.")
     # Data type before finiteness: what overflows in complex64 is infinite to all that follows.
-    array = array.detach().to(torch.complex64)
+    array = array.to(torch.complex64)
     n_bad = int((~torch.isfinite(torch.view_as_real(array.resolve_conj())).all(dim=-1)).sum())
     if n_bad:
         raise ValueError(
@@ -126,18 +175,15 @@ def _check_complex(array: ArrayLike, name: str, shapes: str, n_axes: tuple[int, 
     return array.resolve_conj()
 
 
-def _check_mask(mask: ArrayLike, kspace: Complex[Tensor, "batch coil y x"]) -> Bool[Tensor, "batch y x"]:
-    if isinstance(mask, np.ndarray):
-        mask = torch.tensor(np.ascontiguousarray(mask))
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"`mask` must be a torch tensor or a numpy array, got {type(mask).__name__}.")
+def _check_mask(mask: Slices, kspace: Complex[Tensor, "batch coil y x"]) -> Bool[Tensor, "batch y x"]:
+    mask = _as_tensor(mask, "mask")
     batch, _, *size = kspace.shape
     if tuple(mask.shape) not in {tuple(size), (batch, *size)}:
         raise ValueError(
             f"`mask` must have the shape (y, x) = {tuple(size)} or (batch, y, x) = {(batch, *size)} of `kspace`, got "
             f"{tuple(mask.shape)}. A smaller stored mask is centre-padded by `sgr_diffusers.mri.masks.pad_mask`."
         )
-    mask = mask.detach().to(kspace.device)
+    mask = mask.to(kspace.device)
     is_other = ~((mask == 0) | (mask == 1))
     if is_other.any():
         raise ValueError(
@@ -168,7 +214,7 @@ def _check_unmeasured(kspace: Complex[Tensor, "batch coil y x"], mask: Bool[Tens
 
 
 def _check_coil_maps(
-    coil_maps: ArrayLike, kspace: Complex[Tensor, "batch coil y x"]
+    coil_maps: Slices, kspace: Complex[Tensor, "batch coil y x"]
 ) -> Complex[Tensor, "batch coil y x"]:
     coil_maps = _check_complex(coil_maps, "coil_maps", "(batch, coil, y, x) or (coil, y, x)", (3, 4))
     if tuple(coil_maps.shape) not in {tuple(kspace.shape), tuple(kspace.shape[1:])}:
@@ -181,6 +227,8 @@ def _check_coil_maps(
     empty = [k for k, is_used in enumerate((coil_maps != 0).flatten(1).any(dim=1).tolist()) if not is_used]
     if empty:
         raise ValueError(f"`coil_maps` must not be zero everywhere, but they are in slices {empty}.")
+    largest = torch.linalg.vector_norm(coil_maps.to(torch.complex128), dim=1).amax(dim=(1, 2))
+    _check_range("coil_maps", largest.float(), _MAPS_RANGE, "the largest root sum of squares of its coils, usually 1,")
     return coil_maps
 
 
@@ -220,9 +268,16 @@ def check_sampling_inputs(
         latents: noise to start with.
 
     Raises:
-        ValueError: naming the argument.
+        TypeError, ValueError: naming the argument.
     """
     n_slices, _, *size = slices
+    generators = generator if isinstance(generator, list) else [generator] * (generator is not None)
+    other = [type(entry).__name__ for entry in generators if not isinstance(entry, torch.Generator)]
+    if other:
+        raise TypeError(
+            f"`generator` must be a torch.Generator, or a list of one for each slice, got {other[0]}. A seed becomes "
+            "one by `torch.Generator().manual_seed(seed)`."
+        )
     if isinstance(generator, list) and len(generator) != n_slices:
         raise ValueError(
             f"`generator` must be one generator, or a list of one for each of {n_slices} slices, got {len(generator)}."
@@ -230,6 +285,11 @@ def check_sampling_inputs(
     if latents is None:
         return
     shape = (n_slices, 2, *size)
+    if not isinstance(latents, Tensor) or latents.layout != torch.strided or latents.is_meta:
+        raise TypeError(
+            f"`latents` must be a dense torch tensor of shape (batch, 2, y, x) = {shape}, got "
+            f"{type(latents).__name__}."
+        )
     if not latents.is_floating_point() or tuple(latents.shape) != shape or not torch.isfinite(latents).all():
         raise ValueError(
             f"`latents` must be real, finite and (batch, 2, y, x) = {shape}, got {latents.dtype} of shape "
@@ -243,14 +303,50 @@ def check_sampling_inputs(
         )
 
 
-def check_voxel_size(voxel_size_mm: Sequence[float] | None) -> None:
-    """Refuse edge lengths of a voxel that are not three positive numbers.
+def check_callback(callback: Any, names: Any, available: Sequence[str]) -> None:
+    """Refuse a callback that cannot be called, or that asks for tensors that there are not.
+
+    Args:
+        callback: this and `names` are `callback_on_step_end` and `callback_on_step_end_tensor_inputs` of a call.
+        names: names of tensors.
+        available: names of the tensors that there are.
 
     Raises:
-        ValueError: naming the argument.
+        TypeError, ValueError: naming the argument.
     """
-    if voxel_size_mm is not None and (len(voxel_size_mm) != 3 or not all(0 < v < float("inf") for v in voxel_size_mm)):
-        raise ValueError(f"`voxel_size_mm` must be three positive edge lengths in mm, got {tuple(voxel_size_mm)}.")
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            "`callback_on_step_end` must be a function of (pipe, step, timestep, tensors), got "
+            f"{type(callback).__name__}."
+        )
+    is_list = names is None or isinstance(names, list | tuple)
+    unknown = [name for name in names or () if name not in available] if is_list else names
+    if not is_list or unknown:
+        raise ValueError(
+            f"`callback_on_step_end_tensor_inputs` must be a list of names among {list(available)}, got {unknown!r}."
+        )
+
+
+def latents_of_callback(returned: Any, latents: Float[Tensor, "image 2 y x"]) -> Float[Tensor, "image 2 y x"]:
+    """The latents that a callback has returned, or those it was given where it has returned none.
+
+    Raises:
+        TypeError: the callback has returned something other than `None` or a dictionary.
+        ValueError: its latents have another shape or are not finite.
+    """
+    if returned is not None and not isinstance(returned, dict):
+        raise TypeError(
+            f"`callback_on_step_end` must return None or a dictionary of tensors, got {type(returned).__name__}."
+        )
+    changed = (returned or {}).get("latents", latents)
+    if changed is latents:
+        return latents
+    if not isinstance(changed, Tensor) or changed.shape != latents.shape or not changed.isfinite().all():
+        shape = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+        raise ValueError(
+            f"`callback_on_step_end` must return finite `latents` of shape {tuple(latents.shape)}, got {shape}."
+        )
+    return changed
 
 
 def slice_scale(

@@ -4,25 +4,47 @@ The one place that calls the two networks. Sizes are padded to what a network ne
 cast on the way in and out; everything else sees float32 images of the size that the user gave.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from jaxtyping import Complex, Float
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-__all__ = ["batches", "check_complete", "check_networks", "class_names_of", "predict", "segment", "size_multiple"]
+__all__ = [
+    "batches",
+    "check_all_used",
+    "check_complete",
+    "check_components",
+    "check_networks",
+    "class_names_of",
+    "predict",
+    "segment",
+    "size_multiple",
+    "unwrap",
+]
 
 
-def predict(unet: UNet2DModel, noisy: Float[Tensor, "batch 2 y x"], timestep: Tensor) -> Float[Tensor, "batch 2 y x"]:
+def predict(unet: nn.Module, noisy: Float[Tensor, "batch 2 y x"], timestep: Tensor) -> Float[Tensor, "batch 2 y x"]:
     """Output of the prior for noisy images, float32, without the channels of a learned sigma.
 
     Noisy images are continued periodically to the multiple that the UNet needs: the border then has the noise level
     that the network expects, where zeros would be a frame without noise, and is air for a body inside the field of
     view.
+
+    Raises:
+        ValueError: the output is not finite.
     """
     padded = _pad(noisy, size_multiple(unet), is_periodic=True)
-    output = unet(padded.to(unet.dtype), timestep, return_dict=False)[0]
+    with _kept_weights(unet):
+        output = unet(padded.to(unwrap(unet).dtype), timestep, return_dict=False)[0]
+    _check_finite("unet", unet, output[:, :2])
     return _crop(output[:, :2].float(), noisy.shape[-2:])
 
 
@@ -38,16 +60,20 @@ def segment(
 
     Raises:
         TypeError: the model does not return a tensor.
-        ValueError: what it returns is not `(batch, n_classes + 1, y, x)`.
+        ValueError: what it returns is not `(batch, n_classes + 1, y, x)`, or not finite.
     """
+    inner = unwrap(model)
     # The gradient of abs is zero at zero, as the method asks.
-    magnitude = _pad(images.abs()[:, None], getattr(model, "size_multiple", multiple), is_periodic=False)
-    dtype = next(model.parameters(), magnitude).dtype
-    logits = model(magnitude.to(dtype))
-    if not isinstance(logits, Tensor):
+    magnitude = _pad(images.abs()[:, None], getattr(inner, "size_multiple", multiple), is_periodic=False)
+    # Parameters may be stored in a type that is not computed in; models of diffusers know better.
+    dtype = getattr(inner, "dtype", None) or next(model.parameters(), magnitude).dtype
+    with _kept_weights(model):
+        logits = model(magnitude.to(dtype))
+    if not isinstance(logits, Tensor) or logits.is_complex():
+        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise TypeError(
-            f"`segmentation_model` must return a tensor of logits, got {type(logits).__name__}. Wrap it in a module "
-            "that picks the logits out."
+            f"`segmentation_model` must return a tensor of real logits, got {kind}. Wrap it in a module that picks "
+            "the logits out."
         )
     expected = (len(images), *magnitude.shape[2:])
     if logits.ndim != 4 or (logits.shape[0], *logits.shape[2:]) != expected:
@@ -55,7 +81,15 @@ def segment(
             f"`segmentation_model` must return logits (batch, n_classes + 1, y, x) of its input's size, got "
             f"{tuple(logits.shape)} for an input of {tuple(magnitude.shape)}. Wrap it in a module that resizes them."
         )
+    _check_finite("segmentation_model", model, logits)
     return _crop(logits.float(), images.shape[-2:])
+
+
+def unwrap(network: Any) -> Any:
+    """The network inside of what compiles it or spreads it over devices: `torch.compile`, `DataParallel`."""
+    is_parallel = isinstance(network, DataParallel | DistributedDataParallel)
+    inner = network.module if is_parallel else getattr(network, "_orig_mod", None)
+    return network if inner is None else unwrap(inner)
 
 
 def batches(images: list[int], batch_size: int | None) -> Iterator[list[int]]:
@@ -66,8 +100,14 @@ def batches(images: list[int], batch_size: int | None) -> Iterator[list[int]]:
 
 def class_names_of(model: nn.Module | None) -> tuple[str, ...] | None:
     """Names that a segmentation model gives to its classes, label 1 first; `None` if it gives none."""
+    model = unwrap(model)
     names = getattr(getattr(model, "config", None), "class_names", None) or getattr(model, "class_names", None)
-    return None if names is None else tuple(names)
+    if names is None:
+        return None
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not is_list or len(set(names)) < len(names):
+        raise ValueError(f"`segmentation_model.class_names` must be a list of different names, got {names!r}.")
+    return tuple(names)
 
 
 def check_complete(**networks: object) -> None:
@@ -87,8 +127,61 @@ def check_complete(**networks: object) -> None:
             )
 
 
+def check_all_used(name: str, network: nn.Module, folder: str | os.PathLike, variant: str | None = None) -> None:
+    """Refuse a network whose files hold more weights than it has: diffusers logs that, and leaves the rest out.
+
+    The configuration then belongs to another network than the weights. Weights are counted rather than named, since
+    diffusers renames those of old checkpoints.
+
+    Args:
+        name: name of the component.
+        network: network that lacks no weights.
+        folder: folder of the component's files.
+        variant: variant that was asked for, such as "fp16".
+
+    Raises:
+        ValueError: naming a weight that is left over.
+    """
+    files = [file for file in Path(folder).glob("*.safetensors") if variant or "." not in file.stem]
+    stored: set[str] = set()
+    for file in [file for file in files if variant and f".{variant}" in file.name] or files:
+        with safe_open(file, framework="pt") as weights:
+            stored |= set(weights.keys())
+    own = network.state_dict()
+    if len(stored) > len(own):
+        raise ValueError(
+            f"`{name}` has {len(own)} weights by its config.json, but its files hold {len(stored)}, such as "
+            f"{min(stored - set(own))}, which would be left out: configuration and weights belong to different "
+            "networks. Get both again."
+        )
+
+
+def check_components(unet: nn.Module | None, scheduler: object) -> None:
+    """Refuse a pipeline without its prior or its scheduler, and a prior that has no configuration.
+
+    Raises:
+        TypeError: the prior is no model of diffusers.
+        ValueError: naming the component that is missing.
+    """
+    for name, component in (("unet", unet), ("scheduler", scheduler)):
+        if component is None:
+            raise ValueError(
+                f"`{name}` is needed to reconstruct, but it is None. Load the pipeline without `{name}=None`, or add "
+                f"one by `pipe.register_modules({name}=...)`."
+            )
+    if not hasattr(getattr(unwrap(unet), "config", None), "block_out_channels"):
+        raise TypeError(
+            f"`unet` must be a UNet2DModel of diffusers, got {type(unwrap(unet)).__name__}. "
+            "`sgr_diffusers.create_prior` makes one that fits."
+        )
+
+
 def check_networks(
-    unet: UNet2DModel, segmentation_model: nn.Module | None, size: tuple[int, ...], device: torch.device
+    unet: nn.Module,
+    segmentation_model: nn.Module | None,
+    size: tuple[int, ...],
+    device: torch.device,
+    needs_gradient: bool = False,
 ) -> tuple[str, ...]:
     """Refuse networks that do not fit the method, without calling the prior.
 
@@ -99,28 +192,47 @@ def check_networks(
         segmentation_model: the segmentation model; may be missing (`None`).
         size: size (y, x) of the slices.
         device: device on which the networks run.
+        needs_gradient: flag that says whether images are pushed.
 
     Returns:
         Names of the classes, label 1 first; "class_1", ... if the model does not name them; none without a model.
 
     Raises:
         TypeError: the segmentation model does not return a tensor.
-        ValueError: a channel count, the number of classes or an output size is wrong, or a network is in training
-            mode.
+        ValueError: a channel count, the number of classes or an output size is wrong, the segmentation model gives no
+            gradient that is needed, or a network is in training mode.
     """
-    channels = unet.config.in_channels, unet.config.out_channels
+    config = unwrap(unet).config
+    channels = config.in_channels, config.out_channels
     if channels not in {(2, 2), (2, 4)}:
         raise ValueError(
             "`unet` must have 2 input channels (real, imaginary) and 2 output channels, or 4 with learned sigma, got "
             f"{channels[0]} in and {channels[1]} out. `sgr_diffusers.create_prior` makes one that fits."
         )
     for name, network in (("unet", unet), ("segmentation_model", segmentation_model)):
-        if network is not None and network.training:
+        if network is not None and unwrap(network).training:
             raise ValueError(f"`{name}` must be in evaluation mode, got training mode. Call `pipe.{name}.eval()`.")
+        if needs_gradient and network is not None and any(value.is_inference() for value in network.parameters()):
+            raise ValueError(
+                f"`{name}` was made in `torch.inference_mode`, so it gives no gradient for guidance. Load the "
+                "pipeline outside of it, or reconstruct with target='none'."
+            )
     if segmentation_model is None:
         return ()
-    empty = torch.zeros(1, *size, dtype=torch.complex64, device=device)
-    n_channels = segment(segmentation_model, empty, size_multiple(unet)).shape[1]
+    multiple = getattr(unwrap(segmentation_model), "size_multiple", 1)
+    if not isinstance(multiple, int) or not 1 <= multiple <= 4096:
+        raise ValueError(
+            f"`segmentation_model.size_multiple` must be a whole number from 1 to 4096, got {multiple!r}."
+        )
+    with torch.set_grad_enabled(needs_gradient):
+        empty = torch.zeros(1, *size, dtype=torch.complex64, device=device, requires_grad=needs_gradient)
+        logits = segment(segmentation_model, empty, size_multiple(unet))
+    if needs_gradient and not logits.requires_grad:
+        raise ValueError(
+            "`segmentation_model` must give a gradient with respect to its input for guidance, but it runs in "
+            "`torch.no_grad` or `inference_mode`. Take that away, or reconstruct with target='none'."
+        )
+    n_channels = logits.shape[1]
     names = class_names_of(segmentation_model)
     if n_channels < 2 or (names is not None and len(names) != n_channels - 1):
         wanted = "at least one class" if names is None else f"the classes {names}"
@@ -132,9 +244,41 @@ def check_networks(
     return names or tuple(f"class_{number}" for number in range(1, n_channels))
 
 
-def size_multiple(unet: UNet2DModel) -> int:
+def size_multiple(unet: nn.Module) -> int:
     """Number of pixels of which the prior needs a multiple along y and x."""
-    return 2 ** (len(unet.config.block_out_channels) - 1)
+    return 2 ** (len(unwrap(unet).config.block_out_channels) - 1)
+
+
+def _kept_weights(network: nn.Module) -> AbstractContextManager:
+    """Let the backward pass see the weights of the forward pass, where hooks move or change them in between.
+
+    CPU offload, group offload and layerwise casting give a layer other weights once it has run. What autograd saves is
+    detached from the layer then, and copied if a hook could overwrite it in place.
+    """
+    hooks = ("_hf_hook", "_diffusers_hook", "_forward_hooks", "_forward_pre_hooks")  # accelerate, diffusers, torch
+    if not any(getattr(module, name, None) for module in network.modules() for name in hooks):
+        return nullcontext()
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+
+    def keep(saved: Tensor) -> Tensor:
+        is_weight = saved.untyped_storage().data_ptr() in weights
+        return saved.detach().clone() if is_weight else saved.detach()
+
+    return saved_tensors_hooks(keep, lambda saved: saved)
+
+
+def _check_finite(name: str, network: nn.Module, output: Tensor) -> None:
+    if bool(output.isfinite().all()):
+        return
+    weights = (key for key, value in network.named_parameters() if not value.is_meta and not value.isfinite().all())
+    bad = next(weights, None)
+    cause = (
+        f"its weights are not finite, such as those of {bad}. Load it again, from files that are whole"
+        if bad
+        else f"its weights are finite, so it overflows in {output.dtype}. Call `pipe.to(torch.float32)`, or check the "
+        "scale of `kspace` and of `latents`"
+    )
+    raise ValueError(f"`{name}` returned NaN or infinity: {cause}.")
 
 
 def _pad(images: Tensor, multiple: int, is_periodic: bool) -> Tensor:

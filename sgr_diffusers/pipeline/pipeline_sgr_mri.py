@@ -13,11 +13,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Complex, Float
 from torch import Generator, Tensor, nn
 
-from ..bounds import tissue_masks, volume_mm3
+from ..bounds import check_voxel_size, tissue_masks, volume_mm3
 from ..guidance.guiders import Guidance, SegmentationGuidance, check_guidance, compare_with_goals
 from ..guidance.plan import check_windows, guidance_plan, scale_guidance
 from ..guidance.strength import PAPER_STRENGTH
 from ..guidance.targets import TARGETS, resolve_classes
+from ..hub.model_index import check_settings
 from ..hub.repository import RepositoryMixin
 from ..mri.noise import noise_residual, warn_of_residual
 from ..schedulers.checks import check_scheduler, noise_fingerprint
@@ -29,12 +30,14 @@ from .denoise import Denoiser, Step
 from .inputs import (
     OUTPUT_TYPES,
     Measurement,
+    Slices,
+    check_callback,
     check_measurement,
     check_sampling_inputs,
-    check_voxel_size,
     image_generators,
+    latents_of_callback,
 )
-from .networks import check_complete, check_networks, segment, size_multiple
+from .networks import check_complete, check_components, check_networks, segment, size_multiple
 from .output import SGRMRIPipelineOutput
 from .problem import Problem
 from .settings import CallSettings, one_of, whole_number
@@ -42,7 +45,7 @@ from .settings import CallSettings, one_of, whole_number
 __all__ = ["SGRMRIPipeline"]
 
 
-class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
+class SGRMRIPipeline(ComponentsMixin, RepositoryMixin, DiffusionPipeline):
     """Segmentation-guided reconstruction (SGR) of undersampled multi-coil MRI, slice by slice.
 
     A diffusion prior proposes an image, conjugate gradients pull it to the measured data, and in each step the
@@ -103,22 +106,26 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         """Register the components.
 
         Raises:
-            ValueError: a network was loaded from files that lack some of its weights.
+            TypeError: a component is of a wrong type.
+            ValueError: a setting is out of range, or a network was loaded from files that lack some of its weights.
         """
         super().__init__()
         check_complete(unet=unet, segmentation_model=segmentation_model)
+        settings = {
+            "scale_quantile": scale_quantile,
+            "scale_correction": scale_correction,
+            "cg_iterations": cg_iterations,
+            "guidance_strength": guidance_strength,
+            "trained_with": trained_with,
+            "guidance_from": guidance_from,
+            "consistency": consistency,
+            "denoising_variance": denoising_variance,
+        }
+        check_settings(settings)
         self.register_modules(unet=unet, scheduler=scheduler, segmentation_model=segmentation_model)
-        trained_with = trained_with or noise_fingerprint(scheduler)
-        self.register_to_config(
-            scale_quantile=scale_quantile,
-            scale_correction=scale_correction,
-            cg_iterations=cg_iterations,
-            guidance_strength=guidance_strength,
-            trained_with=trained_with,
-            guidance_from=guidance_from,
-            consistency=consistency,
-            denoising_variance=denoising_variance,
-        )
+        if trained_with is None and scheduler is not None:
+            settings["trained_with"] = noise_fingerprint(scheduler)
+        self.register_to_config(**settings)
 
     def save_config(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the configuration, and the calibration that the checkpoint carries."""
@@ -134,9 +141,9 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
 
     def check_inputs(
         self,
-        kspace: Tensor | np.ndarray,
-        mask: Tensor | np.ndarray,
-        coil_maps: Tensor | np.ndarray | None,
+        kspace: Slices,
+        mask: Slices,
+        coil_maps: Slices | None,
         noise_std: float | Tensor | np.ndarray | None,
         settings: CallSettings,
         classes: Sequence[str | int] | str | int | None,
@@ -146,7 +153,8 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         latents: Tensor | None,
         voxel_size_mm: Sequence[float] | None,
         output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None,
     ) -> tuple[Measurement, tuple[str, ...], tuple[int, ...]]:
         """Refuse a call that cannot work, before the prior is called; arguments as in `__call__`.
 
@@ -157,6 +165,7 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         Raises:
             TypeError, ValueError: naming the argument or component, what was expected, what came, and the way out.
         """
+        check_components(self.unet, self.scheduler)
         device, n_steps = self._execution_device, settings.num_inference_steps
         check_scheduler(self.scheduler, self.config.trained_with, bool(guidance), timesteps, n_steps)
         measurement = check_measurement(kspace, mask, coil_maps, device, noise_std)
@@ -165,19 +174,15 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         check_sampling_inputs(tuple(measurement.kspace.shape), settings, generator, latents)
         check_voxel_size(voxel_size_mm)
         one_of(OUTPUT_TYPES).check("output_type", output_type)
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                "`callback_on_step_end_tensor_inputs` must be among "
-                f"{self._callback_tensor_inputs}, got {sorted(unknown)}."
-            )
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         if self.segmentation_model is None and (settings.target != "none" or classes is not None):
             raise ValueError(
                 f"`segmentation_model` is needed for target={settings.target!r} and classes={classes!r}, but it is "
                 "None. Add one by `pipe.register_modules(segmentation_model=...)`, or reconstruct with target='none'."
             )
-        class_names = check_networks(self.unet, self.segmentation_model, tuple(measurement.kspace.shape[-2:]), device)
-        voxel_mm3 = math.prod(voxel_size_mm or (1.0, 1.0, 1.0))
+        size, needs_gradient = tuple(measurement.kspace.shape[-2:]), bool(guidance)
+        class_names = check_networks(self.unet, self.segmentation_model, size, device, needs_gradient)
+        voxel_mm3 = math.prod((1.0, 1.0, 1.0) if voxel_size_mm is None else voxel_size_mm)
         check_guidance(guidance, self._guidance_tensor_inputs, class_names, voxel_mm3)
         if settings.target == "none" and any(entry.has_goals for entry in guidance):
             raise ValueError(
@@ -261,11 +266,11 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        kspace: Tensor | np.ndarray,
-        mask: Tensor | np.ndarray,
+        kspace: Slices,
+        mask: Slices,
         target: str = "both",
         classes: Sequence[str | int] | str | int | None = None,
-        coil_maps: Tensor | np.ndarray | None = None,
+        coil_maps: Slices | None = None,
         num_inference_steps: int = 100,
         eta: float = 1.0,
         guidance_strength: float | None = None,
@@ -287,11 +292,13 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         coverage: float | None = None,
         timesteps: Sequence[int] | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
         output_type: str = "pt",
         return_dict: bool = True,
     ) -> SGRMRIPipelineOutput | tuple:
         """Reconstruct slices, each once for every class and target.
+
+        `kspace`, `mask` and `coil_maps` are tensors or arrays, or lists of one for each slice.
 
         Args:
             kspace: k-space, complex `(batch, coil, y, x)`, `(coil, y, x)` or `(y, x)`, any unit; zero if not measured.
@@ -338,9 +345,10 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
                 where the checkpoint carries a calibration for the mask and all settings. It costs two further calls.
             timesteps: falling timesteps, in place of `num_inference_steps` of the scheduler's choice; for schedulers
                 whose `set_timesteps` takes them.
-            callback_on_step_end: `callback(pipe, step, timestep, tensors)` after each step; may return new `latents`.
+            callback_on_step_end: `callback(pipe, step, timestep, tensors)` after each step; may return new `latents`,
+                set `pipe._guidance_scale`, or end the call with the images of this step by `pipe._interrupt = True`.
             callback_on_step_end_tensor_inputs: names of the tensors `(batch * class * target, 2, y, x)` it is given,
-                out of `pipe._callback_tensor_inputs`.
+                out of `pipe._callback_tensor_inputs`; `None` for none.
             output_type: "pt" for torch tensors or "np" for numpy arrays.
             return_dict: flag to return an `SGRMRIPipelineOutput` rather than a tuple of its fields.
 
@@ -377,15 +385,16 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         if guidance is None:
             guidance = [SegmentationGuidance()] if target != "none" else []
         guidance = list(guidance) if isinstance(guidance, Sequence) else [guidance]
-        data, sampling, output = (
+        data, sampling, output, callback = (
             (kspace, mask, coil_maps, noise_std),
             (generator, latents),
             (voxel_size_mm, output_type),
+            (callback_on_step_end, callback_on_step_end_tensor_inputs),
         )
         measurement, class_names, class_numbers = self.check_inputs(
-            *data, settings, classes, guidance, timesteps, *sampling, *output, callback_on_step_end_tensor_inputs
+            *data, settings, classes, guidance, timesteps, *sampling, *output, *callback
         )
-        self._guidance_scale = guidance_scale
+        self._guidance_scale, self._interrupt = guidance_scale, False
 
         # 2. Forward operator, and measurement in the scale of the prior
         coil_maps = measurement.known_or_estimated_maps(calibration_width, kernel_width, crop)
@@ -411,7 +420,8 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         # 5. Reverse steps; the last ends in the clean image, so that no noise is left whatever the scheduler ends with
         segment_images = None if self.segmentation_model is None else self.segment
         denoiser = Denoiser(self.unet, segment_images, problem, branches, batch_size)
-        last = len(sampler.timesteps) - 1
+        self._num_timesteps = len(sampler.timesteps)
+        last = self._num_timesteps - 1
         for i, t in enumerate(self.progress_bar(sampler.timesteps)):
             noisy, level = sampler.model_input(latents, t), sampler.level(t)
             pushing, n_iterations = scale_guidance(plan[i], self._guidance_scale), settings.cg_iterations
@@ -421,8 +431,11 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
                 latents = sampler.step(level, t, estimate.x0_consistent, estimate.eps + estimate.push)  # Eq. 13
             if callback_on_step_end is not None:
                 tensors = {"latents": latents, **vars(estimate)}
-                given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                latents = (callback_on_step_end(self, i, t, given) or {}).get("latents", latents)
+                given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs or ()}
+                latents = latents_of_callback(callback_on_step_end(self, i, t, given), latents)
+            if self.interrupt and i < last:
+                latents = estimate.x0
+                break
 
         # 6. Full data consistency and segmentation, of the mean where it is asked for
         deviation = None
@@ -446,7 +459,7 @@ class SGRMRIPipeline(RepositoryMixin, ComponentsMixin, DiffusionPipeline):
         if target == "none":
             names = ("all" if len(names) == len(class_names) else "+".join(names),)
         self.maybe_free_model_hooks()
-        voxel_mm3 = math.prod(voxel_size_mm or (1.0, 1.0, 1.0))
+        voxel_mm3 = math.prod((1.0, 1.0, 1.0) if voxel_size_mm is None else voxel_size_mm)
         goals, attained = compare_with_goals(guidance, volumes, class_numbers, targets, voxel_mm3)
         output = SGRMRIPipelineOutput(
             images=images,

@@ -126,7 +126,7 @@ class CallSettings:
     target: str = setting(
         "both", one_of(tuple(TARGETS)), "bounds to reconstruct, or 'none' for a plain reconstruction"
     )
-    num_inference_steps: int = setting(100, whole_number(1), "number of reverse steps", option="steps")
+    num_inference_steps: int = setting(100, whole_number(1, 10_000), "number of reverse steps", option="steps")
     eta: float = setting(
         1.0,
         real_number("from 0 (deterministic) to 1 (as much noise as DDPM)", lambda value: 0 <= value <= 1),
@@ -150,7 +150,7 @@ class CallSettings:
         unset="the checkpoint's",
     )
     cg_iterations: int | None = setting(
-        None, whole_number(0), "largest number of iterations in each step", unset="the checkpoint's"
+        None, whole_number(0, 1000), "largest number of iterations in each step", unset="the checkpoint's"
     )
     noise_std: Any = setting(  # noqa: RUF009 - a number; in a call also an array
         None,
@@ -179,7 +179,7 @@ class CallSettings:
     final_consistency: str = setting("replace", one_of(FINAL_CONSISTENCY), "method of the last step")
     num_samples: int = setting(
         1,
-        whole_number(1),
+        whole_number(1, 10_000),
         "number of samples of each slice, for target 'none': of two or more, their mean and standard deviation",
         option="samples",
     )

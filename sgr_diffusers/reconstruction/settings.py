@@ -25,7 +25,11 @@ class SamplingSettings(CallSettings):
     """
 
     num_inference_steps: int | None = setting(
-        None, whole_number(1), "number of reverse steps", option="steps", unset=f"100, or {FAST_STEPS} with --fast"
+        None,
+        whole_number(1, 10_000),
+        "number of reverse steps",
+        option="steps",
+        unset=f"100, or {FAST_STEPS} with --fast",
     )
     batch_size: int = setting(
         8, whole_number(1), "largest number of images in a network call; fewer need less memory", "machine"

@@ -109,7 +109,7 @@ def load_pipeline(
         raise ValueError(f"`dtype` must be one of {DTYPES}, got {dtype!r}.")
     try:
         torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=torch_device)
+        torch.zeros(1, device=torch_device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`device` {device!r} cannot be used ({str(error).splitlines()[0]}). Try 'cpu'.") from error
     if dtype == "bfloat16" and torch_device.type == "cpu" and has_fast_bfloat16() is False:

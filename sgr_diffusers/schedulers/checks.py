@@ -5,7 +5,8 @@ was trained with, and with the arguments of the call.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, NoReturn
 
 from diffusers import SchedulerMixin
@@ -183,9 +184,14 @@ def _check_timesteps(scheduler: SchedulerMixin, timesteps: Sequence[int]) -> Non
     for setting in _SPACINGS:
         if setting_of(scheduler, setting):
             _refuse(scheduler, setting, False, "it chooses noise levels of its own, other than those of `timesteps`")
-    n_train, given = scheduler.config.num_train_timesteps, list(timesteps)
-    if not given or given != sorted(set(given), reverse=True) or not 0 <= given[-1] <= given[0] < n_train:
-        raise ValueError(f"`timesteps` must fall from below {n_train} to 0 or more, without repetition, got {given}.")
+    n_train = scheduler.config.num_train_timesteps
+    given = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
+    given = list(given) if isinstance(given, Iterable) else []
+    is_falling = given and all(isinstance(time, Real) for time in given) and given == sorted(set(given), reverse=True)
+    if not is_falling or not 0 <= given[-1] <= given[0] < n_train:
+        raise ValueError(
+            f"`timesteps` must fall from below {n_train} to 0 or more, without repetition, got {timesteps!r}."
+        )
 
 
 def _check_trained_with(scheduler: SchedulerMixin, trained_with: dict[str, Any] | None) -> None:

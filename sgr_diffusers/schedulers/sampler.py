@@ -136,10 +136,22 @@ class ScheduledSampler:
         self._scheduler, self._generators = scheduler, generators
         self._signs = 1.0 if noise_signs is None else noise_signs[:, None, None, None]
         self._has_own_timesteps = timesteps is not None
-        if timesteps is None:
-            scheduler.set_timesteps(num_inference_steps, device=device)
-        else:
-            scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+        try:
+            if timesteps is None:
+                scheduler.set_timesteps(num_inference_steps, device=device)
+            else:
+                scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            raise ValueError(
+                f"`scheduler` {self._name} cannot make these steps with its settings: {error} Change them by "
+                f"`pipe.scheduler = {self._name}.from_config(pipe.scheduler.config, ...)`."
+            ) from error
+        latest = scheduler.config.get("num_train_timesteps", float("inf"))
+        if not 0 <= float(scheduler.timesteps.min()) <= float(scheduler.timesteps.max()) <= latest:
+            raise ValueError(
+                f"`scheduler` {self._name} visits timesteps outside of the {latest} of its training: check its "
+                "`steps_offset` and `timestep_spacing`."
+            )
         if float(scheduler.timesteps[0]) < 1:
             raise ValueError(
                 f"`scheduler` {self._name} starts at timestep 0, where the prior expects an image without noise. Ask "

@@ -13,8 +13,8 @@ from sgr_diffusers.hub.code_bundle import SEGMENTATION_PATH, bundle_files, code_
 from tests.helpers.hub_client import BareEnvironment, run_client
 from tests.helpers.pipeline_parts import build, call, draw_problem
 
-# sigpy inside of a function that draws masks; diffusers needs huggingface_hub
-ALLOWED = {"torch", "numpy", "diffusers", "huggingface_hub", "monai", "sigpy"}
+# sigpy inside of a function that draws masks; diffusers needs huggingface_hub and safetensors
+ALLOWED = {"torch", "numpy", "diffusers", "huggingface_hub", "safetensors", "monai", "sigpy"}
 
 
 @pytest.mark.parametrize("name", bundle_files())

@@ -68,7 +68,7 @@ BAD_CALLS = {
     "latents shape": (lambda p: {"latents": torch.zeros(1, 2, *SIZE)}, ValueError, r"`latents` must be .*\(2, 2, 16, 12\)"),
     "latents NaN": (lambda p: {"latents": torch.full((2, 2, *SIZE), float("nan"))}, ValueError, r"`latents` .*NaN"),
     "equal samples": (lambda p: {"latents": torch.zeros(2, 2, *SIZE), "eta": 0.0, "num_samples": 2, "target": "none"}, ValueError, r"`latents` with `eta=0` make all"),
-    "callback inputs": (lambda p: {"callback_on_step_end_tensor_inputs": ["x"]}, ValueError, r"`callback_on_step_end_tensor_inputs` must be among .*got \['x'\]"),
+    "callback inputs": (lambda p: {"callback_on_step_end_tensor_inputs": ["x"]}, ValueError, r"`callback_on_step_end_tensor_inputs` must be a list of names among .*got \['x'\]"),
 }  # fmt: skip
 
 

@@ -42,14 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 for input that cannot be used (one line on stderr says why), or 128 + the number of the signal
         that ended the run.
     """
-    args = create_parser().parse_args(arguments)
-    args.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = create_parser()
+    if not given:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(given)
+    args.arguments = given
     try:
         output = getattr(args, "output", None)
         with _SignalsAsExceptions(), warnings.catch_warnings(), disk_errors(Path(output) if output else "A file"):
             warnings.showwarning = _show_warning
             args.check(args)
             load_package()
+            _quiet_libraries()
             args.run(args)
         sys.stdout.flush()  # here, where a reader that has gone is still noticed
     except BrokenPipeError:  # as in `sgr data check DIR | head`; what is left must not be written at the exit
@@ -259,6 +265,13 @@ def _run_reconstruct(args: argparse.Namespace) -> None:
         n_coils=args.coils,
         ismrmrd=args.ismrmrd,
     )
+
+
+def _quiet_libraries() -> None:
+    """Leave out the bar that diffusers shows while it loads a pipeline, which is there for a second."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:

@@ -275,7 +275,7 @@ def evaluate(prepared: Prepared, output: str | os.PathLike, limit: int | None = 
     versions = library_versions()
     costs = [unit.cost(prepared.n_classes) for unit in share]
     bar = tqdm(
-        total=round(sum(costs), 2),
+        total=sum(costs),
         disable=not (progress and process.is_local_main_process),
         bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left",
     )
@@ -283,7 +283,7 @@ def evaluate(prepared: Prepared, output: str | os.PathLike, limit: int | None = 
         for number, (unit, cost) in enumerate(zip(share, costs, strict=True), start=1):
             bar.set_description_str(f"unit {number} of {len(share)}: {unit.scan_id} {unit.name}")
             write_shard(output, unit, computer.compute(unit), versions)
-            bar.update(cost)
+            bar.update(min(cost, bar.total - bar.n))  # not beyond the end by rounding
     process.wait_for_everyone()
     return len(share)
 

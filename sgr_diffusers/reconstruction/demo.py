@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..pretrained import PRETRAINED
 from ..utils.files import whole_folder
-from .results import bounds_figure, table_text, volume_table, write_table
+from .results import TABLE_NOTE, bounds_figure, table_text, volume_table, write_table
 from .run import read_scan, reconstruct_with_progress, write_record
 from .settings import SamplingSettings
 from .volume import load_pipeline
@@ -50,6 +50,6 @@ def run_demo(
         title = "Lower and upper bound of each tissue; volumes of the slice shown"
         bounds_figure(volumes, title).savefig(folder / "figure.png")
         write_record(folder, settings, file=case, model=model, accelerations=list(accelerations))
-    print(table_text(rows))
-    print(f"\nVolumes in mm^3 of {len(scans[0].slice_indices)} slices together. Figure: {output / 'figure.png'}")
+    print(f"Bounds of the tissues in {len(scans[0].slice_indices)} slices of a synthetic knee together:\n")
+    print(f"{table_text(rows)}\n\n{TABLE_NOTE}\nFigure: {output / 'figure.png'}")
     return output / "figure.png"

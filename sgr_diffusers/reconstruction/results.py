@@ -26,7 +26,7 @@ from .volume import VolumeReconstruction
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["bounds_figure", "table_text", "volume_table", "write_images", "write_table"]
+__all__ = ["TABLE_NOTE", "bounds_figure", "table_text", "volume_table", "write_images", "write_table"]
 
 
 def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
@@ -83,30 +83,44 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Format the rows for people: rounded, with the unit in the head of a column."""
+    """Write the same rows for people: rounded, with the unit in the head of a column, samplings set apart."""
     heads = {
         "sampling": "sampling",
-        "class": "class",
-        "lower_mm3": "lower mm^3",
-        "upper_mm3": "upper mm^3",
-        "unguided_mm3": "unguided mm^3",
-        "fully_sampled_mm3": "fully sampled mm^3",
-        "point_mm3": "point mm^3",
+        "class": "tissue",
+        "lower_mm3": "lower mm³",
+        "upper_mm3": "upper mm³",
+        "unguided_mm3": "volume mm³",
+        "fully_sampled_mm3": "fully sampled mm³",
+        "point_mm3": "point mm³",
         "interval_low_mm3": "interval from",
-        "interval_high_mm3": "to mm^3",
+        "interval_high_mm3": "to mm³",
         "attained": "attained",
-        "uncertain_share": "V_unc/V_up",
-        "residual": "residual",
-        "noise_residual": "of noise",
+        "uncertain_share": "left open",
+        "residual": "misfit",
+        "noise_residual": "misfit of noise",
     }
-    formats = {"uncertain_share": "{:.2f}", "residual": "{:.1e}", "noise_residual": "{:.1e}"}
+    formats = {"uncertain_share": "{:.0%}", "residual": "{:.1%}", "noise_residual": "{:.1%}"}
 
     def text(key: str, value: Any) -> str | None:
         if isinstance(value, str) or value is None or value != value:
-            return value if isinstance(value, str) else None
-        return formats.get(key, "{:.0f}").format(value)
+            return value.replace("_", " ") if isinstance(value, str) else None
+        return formats.get(key, "{:,.0f}").format(value)
 
-    return format_table([{heads[key]: text(key, value) for key, value in row.items()} for row in rows])
+    lines = format_table(
+        [{heads[key]: text(key, value) for key, value in row.items() if key in heads} for row in rows]
+    ).splitlines()
+    body = []
+    for number, (row, line) in enumerate(zip(rows, lines[2:], strict=True)):
+        if number and row["sampling"] != rows[number - 1]["sampling"]:
+            body.append("")
+        body.append(line)
+    return "\n".join([*lines[:2], *body])
+
+
+TABLE_NOTE = (
+    "Left open: (upper - lower) / upper. Misfit: distance of the image from the measured data, relative to the data; "
+    "noise alone leaves the last column."
+)
 
 
 def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "Figure":

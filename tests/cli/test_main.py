@@ -99,7 +99,7 @@ def test_reconstruct_writes_images_volumes_and_a_figure(sgr, capsys):
     assert sum(float(row["fully_sampled_mm3"]) for row in rows) > 0
 
     printed = capsys.readouterr().out
-    assert "lower mm^3" in printed and all(name in printed for name in CLASSES)
+    assert "lower mm³" in printed and all(name.replace("_", " ") in printed for name in CLASSES)
 
 
 @pytest.fixture
@@ -322,8 +322,14 @@ def test_demo_shows_every_acceleration_and_class(assets, scan, tmp_path, capsys)
     rows = rows_of(tmp_path / "demo")
     assert [(row["sampling"], row["class"]) for row in rows] == [(a, name) for a in ("4x", "16x") for name in CLASSES]
     assert {row["fully_sampled_mm3"] for row in rows[:4]} == {row["fully_sampled_mm3"] for row in rows[4:]}
-    head = "sampling  class               lower mm^3  upper mm^3  fully sampled mm^3  V_unc/V_up  residual  of noise"
+    head = "sampling  tissue              lower mm³  upper mm³  fully sampled mm³  left open  misfit  misfit of noise"
     assert head in capsys.readouterr().out
+
+
+def test_without_arguments_the_commands_are_listed(capsys):
+    assert cli.main([]) == 0
+    printed = capsys.readouterr().out
+    assert "sgr demo" in printed and all(name in printed for name in ("reconstruct", "evaluate", "publish", "app"))
 
 
 @pytest.mark.parametrize("text", ["a", "1", "1:2:0", "-3:2", "1:2:3:4", "", "::"])

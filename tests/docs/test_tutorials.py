@@ -1,0 +1,26 @@
+"""The tutorials run from top to bottom, with few steps."""
+
+import matplotlib
+import pytest
+
+from tests.helpers.pages import ROOT
+
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+FEWER = {"n_steps = 25": "n_steps = 6", "n_steps, n_samples = 25, 16": "n_steps, n_samples = 6, 2"}
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_it_runs(path, capsys):
+    jupytext = pytest.importorskip("jupytext", reason="the extra `docs` is not installed")
+    notebook = jupytext.read(path)
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    for steps, fewer in FEWER.items():
+        code = code.replace(steps, fewer)
+    assert "= 6" in code
+    names = {}
+    with matplotlib.rc_context({"backend": "agg"}):
+        exec(compile(code, str(path), "exec"), names)
+        if "plt" in names:
+            names["plt"].close("all")
+    assert any(unit in capsys.readouterr().out for unit in ("mm^3", "pixels"))

@@ -100,24 +100,20 @@ def hdf5_open_error(path: Path, error: OSError) -> OSError | ValueError:
 
 def hdf5_open_fault(path: Path, error: OSError) -> tuple[type[OSError] | type[ValueError], str]:
     """Tell why HDF5 cannot open a file: the kind of error, and a text that goes on after the name of the file."""
-    text = str(error)
-    if error.errno in (errno.EACCES, errno.EPERM) and "lock" not in text:
-        return PermissionError, _NO_PERMISSION
-    if error.errno in (errno.EAGAIN, errno.EACCES) or "unable to lock" in text:
+    if error.errno == errno.EAGAIN:
         return BlockingIOError, (
             "is in use: another program has it open for writing. Wait until that has closed it, or copy the finished "
             "file"
         )
-    if "already open for write" in text or "consistency flags" in text:
-        return ValueError, (
-            "was not closed by the program that wrote it. If that has ended, repair the file: h5clear --status"
-        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PermissionError, _NO_PERMISSION
     foreign = describe_foreign_content(first_bytes(path))
     if foreign is not None:
         return ValueError, f"cannot be opened as HDF5: {foreign}"
-    if "truncated" in text:
-        return ValueError, f"is truncated: the end of the file is missing ({text}). Download it again"
-    return ValueError, f"cannot be opened as HDF5: it is damaged or of another format ({text}). Download it again"
+    return ValueError, (
+        f"cannot be opened as HDF5: it is damaged or of another format ({error}). Download it again, or, if the "
+        "program that wrote it did not close it, repair it by h5clear --status"
+    )
 
 
 def check_claimed_bytes(n_bytes: int, path: Path, what: str, per_byte: int = CLAIM_PER_BYTE) -> None:

@@ -74,7 +74,7 @@ WHOLE_SCANS = {
         lambda root: save_labels(root, np.zeros((6, 24, 15), np.uint8)),
         rf"{BAD}.nii.gz: the segmentation has shape \(6, 24, 15\)",
     ),
-    "truncated": (lambda root: cut(kspace_file(root)), rf"{BAD}.h5: is truncated: the end of the file is missing"),
+    "truncated": (lambda root: cut(kspace_file(root)), rf"{BAD}.h5: cannot be opened as HDF5: it is damaged"),
     "not HDF5": (
         lambda root: kspace_file(root).write_bytes(b"<html>404</html>"),
         "cannot be opened as HDF5: it is a web page",

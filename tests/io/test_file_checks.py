@@ -28,16 +28,14 @@ def error(number, text):
     [
         (error(errno.EAGAIN, "unable to lock file"), BlockingIOError, "another program has it open for writing"),
         (error(errno.EACCES, "Permission denied"), PermissionError, "may not be read by this user"),
-        (OSError("file is already open for write (may use h5clear)"), ValueError, "h5clear --status"),
-        (OSError("truncated file: eof = 10"), ValueError, "is truncated"),
-        (OSError("bad object header"), ValueError, "damaged or of another format"),
+        (OSError("truncated file: eof = 10"), ValueError, "damaged or of another format"),
     ],
 )
 def test_reasons_are_told_apart(tmp_path, found, kind, said):
     (tmp_path / "scan.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(kind, match=rf"scan\.h5 .*{said}") as caught:
         raise hdf5_open_error(tmp_path / "scan.h5", found)
-    assert ("Download it again" in str(caught.value)) == (said in ("is truncated", "damaged or of another format"))
+    assert ("Download it again" in str(caught.value)) == (said == "damaged or of another format")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

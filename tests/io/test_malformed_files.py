@@ -80,7 +80,7 @@ FILES = {
     "packed by zstd": ("scan.mrd", b"\x28\xb5\x2f\xfd" + bytes(30), "compressed by zstd.*unzstd"),
     "DICOM": ("scan.h5", bytes(128) + b"DICM" + bytes(100), "a DICOM file: images, not raw k-space"),
     "old MATLAB": ("scan.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "MATLAB file before version 7.3"),
-    "truncated HDF5": ("scan.h5", hdf5(kspace=random_complex(2, 40, 40))[:9000], "is truncated"),
+    "truncated HDF5": ("scan.h5", hdf5(kspace=random_complex(2, 40, 40))[:9000], "truncated file"),
     "HDF5 signature alone": ("scan.h5", b"\x89HDF\r\n\x1a\n" + bytes(40), "cannot be opened as HDF5"),
     "HDF5 of other data": ("scan.h5", hdf5(images=np.ones(3)), r"neither a dataset `kspace` nor .*only \['images'\]"),
     "k-space that is a group": ("scan.h5", hdf5(**{"kspace/a": np.ones(3)}), "neither a dataset `kspace` nor"),

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -82,109 +82,29 @@ def render_page(
     """
     import jinja2
 
-    strength = results.strength
-    is_default = (tables.scores["method"] != "SGR") | ((tables.scores["strength"] - strength).abs() <= 1e-6 * strength)
-    everything = tables.scores[(tables.scores["group"] == "all") & is_default]
-    grouped = tables.scores[(tables.scores["group"] != "all") & is_default & (tables.scores["segmenter"] == "guiding")]
-    grouped = grouped.assign(**{"scans with": grouped["group"].map(_GROUPS)})
-    sections: list[dict[str, Any]] = [
+    sections = [
         {
             "title": "Table 1",
             "note": "Medians over scans and classes of scores of volumes; SSIM and PSNR: means over volumes.",
             "rows": table1_cells(table1, missing="–"),
         },
         {"title": "What the paper's table says", "rows": [dict(row) for row in claims]},
-        {
-            "title": "All scores, with 95 % intervals",
-            "note": "Bootstrap over scans. Coverage: share of (scan, class) whose reference volume lies in [V↓, V↑]; "
-            "width: median of V_unc over the reference volume, which is what the coverage costs. Segmenter “second”: "
-            "the same reconstructions, segmented by a network that guidance never saw. Equal budget: RR with as "
-            f"many samples as SGR's passes of the prior pay for, a backward pass counted as {BACKWARD_COST}.",
-            "rows": _score_table(
-                everything,
-                ("acceleration", "method", "segmenter", "reference"),
-                (*SCORES, "covered", "width", *QUALITY, NOISE_FREE),
-            ),
-        },
-        {
-            "title": "SGR − RR, paired",
-            "note": "Median (coverage, SSIM, PSNR: mean) of the differences in the same scan and class.",
-            "rows": _score_table(
-                tables.differences,
-                ("acceleration", "baseline", "segmenter", "reference"),
-                (*SCORES, "covered", *QUALITY),
-            ),
-        },
-    ]
-    if len(grouped):
-        rows = _score_table(
-            grouped, ("acceleration", "method", "reference", "scans with"), (*SCORES, "covered", "width")
-        )
-        sections.append({"title": "Scans with a rare finding, and the others", "rows": rows})
-    if len(tables.findings):
-        sections.append(
-            {
-                "title": "Rare findings",
-                "note": "Tissue that a finding took away (known of synthetic knees only), in all slices that show it. "
-                "Admitted: share of its voxels that the lower bound leaves out; mostly: share of findings of which at "
-                "least half is. Volume covered: the true volume lies within the bounds, in these slices.",
-                "rows": [
-                    {
-                        **_head(row, "acceleration", "method", "segmenter"),
-                        "findings": f"{row['n_findings']:.0f}",
-                        "voxels": f"{row['finding_voxels']:.0f}",
-                        "admitted": _number(row["admitted_share"]),
-                        "mostly": _number(row["admitted_mostly"]),
-                        "volume covered": _number(row["true_volume_covered"]),
-                        "width": _number(row["width"]),
-                    }
-                    for row in tables.findings.to_dict("records")
-                ],
-            }
-        )
-    if len(tables.curve):
-        sections.append(
-            {
-                "title": "Number of samples",
-                "note": "The slices with more samples only. Smaller numbers: mean over disjoint sets of samples. "
-                "0 samples: SGR, or RR with SGR's budget, in the same slices.",
-                "rows": _score_table(
-                    tables.curve,
-                    ("acceleration", "method", "n_samples", "segmenter", "reference"),
-                    (*SCORES, "covered", "width"),
-                ),
-            }
-        )
-    costs = cost_frame(results)
-    sections.append(
-        {
-            "title": "Cost of a slice",
-            "note": f"Forward equivalents: images through the prior, a backward pass counted as {BACKWARD_COST}.",
-            "rows": [
-                {
-                    **_head(row, "acceleration", "method"),
-                    "seconds": _number(row["seconds"], 1),
-                    **{
-                        name.replace("_", " "): f"{row[name]:.0%}"
-                        for name in ("unet_forward", "unet_backward", "segmentation", "physics", "rest")
-                    },
-                    "forward equivalents": _number(row["forward_equivalents"], 0),
-                }
-                for row in costs.to_dict("records")
-            ],
-        }
-    )
-    for caption, path in figures.values():
-        sections.append({"title": caption, "image": base64.b64encode(path.read_bytes()).decode()})
-    sections.append(
+        *_score_sections(tables, results.strength),
+        *_finding_sections(tables),
+        *_sample_sections(tables),
+        _cost_section(results),
+        *(
+            {"title": caption, "image": base64.b64encode(path.read_bytes()).decode()}
+            for caption, path in figures.values()
+        ),
         {
             "title": "Settings",
             "rows": [
                 {"setting": name, "value": value if isinstance(value, str) else json.dumps(value)}
                 for name, value in results.config["identity"]["settings"].items()
             ],
-        }
-    )
+        },
+    ]
     for section in sections:
         section["texts"] = _TEXTS | {"setting", "value"}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True)
@@ -194,6 +114,95 @@ def render_page(
         warnings=_warnings(results),
         sections=sections,
     )
+
+
+def _score_sections(tables: ScoreTables, strength: float) -> Iterator[dict[str, Any]]:
+    """All scores at the default strength, their paired differences, and those of scans with a rare finding."""
+    is_default = (tables.scores["method"] != "SGR") | ((tables.scores["strength"] - strength).abs() <= 1e-6 * strength)
+    everything = tables.scores[(tables.scores["group"] == "all") & is_default]
+    yield {
+        "title": "All scores, with 95 % intervals",
+        "note": "Bootstrap over scans. Coverage: share of (scan, class) whose reference volume lies in [V↓, V↑]; "
+        "width: median of V_unc over the reference volume, which is what the coverage costs. Segmenter “second”: "
+        "the same reconstructions, segmented by a network that guidance never saw. Equal budget: RR with as "
+        f"many samples as SGR's passes of the prior pay for, a backward pass counted as {BACKWARD_COST}.",
+        "rows": _score_table(
+            everything,
+            ("acceleration", "method", "segmenter", "reference"),
+            (*SCORES, "covered", "width", *QUALITY, NOISE_FREE),
+        ),
+    }
+    yield {
+        "title": "SGR − RR, paired",
+        "note": "Median (coverage, SSIM, PSNR: mean) of the differences in the same scan and class.",
+        "rows": _score_table(
+            tables.differences,
+            ("acceleration", "baseline", "segmenter", "reference"),
+            (*SCORES, "covered", *QUALITY),
+        ),
+    }
+    grouped = tables.scores[(tables.scores["group"] != "all") & is_default & (tables.scores["segmenter"] == "guiding")]
+    grouped = grouped.assign(**{"scans with": grouped["group"].map(_GROUPS)})
+    if len(grouped):
+        heads = ("acceleration", "method", "reference", "scans with")
+        rows = _score_table(grouped, heads, (*SCORES, "covered", "width"))
+        yield {"title": "Scans with a rare finding, and the others", "rows": rows}
+
+
+def _finding_sections(tables: ScoreTables) -> Iterator[dict[str, Any]]:
+    """What becomes of rare findings, where there are any."""
+    if len(tables.findings):
+        yield {
+            "title": "Rare findings",
+            "note": "Tissue that a finding took away (known of synthetic knees only), in all slices that show it. "
+            "Admitted: share of its voxels that the lower bound leaves out; mostly: share of findings of which at "
+            "least half is. Volume covered: the true volume lies within the bounds, in these slices.",
+            "rows": [
+                {
+                    **_head(row, "acceleration", "method", "segmenter"),
+                    "findings": f"{row['n_findings']:.0f}",
+                    "voxels": f"{row['finding_voxels']:.0f}",
+                    "admitted": _number(row["admitted_share"]),
+                    "mostly": _number(row["admitted_mostly"]),
+                    "volume covered": _number(row["true_volume_covered"]),
+                    "width": _number(row["width"]),
+                }
+                for row in tables.findings.to_dict("records")
+            ],
+        }
+
+
+def _sample_sections(tables: ScoreTables) -> Iterator[dict[str, Any]]:
+    """Scores against the number of samples, where there are slices with more samples."""
+    if len(tables.curve):
+        yield {
+            "title": "Number of samples",
+            "note": "The slices with more samples only. Smaller numbers: mean over disjoint sets of samples. "
+            "0 samples: SGR, or RR with SGR's budget, in the same slices.",
+            "rows": _score_table(
+                tables.curve,
+                ("acceleration", "method", "n_samples", "segmenter", "reference"),
+                (*SCORES, "covered", "width"),
+            ),
+        }
+
+
+def _cost_section(results: EvaluationResults) -> dict[str, Any]:
+    """Seconds of a slice, and the shares of its parts."""
+    parts = ("unet_forward", "unet_backward", "segmentation", "physics", "rest")
+    return {
+        "title": "Cost of a slice",
+        "note": f"Forward equivalents: images through the prior, a backward pass counted as {BACKWARD_COST}.",
+        "rows": [
+            {
+                **_head(row, "acceleration", "method"),
+                "seconds": _number(row["seconds"], 1),
+                **{name.replace("_", " "): f"{row[name]:.0%}" for name in parts},
+                "forward equivalents": _number(row["forward_equivalents"], 0),
+            }
+            for row in cost_frame(results).to_dict("records")
+        ],
+    }
 
 
 def _warnings(results: EvaluationResults) -> list[str]:

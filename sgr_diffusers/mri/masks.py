@@ -154,16 +154,17 @@ _LEAST_CENTRE = 4  # narrower ones are there by chance
 
 
 def mask_family(mask: Shaped[np.ndarray, "y x"]) -> str:
-    """Name the kind of a mask: "lines", "points", or "points around a centre of N", N wide and fully sampled.
+    """Name the kind of a mask: "lines", "points", or "points around a centre of N or N + 1".
 
-    Masks of different kinds leave different parts of an image open at the same acceleration.
+    Masks of different kinds leave different parts of an image open at the same acceleration. N is the even width of
+    the fully sampled centre, which may be one wider by chance.
     """
     mask = np.asarray(mask).astype(bool)
     measured = mask[np.ix_(mask.any(axis=1), mask.any(axis=0))]  # without lines that were never acquired
     if measured.all():
         return "lines"
-    width = min(side.stop - side.start for side in calibration_region(mask))
-    return f"points around a centre of {width}" if width >= _LEAST_CENTRE else "points"
+    width = min(side.stop - side.start for side in calibration_region(mask)) // 2 * 2
+    return f"points around a centre of {width} or {width + 1}" if width >= _LEAST_CENTRE else "points"
 
 
 def _calibration_box(shape: tuple[int, int], calibration_shape: tuple[int, int]) -> tuple[slice, slice]:

@@ -134,8 +134,8 @@ def test_kinds_of_masks_are_told_apart():
     wider = poisson_disc_mask(shape=shape, acceleration=4.0, calibration_shape=(12, 12), seed=0).mask
     lines = np.zeros(shape, bool)
     lines[:, ::3] = True
-    assert mask_family(points) == "points around a centre of 8"
-    assert mask_family(wider) == "points around a centre of 12"
+    assert mask_family(points) == "points around a centre of 8 or 9"
+    assert mask_family(wider) == "points around a centre of 12 or 13"
     assert mask_family(lines) == mask_family(lines.T) == "lines"
     padded = pad_mask(lines, (80, 48))  # what was never acquired does not make points of lines
     assert mask_family(padded) == "lines"

@@ -52,7 +52,7 @@ ALLOWED = {
         "schedulers",
         "utils",
     ],
-    "publishing": ["data", "evaluation", "guidance", "hub", "reconstruction", "utils"],
+    "publishing": ["calibration", "data", "evaluation", "guidance", "hub", "reconstruction", "utils"],
     "app": ["bounds", "figures", "io", "mri", "pipeline", "reconstruction"],
     "cli": [
         "app",

@@ -7,11 +7,14 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
+from sgr_diffusers.calibration.quantiles import Group, GroupQuantiles
+from sgr_diffusers.calibration.record import FILE_NAME, Calibration, CalibrationSettings
 from sgr_diffusers.pretrained import PRETRAINED
 from sgr_diffusers.publishing.cards import card_faults, package_link, render_card, template_folder
 from sgr_diffusers.publishing.model_card import model_card, model_facts, write_eval_results
@@ -55,6 +58,27 @@ def test_numbers_come_from_the_records(folder):
     minutes = 1000.25 + sum(other["minutes"] for other in others)
     assert f"{minutes:.0f} minutes of training" in card
     assert f"An estimate, not a measurement: at 30 W for the machine that is {30 * minutes / 6e4:.2g} kWh" in card
+
+
+def test_a_calibration_is_described_with_what_was_measured_of_it(folder):
+    (folder / FILE_NAME).unlink(missing_ok=True)
+    (folder / "evaluation" / "coverage.csv").unlink(missing_ok=True)
+    assert "Calibrated bounds" not in model_card(folder, "org/knee")
+    group = Group(8.0, "lines", (8.0, 8.1))
+    quantiles = GroupQuantiles(group, 0.9, 20, ("one",), (0.1,), (0.2,), 0.1, 0.2)
+    settings = CalibrationSettings({}, {"class": "DDPMScheduler"}, 3, (500, 90, 0), 1.0, 0.05, 0.2, "cg", 3, "replace")
+    splits = {"train": (), "tune": (), "calibration": tuple(map(str, range(20)))}
+    Calibration((quantiles,), settings, splits, "fully_sampled", "slices all", 0, {}).save(folder)
+    card = model_card(folder, "org/knee")
+    assert "Calibrated on 20 scans" in card and "masks 8x lines; DDPMScheduler, 3 steps at t = 500, 90, 0" in card
+    assert "Measured on other scans" not in card
+    row = {"acceleration": 8.0, "mask": "lines", "coverage": 0.9, "class": "one", "n_calibration": 20, "n_test": 30}
+    row |= {"n_covered": 28, "share": 28 / 30, "expected_low": 0.7, "expected_high": 1.0, "ci_low": 0.78}
+    row |= {"ci_high": 0.99, "width_mm3": 12.4, "bounds_width_mm3": 9.6}
+    pd.DataFrame([row]).to_csv(folder / "evaluation" / "coverage.csv", index=False)
+    card = model_card(folder, "org/knee")
+    assert "| 8x | 0.9 | one | 28 of 30 | 0.70 to 1.00 | 0.78 to 0.99 | 12 | 10 |" in card
+    assert card_faults(card, "model", folder) == []
 
 
 def test_energy_of_a_gpu_is_not_guessed(folder):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from sgr_diffusers import app
 from sgr_diffusers.bounds import uncertain_share, volume_mm3
 from sgr_diffusers.figures.bounds import UNCERTAIN, Panel, PanelRow, draw_rows, joint_window
 from sgr_diffusers.reconstruction.demo import CASE
@@ -20,6 +21,7 @@ from sgr_diffusers.reconstruction.settings import SamplingSettings
 from sgr_diffusers.reconstruction.volume import VolumeReconstruction, load_pipeline
 
 ASSETS = Path(__file__).parent / "assets"
+APP = Path(app.__file__).parent
 
 
 def overview(volume: VolumeReconstruction, tissues: Sequence[str]) -> Figure:
@@ -54,7 +56,9 @@ def draw_all(volumes: Sequence[VolumeReconstruction]) -> None:
         volumes: bounds of the bundled case at 4x, 8x and 16x.
     """
     ASSETS.mkdir(exist_ok=True)
-    overview(volumes[1], ("tibial_cartilage", "meniscus")).savefig(ASSETS / "bounds.png")
+    picture = overview(volumes[1], ("tibial_cartilage", "meniscus"))
+    for path in (ASSETS / "bounds.png", APP / "example.png"):
+        picture.savefig(path)
     title = "Lower and upper bound of each tissue; volumes of the slice shown"
     bounds_figure(volumes, title).savefig(ASSETS / "demo.png")
 

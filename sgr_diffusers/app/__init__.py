@@ -1,5 +1,5 @@
 """Reconstructs raw k-space uploaded in a browser and shows the bounds, their volumes and files to download.
 
-`limits` -> `uploads` (what a file offers) -> `runs` (a reconstruction) -> `views` and `downloads` -> `page` (Gradio)
--> `server`.
+`limits` -> `uploads` (what a file offers) -> `runs` (a reconstruction) -> `views` and `downloads` -> `events` ->
+`page` (Gradio) -> `server`.
 """

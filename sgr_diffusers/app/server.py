@@ -60,7 +60,8 @@ def launch_app(
                 server_name=host,
                 server_port=port,
                 share=False,
-                quiet=False,
+                quiet=True,  # without gradio's advice to share the page
+                prevent_thread_lock=True,
                 ssr_mode=False,
                 enable_monitoring=False,
                 footer_links=[],
@@ -71,6 +72,8 @@ def launch_app(
                 ),
                 css_paths=Path(__file__).with_name("page.css"),
             )
+            print(f"The page is at {page.local_url} until you press Ctrl-C.", flush=True)
+            page.block_thread()
         finally:
             page.close(verbose=False)
 

@@ -115,7 +115,9 @@ def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) 
 def readable(error: BaseException, path: Path, name: str) -> str:
     """Text of an error, in one line, with the name of the file in the place of its path."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return _without_path(" ".join(str(text).split()) or type(error).__name__, path, name)
+    # Names of arguments are words of Python; here there is a file and a form.
+    words = " ".join(str(text).split()).replace("`path` ", "") or type(error).__name__
+    return _without_path(words, path, name)
 
 
 def _without_path(text: str, path: Path, name: str) -> str:

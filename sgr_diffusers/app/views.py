@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..figures.bounds import (
     AGREES,
     COLOURS,
     DEVIATES,
+    OPACITY,
     UNCERTAIN,
     VIOLATES,
     Window,
@@ -27,6 +29,7 @@ from .uploads import CaseInfo
 
 __all__ = [
     "case_summary",
+    "example_view",
     "headline_view",
     "interval_plot",
     "message",
@@ -39,9 +42,10 @@ __all__ = [
 _TEXTS = {
     AGREES: "Agreement: in the bound and in the fully sampled image",
     DEVIATES: "Room: left open by the measurement",
-    VIOLATES: "Violation: the bound is wrong here",
+    VIOLATES: "Violation (crosses): the bound is wrong here",
     UNCERTAIN: "Uncertainty boundary: in the upper bound, not in the lower",
 }
+_CROSS = np.eye(7, dtype=bool) | np.eye(7, dtype=bool)[::-1]  # over each pixel in which a bound is violated
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,21 @@ def case_summary(case: CaseInfo) -> str:
     text = f"{case.name}: {slices} of {case.size[0]} x {case.size[1]} pixels, {coils}, {voxels}, {sampled}."
     warnings = "".join(message(f"Beware: {suspicion}", "error") for suspicion in case.suspicions)
     return message(text) + warnings
+
+
+def example_view() -> str:
+    """Show a finished result, of the synthetic knee at 8x, before the first run."""
+    data = base64.b64encode(Path(__file__).with_name("example.png").read_bytes()).decode()
+    text = (
+        "Two tissues of a synthetic knee measured 8 times faster, each with the undersampled image, the lower and the "
+        "upper reconstruction, what is left open, and the fully sampled image."
+    )
+    return (
+        "<h2>What a result looks like</h2>"
+        "<p>Of the tibial cartilage much is left open at this speed, of the meniscus little. Press Run to see the "
+        "bounds of the case chosen above.</p>"
+        f'<img class="sgr-example" alt="{text}" src="data:image/png;base64,{data}">'
+    )
 
 
 def progress_view(done: int, total: int, seconds_left: float) -> str:
@@ -232,8 +251,8 @@ def _panel(
     caption: str = "",
 ) -> str:
     layers = [_grey(image, frame, f"{title}: {caption}" if caption else title)]
+    layers += [] if outline is None else [_outlined(outline, frame)]  # below the colours, which are thin at places
     layers += [] if overlay is None else [_coloured(overlay, frame)]
-    layers += [] if outline is None else [_outlined(outline, frame)]
     return (
         f'<figure><figcaption class="sgr-title">{escape(title)}</figcaption>'
         f'<div class="sgr-picture" style="{frame.style}">{"".join(layers)}{_edges(frame)}</div>'
@@ -266,7 +285,8 @@ def _legend(keys: Sequence[int], outline: str, is_compared: bool) -> str:
     for key in keys:
         colour = ",".join(str(round(255 * part)) for part in COLOURS[key][0])
         text = _TEXTS[key] if is_compared or key != AGREES else "In the bound"
-        items.append(f'<span><i class="sgr-swatch" style="background:rgb({colour})"></i>{text}</span>')
+        mark = "×" if key == VIOLATES else ""
+        items.append(f'<span><i class="sgr-swatch" style="background:rgb({colour})">{mark}</i>{text}</span>')
     items.append(
         f'<span><i class="sgr-swatch sgr-line-swatch"></i>Outline: segmentation of the {outline} image</span>'
     )
@@ -282,8 +302,10 @@ def _coloured(overlay: UInt8[np.ndarray, "y x"], frame: _Frame, kind: str = "") 
     labels = overlay[frame.window]
     pixels = np.zeros((*labels.shape, 4), np.uint8)
     for key, (colour, _) in COLOURS.items():
-        pixels[labels == key] = (*(round(255 * part) for part in colour), 140)
-    return f'<img class="sgr-overlay {kind}" alt="" src="{_png(pixels)}">'
+        pixels[labels == key] = (*(round(255 * part) for part in colour), round(255 * OPACITY[key]))
+    fine = pixels.repeat(_CROSS.shape[0], axis=0).repeat(_CROSS.shape[1], axis=1)
+    fine[np.kron(labels == VIOLATES, _CROSS)] = 255
+    return f'<img class="sgr-overlay {kind}" alt="" src="{_png(fine)}">'
 
 
 def _outlined(mask: Bool[np.ndarray, "y x"], frame: _Frame) -> str:

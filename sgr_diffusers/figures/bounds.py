@@ -22,6 +22,7 @@ __all__ = [
     "AGREES",
     "COLOURS",
     "DEVIATES",
+    "OPACITY",
     "UNCERTAIN",
     "VIOLATES",
     "BoundPanels",
@@ -42,7 +43,7 @@ COLOURS = {
     VIOLATES: ((0.84, 0.37, 0.00), "bound violated (crosses)"),
     UNCERTAIN: ((0.90, 0.60, 0.00), "uncertainty boundary: in the upper bound, not in the lower"),
 }
-_OPACITY = {AGREES: 0.6, DEVIATES: 0.7, VIOLATES: 0.9, UNCERTAIN: 0.85}
+OPACITY = {AGREES: 0.6, DEVIATES: 0.7, VIOLATES: 0.9, UNCERTAIN: 0.85}
 _OUTLINE = (0.34, 0.71, 0.91)  # of S_f; white would vanish on bright cartilage
 # Labels of several classes in one image, where there is no bound to compare.
 _CLASS_COLOURS = ((0.34, 0.71, 0.91), (0.90, 0.60, 0.00), (0.80, 0.47, 0.65), (0.94, 0.89, 0.26), (0.00, 0.62, 0.45))
@@ -324,7 +325,7 @@ def _draw_panel(axes: Any, panel: Panel, row: PanelRow) -> set[int]:
         labels = panel.overlay[row.window]
         colours = np.zeros((*labels.shape, 4))
         for key in np.unique(labels[labels > 0]).tolist():
-            colours[labels == key] = (*_class_colour(key), 0.6) if panel.classes else (*COLOURS[key][0], _OPACITY[key])
+            colours[labels == key] = (*_class_colour(key), 0.6) if panel.classes else (*COLOURS[key][0], OPACITY[key])
             used |= set() if panel.classes else {key}
         axes.imshow(colours, extent=extent, interpolation="nearest", zorder=3)  # over the outline
         if VIOLATES in used:

@@ -157,9 +157,10 @@ def check_voxel_size(value: Any, name: str, where: str = "") -> tuple[float, flo
     except (TypeError, ValueError):
         edges = ()
     if len(edges) != 3 or not plausible_voxel_size(edges):
+        way_out = " Correct it there; a raw file may also leave it out, and you give the size." if where else ""
         raise ValueError(
             f"`{name}`{where} must be three edge lengths (slice, y, x) in mm, each from {SMALLEST_VOXEL_MM} to "
-            f"{LARGEST_VOXEL_MM:g}, got {_short(value)}."
+            f"{LARGEST_VOXEL_MM:g}, got {_short(value)}.{way_out}"
         )
     return edges
 

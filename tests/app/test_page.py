@@ -35,9 +35,9 @@ SERVER = """
 import sys, time
 from pathlib import Path
 from sgr_diffusers import cli
-from sgr_diffusers.app import page
+from sgr_diffusers.app import events
 
-run_case = page.run_case
+run_case = events.run_case
 
 def run_held(pipe, request, limits, on_progress, is_stopped):
     def report(*progress):
@@ -46,7 +46,7 @@ def run_held(pipe, request, limits, on_progress, is_stopped):
             time.sleep(0.05)
     return run_case(pipe, request, limits, report, is_stopped)
 
-page.run_case = run_held
+events.run_case = run_held
 sys.exit(cli.main(["app", *sys.argv[1:]]))
 """
 RECORD_NOTICES = """
@@ -252,6 +252,21 @@ def test_upload_run_look_and_download(open_page, model, scan):
     assert "3 fast steps" in page.locator("#sgr-headline").inner_text()
     page.locator("#sgr-shown").get_by_label("tibial cartilage").check()
     page.locator("#sgr-fade").get_by_text("From lower to upper bound: tibial cartilage").wait_for()
+
+    page.get_by_label("Synthetic knee").check()  # what is below would be of another case
+    page.locator("#sgr-results").wait_for(state="hidden")
+    assert "Done" not in page.locator("#sgr-status").inner_text()
+
+
+def test_first_screen_shows_an_example_and_can_be_read_in_dark_mode(open_page):
+    page = open_page()
+    assert page.locator("#sgr-example img").evaluate("image => image.naturalWidth > 500 && image.alt.length > 50")
+    page.evaluate("document.body.classList.add('dark')")
+    for text in page.locator("#sgr-head .sgr-warning, #sgr-head .sgr-warning b").all():
+        assert text.evaluate("element => getComputedStyle(element).color") == "rgb(74, 44, 5)"
+    page.get_by_role("button", name="Run", exact=True).focus()
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
 def test_bad_uploads_are_explained_and_not_run(open_page, tmp_path):

@@ -23,7 +23,6 @@ __all__ = [
     "check_callback",
     "check_measurement",
     "check_sampling_inputs",
-    "image_generators",
     "latents_of_callback",
     "slice_scale",
 ]
@@ -368,36 +367,3 @@ def slice_scale(
             f"{empty}. Check that `coil_maps` and `kspace` belong together."
         )
     return scale
-
-
-def image_generators(
-    generator: torch.Generator | list[torch.Generator] | None,
-    n_slices: int,
-    n_branches: int,
-    n_samples: int,
-    device: torch.device,
-    in_pairs: bool = False,
-) -> list[torch.Generator]:
-    """One generator for each image, in the order (slice, branch or sample).
-
-    A slice takes one draw from the caller's generator, its seed: no slice's noise depends on another's. The branches
-    of a slice start from that same seed and so get equal noise; samples start from seeds drawn from it, and two
-    samples in a row share one where they are to be `in_pairs`.
-    """
-    if generator is None:
-        generator = torch.Generator(device)
-        generator.seed()
-    parents = generator if isinstance(generator, list) else [generator] * n_slices
-    generators = []
-    for parent in parents:
-        seed = _draw_seed(parent)
-        stream = torch.Generator(parent.device).manual_seed(seed)
-        seeds = [_draw_seed(stream) for _ in range(n_samples)] if n_samples > 1 else [seed] * n_branches
-        if in_pairs:
-            seeds = [seeds[k // 2] for k in range(n_samples)]
-        generators += [torch.Generator(parent.device).manual_seed(seed) for seed in seeds]
-    return generators
-
-
-def _draw_seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device))

@@ -9,43 +9,32 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Complex, Float
 from torch import Generator, Tensor, nn
 
-from ..bounds import check_voxel_size, tissue_masks, volume_mm3
-from ..guidance.guiders import Guidance, SegmentationGuidance, check_guidance, compare_with_goals
-from ..guidance.plan import check_windows, guidance_plan, scale_guidance
+from ..bounds import tissue_masks, volume_mm3
+from ..guidance.guiders import Guidance, SegmentationGuidance, compare_with_goals
+from ..guidance.plan import scale_guidance
 from ..guidance.strength import PAPER_STRENGTH
-from ..guidance.targets import TARGETS, resolve_classes
+from ..guidance.targets import TARGETS
 from ..hub.model_index import check_settings
 from ..hub.repository import RepositoryMixin
 from ..mri.noise import noise_residual, warn_of_residual
-from ..schedulers.checks import check_scheduler, noise_fingerprint
-from ..schedulers.sampler import ScheduledSampler
+from ..schedulers.checks import noise_fingerprint
 from .branches import Branches
 from .calibrated import calibrated_call, copy_calibration
 from .components import ComponentsMixin
 from .denoise import Denoiser, Step
-from .inputs import (
-    OUTPUT_TYPES,
-    Measurement,
-    Slices,
-    check_callback,
-    check_measurement,
-    check_sampling_inputs,
-    image_generators,
-    latents_of_callback,
-)
-from .networks import check_complete, check_components, check_networks, segment, size_multiple
+from .inputs import Slices, latents_of_callback
+from .networks import check_complete, segment, size_multiple
 from .output import SGRMRIPipelineOutput
-from .problem import Problem
-from .settings import CallSettings, one_of, whole_number
+from .preparation import PreparationMixin, image_generators
+from .settings import CallSettings
 
 __all__ = ["SGRMRIPipeline"]
 
 
-class SGRMRIPipeline(ComponentsMixin, RepositoryMixin, DiffusionPipeline):
+class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, DiffusionPipeline):
     """Segmentation-guided reconstruction (SGR) of undersampled multi-coil MRI, slice by slice.
 
     A diffusion prior proposes an image, conjugate gradients pull it to the measured data, and in each step the
@@ -138,128 +127,6 @@ class SGRMRIPipeline(ComponentsMixin, RepositoryMixin, DiffusionPipeline):
         The images must be scaled as for training: each slice divided by the 0.99 quantile of its magnitude.
         """
         return segment(self.segmentation_model, images, size_multiple(self.unet))
-
-    def check_inputs(
-        self,
-        kspace: Slices,
-        mask: Slices,
-        coil_maps: Slices | None,
-        noise_std: float | Tensor | np.ndarray | None,
-        settings: CallSettings,
-        classes: Sequence[str | int] | str | int | None,
-        guidance: Sequence[Guidance],
-        timesteps: Sequence[int] | None,
-        generator: Generator | list[Generator] | None,
-        latents: Tensor | None,
-        voxel_size_mm: Sequence[float] | None,
-        output_type: str,
-        callback_on_step_end: Callable | None,
-        callback_on_step_end_tensor_inputs: Sequence[str] | None,
-    ) -> tuple[Measurement, tuple[str, ...], tuple[int, ...]]:
-        """Refuse a call that cannot work, before the prior is called; arguments as in `__call__`.
-
-        Returns:
-            The measurement, on the device of the networks; the names of all classes, and the label numbers of those
-            asked for (both empty without a segmentation model).
-
-        Raises:
-            TypeError, ValueError: naming the argument or component, what was expected, what came, and the way out.
-        """
-        check_components(self.unet, self.scheduler)
-        device, n_steps = self._execution_device, settings.num_inference_steps
-        check_scheduler(self.scheduler, self.config.trained_with, bool(guidance), timesteps, n_steps)
-        measurement = check_measurement(kspace, mask, coil_maps, device, noise_std)
-        n_train_timesteps = self.scheduler.config.num_train_timesteps
-        whole_number(1, n_train_timesteps).check("num_inference_steps", n_steps)
-        check_sampling_inputs(tuple(measurement.kspace.shape), settings, generator, latents)
-        check_voxel_size(voxel_size_mm)
-        one_of(OUTPUT_TYPES).check("output_type", output_type)
-        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        if self.segmentation_model is None and (settings.target != "none" or classes is not None):
-            raise ValueError(
-                f"`segmentation_model` is needed for target={settings.target!r} and classes={classes!r}, but it is "
-                "None. Add one by `pipe.register_modules(segmentation_model=...)`, or reconstruct with target='none'."
-            )
-        size, needs_gradient = tuple(measurement.kspace.shape[-2:]), bool(guidance)
-        class_names = check_networks(self.unet, self.segmentation_model, size, device, needs_gradient)
-        voxel_mm3 = math.prod((1.0, 1.0, 1.0) if voxel_size_mm is None else voxel_size_mm)
-        check_guidance(guidance, self._guidance_tensor_inputs, class_names, voxel_mm3)
-        if settings.target == "none" and any(entry.has_goals for entry in guidance):
-            raise ValueError(
-                "`target_volume_mm3` needs a class to reach it, got target='none'. Call with target='upper' and "
-                "`classes`; the direction does not matter."
-            )
-        return measurement, class_names, resolve_classes(classes, class_names) if class_names else ()
-
-    def prepare_problem(
-        self, measurement: Measurement, coil_maps: Complex[Tensor, "batch coil y x"], consistency: str
-    ) -> Problem:
-        """Set up the forward operator, and bring the measurement to the scale of the prior (paper Sec. 3.3).
-
-        Args:
-            measurement: measured k-space, sampling mask and noise of all slices.
-            coil_maps: given or estimated coil maps.
-            consistency: method by which each step meets the data, as in `__call__`.
-        """
-        scale = self.config.scale_quantile, self.config.scale_correction
-        return Problem.from_measurement(measurement, coil_maps, consistency, *scale, self.config.denoising_variance)
-
-    def prepare_sampler(
-        self,
-        settings: CallSettings,
-        generators: list[Generator],
-        timesteps: Sequence[int] | None = None,
-        noise_signs: Float[Tensor, " image"] | None = None,
-    ) -> ScheduledSampler:
-        """Set the timesteps of the scheduler.
-
-        Args:
-            settings: this and `timesteps` are those of the call.
-            generators: generator of the noise of each image.
-            noise_signs: sign of the fresh noise of each image; `None` for 1.
-        """
-        steps = settings.num_inference_steps, settings.eta
-        return ScheduledSampler(self.scheduler, *steps, generators, self._execution_device, timesteps, noise_signs)
-
-    def prepare_guidance(
-        self, guidance: Sequence[Guidance], sampler: ScheduledSampler, strength: float | None
-    ) -> list[list[tuple[Guidance, float]]]:
-        """Plan which guidance pushes in which network evaluation, and how much before `guidance_scale`.
-
-        Args:
-            guidance: this, `sampler` and `strength` (`guidance_strength`) are those of the call.
-
-        Raises:
-            ValueError: there are too few steps for anything to be pushed.
-        """
-        has_set_in = sampler.is_guided_from(self.config.guidance_from)
-        check_windows(guidance, has_set_in, self.config.guidance_from)
-        defaults = sampler.strengths(self.config.guidance_strength, self.config.guidance_from)
-        return guidance_plan(guidance, defaults, has_set_in, strength)
-
-    def prepare_latents(
-        self,
-        branches: Branches,
-        size: Sequence[int],
-        generators: list[Generator],
-        init_noise_sigma: float,
-        latents: Tensor | None = None,
-    ) -> Float[Tensor, "image 2 y x"]:
-        """Draw the noise to start with, or repeat the given one for the branches of each slice.
-
-        Args:
-            branches: slice, class and target of each image.
-            size: size of the images, (y, x).
-            generators: generator of the noise of each image.
-            init_noise_sigma: standard deviation of the noise that the scheduler starts with.
-            latents: noise of each slice of standard deviation 1, `(slice, 2, y, x)`; `None` to draw it.
-        """
-        device = self._execution_device
-        if latents is None:
-            latents = randn_tensor((len(branches), 2, *size), generator=generators, device=device, dtype=torch.float32)
-        else:
-            latents = branches.expand(latents.to(device, torch.float32))
-        return latents * init_noise_sigma
 
     # Not in inference mode even if the caller is: guided steps differentiate with respect to tensors made here.
     @torch.inference_mode(False)

@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from sgr_diffusers import SenseOperator, SGRMRIPipeline, create_scheduler
-from sgr_diffusers.pipeline.inputs import image_generators
+from sgr_diffusers.pipeline.preparation import image_generators
 
 SIZE = (16, 12)
 STEPS = 4

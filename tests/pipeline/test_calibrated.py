@@ -7,8 +7,10 @@ import torch
 from sgr_diffusers import SegmentationGuidance, SGRMRIPipeline
 from sgr_diffusers.calibration.quantiles import Group, GroupQuantiles
 from sgr_diffusers.calibration.record import FILE_NAME, Calibration, CalibrationMismatch
-from sgr_diffusers.pipeline.calibrated import calibration_settings, measured_group
+from sgr_diffusers.pipeline.calibrated import calibration_settings, load_calibration, measured_group
 from sgr_diffusers.pipeline.settings import CallSettings
+from sgr_diffusers.reconstruction.volume import load_pipeline, with_fast_scheduler
+from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from tests.helpers.pipeline_parts import build, call, draw_problem
 
 CALL = {"num_inference_steps": 6, "guidance_strength": 0.2}
@@ -100,3 +102,11 @@ def test_other_masks_networks_and_checkpoints_are_refused(pipe):
 def test_a_saved_pipeline_keeps_its_calibration(pipe, folder, tmp_path):
     pipe.save_pretrained(tmp_path)
     assert Calibration.load(tmp_path) == Calibration.load(folder)
+
+
+def test_the_bundled_checkpoint_is_calibrated_for_its_fast_setting():
+    pipe = with_fast_scheduler(load_pipeline())
+    calibration = load_calibration(pipe.name_or_path)
+    settings = CallSettings(num_inference_steps=calibration.settings.num_inference_steps)
+    timesteps = fast_timesteps(settings.num_inference_steps)
+    calibration.check_settings(calibration_settings(pipe, settings, timesteps))

@@ -1,7 +1,8 @@
 """Calls a pipeline for calibrated bounds: an interval with a stated coverage, and an image at each end of it.
 
-A calibrated call makes three plain ones with the same noise: the unguided reconstruction, which gives the point
-estimate, the bounds, of which the interval is made, and reconstructions that are guided to the ends of the interval.
+A calibrated call makes two plain ones with the same noise: the bounds, of which the interval is made, and the
+unguided reconstruction, which gives the point estimate. An image at an end of the interval lies on the line from the
+unguided image through a bound, at the place that has the volume of that end.
 """
 
 import json
@@ -125,7 +126,7 @@ def load_calibration(source: str | os.PathLike | None, **options: Any) -> Calibr
         raise CalibrationMismatch(f"`coverage` needs {FILE_NAME}, which {source} does not have. {way_out}") from error
 
 
-CALLS_OF_A_CALIBRATED_ONE = 3  # bounds, unguided, and guided to the interval's ends
+CALLS_OF_A_CALIBRATED_ONE = 2  # bounds, and unguided
 
 
 def copy_calibration(source: str | os.PathLike | None, folder: str | os.PathLike) -> None:
@@ -164,17 +165,12 @@ def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: b
 
     # 2. Bounds, their interval, and the unguided reconstruction, which share their noise
     generator = call.pop("generator") or Generator(device).manual_seed(torch.seed())
-    bounds = pipe(**call, generator=_copy_of(generator))
-    plain = pipe(**{**call, "target": "none", "classes": bounds.classes}, generator=_copy_of(generator))
-    lower, upper = bounds.volumes_mm3.double().sum(dim=0).cpu().numpy().T  # class
+    out = pipe(**call, generator=_copy_of(generator))
+    plain = pipe(**{**call, "target": "none", "classes": out.classes}, generator=generator)
+    lower, upper = out.volumes_mm3.double().sum(dim=0).cpu().numpy().T  # class
     voxel_mm3 = math.prod((1.0, 1.0, 1.0) if voxel_size_mm is None else voxel_size_mm)
-    interval = np.stack(quantiles.interval(lower, upper, voxel_mm3, bounds.classes), axis=1)  # class, end
-
-    # 3. Images that are guided to its ends
-    goals = dict(zip(bounds.classes, interval.tolist(), strict=True))
-    guidance = SegmentationGuidance(target_volume_mm3=goals)
-    out = pipe(**{**call, "guidance": guidance}, generator=generator)
-    numbers = resolve_classes(bounds.classes, pipe.class_names)
+    interval = np.stack(quantiles.interval(lower, upper, voxel_mm3, out.classes), axis=1)  # class, end
+    numbers = resolve_classes(out.classes, pipe.class_names)
 
     def label(images: Tensor) -> Tensor:
         """Segment images `(slice, class, target, y, x)`."""
@@ -187,8 +183,9 @@ def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: b
         """Add up the volume of each class in its own images, `(class, target)`."""
         return volume_mm3(tissue_masks(label(images), numbers), voxel_size_mm, axes=(0, -2, -1)).float()
 
-    # 4. What guidance changed is scaled, so that the volumes come as near to the ends as they can
-    wanted = out.target_volumes_mm3.to(device)
+    # 3. Images at the ends of the interval: what guidance changed is scaled until their volumes are there
+    wanted = torch.from_numpy(interval).float().to(device)
+    out.target_volumes_mm3 = wanted
     out.images = scale_to_goals(out.images, plain.images[:, 0, 0], volumes_of, wanted)
     out.segmentations = label(out.images)
     out.volumes_mm3 = volume_mm3(tissue_masks(out.segmentations, numbers), voxel_size_mm)
@@ -212,7 +209,7 @@ def _checked_settings(call: Mapping[str, Any]) -> CallSettings:
     if call["target"] != "both" or call["guidance"] is not None:
         raise ValueError(
             f"`coverage` needs target='both' and no `guidance`, got target={call['target']!r} and guidance "
-            f"{type(call['guidance']).__name__}: it guides images to the ends of the calibrated interval itself."
+            f"{type(call['guidance']).__name__}: it takes the bounds of the checkpoint to the ends of its interval."
         )
     check_voxel_size(call["voxel_size_mm"])
     return CallSettings(**{entry.name: call[entry.name] for entry in fields(CallSettings)})

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..io.nifti import write_nifti
-from ..utils.files import whole_file, write_json
+from ..utils.files import recover_all, whole_file, write_json
 from .scan_files import kspace_path, labels_path
 
-__all__ = ["write_annotations", "write_scan_files"]
+__all__ = ["remove_leftovers", "write_annotations", "write_scan_files"]
 
 
 def write_scan_files(
@@ -83,6 +83,12 @@ def write_scan_files(
             for acceleration, mask in masks().items():
                 file[f"masks/poisson_{acceleration:.1f}x"] = mask.astype(np.uint8)
         write_nifti(labels_file, labels, voxel_size_mm, orientation=orientation)
+
+
+def remove_leftovers(root: str | os.PathLike) -> None:
+    """Delete what killed runs have left half written in a data set; to be called by the only run that writes there."""
+    for path in (kspace_path(str(root), "any"), labels_path(str(root), "any")):
+        recover_all(Path(path).parent)
 
 
 def write_annotations(

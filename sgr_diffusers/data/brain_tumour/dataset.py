@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...utils.disk import only_run
-from ..scan_writer import write_annotations, write_scan_files
+from ..scan_writer import remove_leftovers, write_annotations, write_scan_files
 from .files import SOURCE, TumourPatient, read_patients
 from .simulation import AcquisitionConfig, SimulatedScanner, patient_generator
 
@@ -93,6 +93,7 @@ def import_brain_tumour(
                 images.append(_write_patient(output, patient, config, split))
                 bar.update()
             write_annotations(output, split, info, images, segmentation_classes=CLASS_NAMES)
+        remove_leftovers(output)
     return {split: len(patients) for split, patients in splits.items()}
 
 

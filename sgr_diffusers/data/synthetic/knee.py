@@ -20,7 +20,7 @@ import numpy as np
 from ...mri.masks import poisson_disc_mask
 from ...utils.disk import only_run
 from ...utils.processes import end_with_parent
-from ..scan_writer import write_annotations, write_scan_files
+from ..scan_writer import remove_leftovers, write_annotations, write_scan_files
 from .acquisition import centred, coil_maps, fft2c, ifft2c
 from .anatomy import Knee, SmoothField
 from .rendering import KneeRenderer
@@ -332,6 +332,7 @@ def write_synthetic_dataset(
         annotations = _write_scans(jobs, n_workers, progress)
         for split in splits:
             write_annotations(root, split, info, annotations[split], categories=named)
+        remove_leftovers(root)
     return root
 
 

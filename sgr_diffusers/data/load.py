@@ -59,7 +59,7 @@ def load_skmtea(
     become int64, as `datasets` has it. Complex and boolean tensors take over the memory of what was read. A
     `DataLoader` makes tensors by itself, and of rows without a format it stacks a batch once rather than twice.
 
-    `map` reads the columns that its function uses, `filter` reads all unless `input_columns` names those it needs;
+    `map` reads the columns that its function uses, `filter` reads all unless `input_columns` names some of them; both
     write references of the columns above, not their arrays. The function returns new columns, or the row with new
     entries (without a format only): Arrow has no complex numbers, so new complex columns cannot be written.
 

@@ -35,6 +35,7 @@ from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.evaluation.identity import library_versions
 from sgr_diffusers.evaluation.metrics import psnr, ssim
 from sgr_diffusers.pipeline.output import SGRMRIPipelineOutput
+from sgr_diffusers.reconstruction.settings import DTYPES
 from sgr_diffusers.reconstruction.volume import with_fast_scheduler
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from sgr_diffusers.utils.weights import weights_hash
@@ -51,13 +52,14 @@ RATIOS = [
 GROUP = ["against", "kind", "acceleration", "model", "setting"]
 
 
-def load(folder: Path) -> SGRMRIPipeline:
+def load(folder: Path, dtype: torch.dtype) -> SGRMRIPipeline:
     """The pipeline of a folder in the fast setting; a prior alone takes the place of the bundled one."""
     if (folder / "model_index.json").exists():
         pipe = SGRMRIPipeline.from_pretrained(folder)
     else:
         pipe = SGRMRIPipeline.from_pretrained(BUNDLED)
         pipe.register_modules(unet=UNet2DModel.from_pretrained(folder).eval())
+    pipe.unet.to(dtype)
     pipe.set_progress_bar_config(disable=True)
     return with_fast_scheduler(pipe)
 
@@ -181,7 +183,7 @@ def run(args: argparse.Namespace) -> pd.DataFrame:
     """Reconstruct and score all cases; results are written after each of them."""
     torch.set_num_threads(args.num_threads)
     args.output.mkdir(parents=True, exist_ok=True)
-    pipes = {"/".join(folder.resolve().parts[-2:]): load(folder) for folder in args.model}
+    pipes = {"/".join(folder.resolve().parts[-2:]): load(folder, getattr(torch, args.dtype)) for folder in args.model}
     record = {
         "command": " ".join(["python", *sys.argv]),
         "arguments": {name: str(value) for name, value in vars(args).items()},
@@ -247,6 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the phase, the noise, the masks and the samples")
     parser.add_argument("--cache", type=Path, help="folder of the baselines; the default is cache/ in the output")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the prior's weights")
     parser.add_argument("--num-threads", type=int, default=2)
     args = parser.parse_args(arguments)
     args.setting = args.setting or [""]

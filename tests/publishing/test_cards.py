@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from sgr_diffusers.calibration.quantiles import Group, GroupQuantiles
 from sgr_diffusers.calibration.record import FILE_NAME, Calibration, CalibrationSettings
-from sgr_diffusers.pretrained import PRETRAINED
+from sgr_diffusers.pretrained import GENERAL, PRETRAINED
 from sgr_diffusers.publishing.cards import card_faults, package_link, render_card, template_folder
+from sgr_diffusers.publishing.general_card import general_card
 from sgr_diffusers.publishing.model_card import model_card, model_facts, write_eval_results
 from sgr_diffusers.publishing.stages import run_snippet, stage_model, stage_space
 from sgr_diffusers.reconstruction.volume import load_pipeline
@@ -48,6 +49,12 @@ def test_card_of_the_bundled_checkpoint_is_what_its_records_say():
     card = (PRETRAINED / "README.md").read_text()
     assert card == model_card(PRETRAINED, source)
     assert card_faults(card, "model", PRETRAINED) == []
+
+
+def test_card_of_the_general_checkpoint_is_what_its_records_say():
+    card = (GENERAL / "README.md").read_text()
+    assert card == general_card(GENERAL)
+    assert card_faults(card, "model", GENERAL) == []
 
 
 def test_numbers_come_from_the_records(folder):

@@ -1,0 +1,72 @@
+"""Measures Dice of a segmentation network on fully sampled test scans, and how far it agrees with its own flips.
+
+    python tests/benchmarks/benchmark_segmentation.py --model DIR --data-dir varied=runs/varied standard=runs/knee \
+        --output evaluation/segmentation.json
+
+Dice is over all pixels of the slices with tissue of all test scans together. Agreement is the Dice of the labels with
+those of the mirrored images (left and right), mirrored back.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from sgr_diffusers import SegmentationUNet
+from sgr_diffusers.data.skm_tea import list_scans
+from sgr_diffusers.data.transforms import scale_to_quantile
+
+
+def dice(labels: torch.Tensor, others: torch.Tensor, n_classes: int) -> list[float]:
+    """Dice of each class over all pixels."""
+    return [
+        float(2 * ((labels == k) & (others == k)).sum() / ((labels == k).sum() + (others == k).sum()).clamp_min(1))
+        for k in range(1, n_classes + 1)
+    ]
+
+
+@torch.no_grad()
+def measure(model: SegmentationUNet, data_dir: Path, max_scans: int | None) -> dict[str, list[float]]:
+    """Dice with the labels of the scans, and agreement with flips."""
+    found, mirrored, true = [], [], []
+    for scan in list_scans(data_dir, "test")[:max_scans]:
+        rows = scan.foreground.nonzero()[0]
+        images = torch.stack([torch.from_numpy(scan.target(int(row))) for row in rows])
+        magnitude = scale_to_quantile(images)[0].abs()[:, None]
+        true.append(torch.stack([torch.from_numpy(scan.labels(int(row))) for row in rows]))
+        found.append(model(magnitude).argmax(dim=1))
+        mirrored.append(model(magnitude.flip(-1)).argmax(dim=1).flip(-1))
+    found, mirrored, true = (torch.cat(parts) for parts in (found, mirrored, true))
+    return {"dice": dice(found, true, model.n_classes), "agreement": dice(found, mirrored, model.n_classes)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a segmentation network")
+    parser.add_argument("--data-dir", nargs="+", required=True, metavar="NAME=DIR", help="named folders of scans")
+    parser.add_argument("--max-scans", type=int, help="largest number of scans of each folder")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--num-threads", type=int, default=2)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.num_threads)
+    model = SegmentationUNet.from_pretrained(args.model).eval()
+    rows = {}
+    for name, folder in (entry.split("=", 1) for entry in args.data_dir):
+        result = measure(model, Path(folder), args.max_scans)
+        rows |= {name: result["dice"], f"{name}, agreement with its mirror image": result["agreement"]}
+    content = {
+        "command": " ".join(["python", *sys.argv]),
+        "classes": list(model.config.class_names),
+        "rows": {name: [round(value, 4) for value in values] for name, values in rows.items()},
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(content, indent=1) + "\n")
+    for name, values in rows.items():
+        print(f"{name}: " + "  ".join(f"{value:.3f}" for value in values))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,14 +13,9 @@ import pandas as pd
 from sgr_diffusers.evaluation.table1 import read_table1, table1_markdown
 from sgr_diffusers.figures.tables import format_table
 from sgr_diffusers.pretrained import GENERAL, PRETRAINED
+from sgr_diffusers.publishing.general_card import KINDS, real_scans
 
 ROOT = Path(__file__).parents[1]
-KINDS = {
-    "fse-low": "knee, 3-D FSE, 106 x 102",
-    "fse": "knee, 3-D FSE, 320 x 256",
-    "brain16": "brain, raw data of 16 coils",
-    "fold3": "brain, T1 with contrast agent",
-}
 
 
 def synthetic_overview() -> str:
@@ -44,23 +39,9 @@ def synthetic_overview() -> str:
     return format_table(rows, markdown=True)
 
 
-def real_scans() -> pd.DataFrame:
-    """Mean errors over the scans of each kind and acceleration, against the fully sampled image.
-
-    Returns:
-        Columns `n`, NRMSE of `l1_wavelet`, `l1_wavelet_bart`, `sample` and `mean`, and of the mean of samples `ratio`
-        and `ratio_bart` (means of the ratios to the two), by `kind` and `acceleration`.
-    """
-    table = pd.read_csv(GENERAL / "evaluation" / "real_scans.csv")
-    groups = table[table["against"] == "fully sampled"].groupby(["kind", "acceleration", "method"])
-    errors = groups["nrmse"].mean().unstack()[["l1_wavelet", "l1_wavelet_bart", "sample", "mean"]]
-    ratios = groups[["ratio", "ratio_bart"]].mean().xs("mean", level="method")
-    return errors.join(ratios).assign(n=groups.size().unstack()["mean"])
-
-
 def real_overview() -> str:
     """Ratios of errors in a row for each kind of scan: to L1-wavelet / to BART's."""
-    table = real_scans()
+    table = real_scans(GENERAL)
     rows = []
     for kind, name in KINDS.items():
         values = table.loc[kind]
@@ -79,7 +60,7 @@ def real_details() -> str:
         "ratio": "ratio to L1-wavelet",
         "ratio_bart": "ratio to BART's",
     }
-    table = real_scans()
+    table = real_scans(GENERAL)
     rows = [
         {"scans": name, "n": int(row["n"]), "acceleration": f"{acceleration:g}x"}
         | {head: f"{row[key]:.3f}" for key, head in heads.items()}

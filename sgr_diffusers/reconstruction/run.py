@@ -36,7 +36,7 @@ def reconstruct_file(
     group: str | None = None,
     mask: float | str | None = None,
     voxel_size_mm: Sequence[float] | None = None,
-    model: str | None = None,
+    model: str = "general",
     device: str | None = None,
     dtype: str = "float32",
     overwrite: bool = False,
@@ -56,7 +56,7 @@ def reconstruct_file(
         mask: stored mask to undersample by, its name or acceleration; in a fully sampled file without stored masks,
             acceleration of a mask made for it; `None` for k-space as it is.
         voxel_size_mm: edge lengths (slice, y, x); `None` for those of the file or of the annotations beside it.
-        model: folder or Hub repository; `None` for the bundled pipeline.
+        model: folder, Hub repository, or name of a bundled checkpoint, as for `load_pipeline`.
         device: device of the networks.
         dtype: data type of the prior.
         overwrite: whether the folder of an earlier run may be replaced.

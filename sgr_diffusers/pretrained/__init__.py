@@ -1,7 +1,7 @@
 """Folders of the checkpoints that come with the package.
 
 `PRETRAINED` reconstructs and bounds the synthetic knees of this package. `GENERAL` has a prior for real scans of any
-anatomy, and no segmentation model: it reconstructs with target "none", or bounds what a network of yours finds.
+anatomy, and a segmentation model for cartilages and menisci of knees in any contrast.
 """
 
 from pathlib import Path

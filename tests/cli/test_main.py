@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from sgr_diffusers import cli
+from sgr_diffusers import SGRMRIPipeline, cli
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from sgr_diffusers.mri.operators import fft2c
 from sgr_diffusers.reconstruction import volume
@@ -166,9 +166,18 @@ def test_plain_reconstruction_of_every_second_slice_as_stored(sgr):
         assert float(row["unguided_mm3"]) == pytest.approx((labels == label).sum() * 2.5 * 1.6 * 1.5)
 
 
-def test_the_general_checkpoint_reconstructs_without_a_segmentation_model(sgr, capsys):
-    assert sgr("--slices", "0:2", "--target", "none", model="general") == 0
+def test_reconstruction_without_a_segmentation_model(sgr, assets, tmp_path, capsys):
+    prior_alone = SGRMRIPipeline.from_pretrained(assets / "pipeline", segmentation_model=None)
+    prior_alone.save_pretrained(tmp_path / "prior")
+    assert sgr("--slices", "0:2", "--target", "none", model=tmp_path / "prior") == 0
     assert set(os.listdir("out")) == {"unguided_image.nii.gz", "volumes.csv", "figure.png", "settings.json"}
+    [row] = rows_of("out")
+    assert row["class"] == "" and 0 <= float(row["residual"]) < 1
+    assert sgr("--slices", "0:2", model=tmp_path / "prior", output="bounds") == 2
+    assert "no segmentation model" in capsys.readouterr().err
+
+
+def test_the_general_checkpoint_and_the_mean_of_samples(sgr, capsys):
     plain = ("--slices", "0:2", "--acceleration", "4", "--target", "none", "--final-consistency", "least_squares")
     assert sgr(*plain, model="general", output="one") == 0
     _, one = volume_of("one", "unguided_image.nii.gz")
@@ -179,10 +188,6 @@ def test_the_general_checkpoint_reconstructs_without_a_segmentation_model(sgr, c
     assert 0 < np.median(deviation) < np.median(mean)
     assert sgr("--samples", "2", model="general", output="bounds") == 2
     assert "--samples 2 goes with --target none" in capsys.readouterr().err
-    [row] = rows_of("out")
-    assert row["class"] == "" and 0 < float(row["residual"]) < 1
-    assert sgr("--slices", "0:2", model="general", output="bounds") == 2
-    assert "no segmentation model" in capsys.readouterr().err
 
 
 def test_one_bound_of_one_class_without_reference(sgr, scan, tmp_path):

@@ -354,7 +354,7 @@ def test_slice_ranges(text, capsys):
     [
         ("--eta=2", "from 0 (deterministic) to 1 (as much noise as DDPM), got '2'"),
         ("--batch-size=0", "a whole number of at least 1, got '0'"),
-        ("--steps=-1", "a whole number of at least 1, got '-1'"),
+        ("--steps=-1", "a whole number from 1 to 10000, got '-1'"),
         ("--echo=0", "a whole number of at least 1, got '0'"),
         ("--coils=0", "a whole number of at least 1, got '0'"),
         ("--repetition=-1", "a whole number of at least 0, got '-1'"),
@@ -373,7 +373,7 @@ def test_numbers_out_of_range_are_refused_by_the_parser(argument, expected, caps
     ("arguments", "code", "said"),
     [
         (["--help"], 0, "Upper and lower bound reconstructions"),
-        (["reconstruct", "scan.h5", "--output", "out", "--steps", "0"], 2, "expected a whole number of at least 1"),
+        (["reconstruct", "scan.h5", "--output", "out", "--steps", "0"], 2, "expected a whole number from 1 to 10000"),
         (["reconstruct", "scan.h5", "--output", "out"], 2, "`path` scan.h5 is not a file"),
         (["reconstruct", "pipe.h5", "--output", "out"], 2, "is a named pipe"),
         (["reconstruct", "taken/scan.h5", "--output", "taken"], 2, "`output` taken is already there"),

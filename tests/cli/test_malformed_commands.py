@@ -15,7 +15,6 @@ RECONSTRUCT = ["reconstruct", "scan.npy", "--output", "out"]
 # ruff: noqa: E501 - one line a case
 # name -> arguments, essential words of the message
 COMMANDS = {
-    "nothing": ([], "the following arguments are required: COMMAND"),
     "another command": (["restore"], "invalid choice: 'restore'"),
     "no file": (["reconstruct"], "the following arguments are required"),
     "another option": ([*RECONSTRUCT, "--colour", "red"], "unrecognized arguments: --colour red"),

@@ -33,7 +33,7 @@ def test_settings_come_from_the_options(parser):
     ("given", "said"),
     [
         (["--strength", "-1"], "--guidance-strength: expected 0 or larger, got '-1'"),
-        (["--steps", "many"], "expected a whole number of at least 1, got 'many'"),
+        (["--steps", "many"], "expected a whole number from 1 to 10000, got 'many'"),
         (["--target", "up"], "invalid choice: 'up'"),
         (["--crop", "0.5"], "unrecognized arguments"),  # the group of coil maps was not asked for
     ],

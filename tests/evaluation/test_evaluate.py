@@ -215,7 +215,7 @@ def test_bad_input_is_refused_before_anything_is_written(inputs, tmp_path, capsy
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--steps", "0"), "expected a whole number of at least 1, got '0'"),
+        (("--steps", "0"), "expected a whole number from 1 to 10000, got '0'"),
         (("--eta", "2"), "expected from 0 (deterministic) to 1 (as much noise as DDPM), got '2'"),
     ],
 )

@@ -49,7 +49,7 @@ BAD_CALLS = {
     "unknown target": (lambda p: {"target": "up"}, ValueError, r"`target` must be one of .*'upper'.* got 'up'"),
     "final step": (lambda p: {"final_consistency": "none"}, ValueError, r"`final_consistency` must be one of"),
     "output type": (lambda p: {"output_type": "pil"}, ValueError, r"`output_type` must be one of \('pt', 'np'\)"),
-    "no steps": (lambda p: {"num_inference_steps": 0}, ValueError, r"`num_inference_steps` must be a whole number of at least 1, got 0"),
+    "no steps": (lambda p: {"num_inference_steps": 0}, ValueError, r"`num_inference_steps` must be a whole number from 1 to 10000, got 0"),
     "too many steps": (lambda p: {"num_inference_steps": 1001}, ValueError, r"`num_inference_steps` .*got 1001"),
     "eta": (lambda p: {"eta": 1.5}, ValueError, r"`eta` must be from 0"),
     "strength": (lambda p: {"guidance_strength": -1.0}, ValueError, r"`guidance_strength` must be 0 or larger"),

@@ -11,6 +11,7 @@ import torch
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
+from sgr_diffusers.utils.weights import weights_hash
 
 ROOT = Path(__file__).parents[2]
 TINY = SyntheticKneeConfig(

@@ -293,15 +293,20 @@ def test_an_interrupted_run_leaves_nothing_behind(sgr, tmp_path, capsys, number)
                 return
             time.sleep(0.01)
 
-    before = signal.getsignal(number)
-    watcher = threading.Thread(target=interrupt)
-    watcher.start()
-    code = sgr("--acceleration", "4", steps=1000)  # longer than anybody waits
-    watcher.join()
+    before = signal.default_int_handler
+    inherited = signal.signal(number, before)  # a job in the background ignores SIGINT, and so would this run
+    try:
+        watcher = threading.Thread(target=interrupt)
+        watcher.start()
+        code = sgr("--acceleration", "4", steps=1000)  # longer than anybody waits
+        watcher.join()
+        restored = signal.getsignal(number)
+    finally:
+        signal.signal(number, inherited)
     assert code == 128 + number
     assert seen and os.listdir(tmp_path) == []
     assert "interrupted" in capsys.readouterr().err
-    assert signal.getsignal(number) is before
+    assert restored is before
 
 
 def test_a_reader_that_has_gone_is_no_error(assets):

@@ -307,7 +307,8 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         # 6. Full data consistency and segmentation, of the mean where it is asked for
         deviation = None
         if combine == "mean":
-            samples = denoiser.finish(latents, final_consistency)[0]  # slice, 1, sample, y, x
+            of_samples = Denoiser(self.unet, None, problem, branches, batch_size)  # only the mean is segmented
+            samples = of_samples.finish(latents, final_consistency)[0]  # slice, 1, sample, y, x
             deviation = samples.std(dim=2, correction=0) * problem.scale[:, None, None, None]
             latents, targets = latents.unflatten(0, (n_slices, num_samples)).mean(dim=1), ("mean",)
             denoiser = Denoiser(self.unet, segment_images, problem, Branches(n_slices, (0,), targets), batch_size)

@@ -17,6 +17,7 @@ import diffusers
 from diffusers import ModelMixin, SchedulerMixin
 
 __all__ = [
+    "COMPONENTS",
     "OWN_CLASS",
     "OWN_SEGMENTATION",
     "PICKLES",

@@ -22,6 +22,7 @@ from .model_index import (
     SEGMENTATION_FILE,
     read_json,
 )
+from .shared_components import shared_components
 
 __all__ = ["INDEX", "RepositoryMixin", "make_portable", "write_json"]
 
@@ -73,6 +74,7 @@ class RepositoryMixin:
         if kwargs.get("use_safetensors", True) is False:
             raise ValueError("`use_safetensors` must not be False: weights that are unpickled can run any code.")
         kwargs["use_safetensors"] = True
+        kwargs |= shared_components(pretrained_model_name_or_path, kwargs)
         given = kwargs.get("segmentation_model")
         is_plain = isinstance(given, nn.Module) and not isinstance(given, ModelMixin)
         # diffusers would hold a plain module against the class that the repository names

@@ -11,6 +11,7 @@ from torch import nn
 from sgr_diffusers import SegmentationAdapter, SGRMRIPipeline, create_scheduler
 from sgr_diffusers.hub.code_bundle import SEGMENTATION_PATH, bundle_files
 from sgr_diffusers.hub.loading import drop_code
+from sgr_diffusers.hub.model_index import UnsafeCheckpointError
 from tests.helpers.pipeline_parts import BrightOrNever, assert_same, build, build_segmentation_unet, build_unet, call
 
 
@@ -151,3 +152,45 @@ def test_code_is_dropped_from_a_checkpoint_inside_of_the_package(saved, tmp_path
     assert not list(folder.rglob("*.py"))
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "SGRMRIPipeline"
     assert type(DiffusionPipeline.from_pretrained(folder)) is SGRMRIPipeline
+
+
+@pytest.fixture
+def sharing(saved, tmp_path):
+    """A checkpoint whose prior is that of the checkpoint `first` beside it."""
+    shutil.copytree(saved, tmp_path / "first")
+    folder = shutil.copytree(saved, tmp_path / "second", ignore=shutil.ignore_patterns("unet"))
+    (folder / "unet").mkdir()
+    (folder / "unet/shared.json").write_text('{"checkpoint": "first"}')
+    return folder
+
+
+def test_a_component_may_be_that_of_a_checkpoint_beside_it(sharing, expected, tmp_path):
+    pipe = quiet(SGRMRIPipeline.from_pretrained(sharing))
+    assert_same(call(pipe), expected, rtol=0, atol=0)
+    pipe.save_pretrained(tmp_path / "elsewhere/alone")
+    alone = quiet(SGRMRIPipeline.from_pretrained(tmp_path / "elsewhere/alone"))
+    assert_same(call(alone), expected, rtol=0, atol=0)
+
+
+def test_a_shared_component_has_the_data_type_that_was_asked_for(sharing):
+    dtype = {"unet": torch.bfloat16, "default": torch.float32}
+    pipe = SGRMRIPipeline.from_pretrained(sharing, dtype=dtype)
+    assert (pipe.unet.dtype, pipe.segmentation_model.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_a_given_component_goes_before_a_shared_one(sharing):
+    unet = build_unet()
+    assert SGRMRIPipeline.from_pretrained(sharing, unet=unet).unet is unet
+
+
+def test_a_shared_component_whose_checkpoint_is_missing_is_named(sharing, tmp_path):
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(OSError, match="is that of the checkpoint first"):
+        SGRMRIPipeline.from_pretrained(sharing)
+
+
+def test_a_shared_component_may_not_lie_anywhere(sharing):
+    for text in ('{"checkpoint": "../first"}', '{"checkpoint": "/tmp"}', '["first"]'):
+        (sharing / "unet/shared.json").write_text(text)
+        with pytest.raises(UnsafeCheckpointError, match="the name of a folder"):
+            SGRMRIPipeline.from_pretrained(sharing)

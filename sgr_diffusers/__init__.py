@@ -1,13 +1,12 @@
 """Segmentation-guided reconstruction (SGR): reconstructs bounds of tissues from undersampled k-space of MRI.
 
-Importing the package registers `SGRMRIPipeline` and `SegmentationUNet` with diffusers by name, so that diffusers finds
-them as pipeline and component, and the feature of its data sets with `datasets`, so that `load_from_disk` knows it. No
-class of either is changed.
+Importing the package loads nothing else: each name of `__all__` is imported when it is first used. `SGRMRIPipeline`
+registers itself and `SegmentationUNet` with diffusers, so that diffusers finds them as pipeline and component, and
+`load_skmtea` registers the feature of its data sets with `datasets`, so that `load_from_disk` knows it. No class of
+either is changed.
 """
 
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,31 +53,17 @@ _HOMES = {
     "bounds_from_segmentations": "bounds",
     "bounds_from_samples": "bounds",
     "SenseOperator": "mri.operators",
+    "load_skmtea": "data.load",
+    "read_raw": "io.raw_file",
 }
-# Imported when they are first used.
-_READERS = {"load_skmtea": "data.load", "read_raw": "io.raw_file"}
-
-
-def load() -> None:
-    """Import what the package offers, and register its classes with diffusers and `datasets`.
-
-    Importing the package does so at once, except in the `sgr` command, which checks its arguments first.
-    """
-    for name, home in _HOMES.items():
-        globals()[name] = getattr(import_module(f".{home}", __name__), name)
-    import_module(".hub.registration", __name__).register(globals()["SGRMRIPipeline"], globals()["SegmentationUNet"])
-    import_module(".data.lazy_features", __name__)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _READERS:
-        globals()[name] = getattr(import_module(f".{_READERS[name]}", __name__), name)
-    elif name in _HOMES:
-        load()
-    else:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     return globals()[name]
 
 
-if Path(sys.argv[0] if sys.argv else "").stem != "sgr":
-    load()
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

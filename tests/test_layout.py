@@ -1,6 +1,8 @@
 """The data's way through the package is one-way: nothing imports upward."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,7 +62,6 @@ ALLOWED = {
         "evaluation",
         "figures",
         "io",
-        "load",
         "pipeline",
         "publishing",
         "reconstruction",
@@ -108,3 +109,12 @@ def test_the_table_of_contents_is_short_and_complete():
     assert len(sgr_diffusers.__all__) < 20
     assert all(hasattr(sgr_diffusers, name) for name in sgr_diffusers.__all__)
     assert sgr_diffusers.load_skmtea.__module__ == f"{NAME}.data.load"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = f"import sys, {NAME}; print([name for name in ('torch', 'diffusers', 'datasets') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout == "[]\n"
+    assert set(sgr_diffusers.__all__) <= set(dir(sgr_diffusers))
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = sgr_diffusers.no_such_name

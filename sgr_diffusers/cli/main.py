@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from .. import load as load_package
 from ..io.file_checks import check_regular_file, is_bart_pair
 from ..pipeline.settings import real_number, whole_number
 from ..reconstruction.settings import DTYPES, SamplingSettings
@@ -54,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _SignalsAsExceptions(), warnings.catch_warnings(), disk_errors(Path(output) if output else "A file"):
             warnings.showwarning = _show_warning
             args.check(args)
-            load_package()
             _quiet_libraries()
             args.run(args)
         sys.stdout.flush()  # here, where a reader that has gone is still noticed

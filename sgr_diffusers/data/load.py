@@ -3,15 +3,14 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import datasets
 
 from ..hub.errors import hub_errors
 from .scan_files import read_annotations
 from .selection import SliceSelection, parse_selection
 from .skm_tea import CLASS_NAMES
-
-if TYPE_CHECKING:
-    import datasets
+from .skm_tea_builder import SkmTeaBuilder, fingerprint, skipped_of, warn_of_skipped
 
 __all__ = ["load_skmtea", "resolve_root"]
 
@@ -31,7 +30,7 @@ def load_skmtea(
     strict: bool = True,
     check_content: bool | None = None,
     cache_dir: str | os.PathLike | None = None,
-) -> "datasets.Dataset | datasets.IterableDataset":
+) -> datasets.Dataset | datasets.IterableDataset:
     """Load slices of the SKM-TEA raw-data track, or of a folder in its layout.
 
     The index holds references alone (some 12 MB for the full data set); arrays are read when a row is. Select the
@@ -103,8 +102,6 @@ def load_skmtea(
     selection = parse_selection(slices)
     root = resolve_root(data_dir_or_repo, streaming)
 
-    from .skm_tea_builder import SkmTeaBuilder, fingerprint, skipped_of, warn_of_skipped
-
     splits = tuple(dict.fromkeys(names))
     class_names = _class_names(root, splits)
     selection.check_classes(class_names)
@@ -128,9 +125,7 @@ def load_skmtea(
     builder.download_and_prepare(num_proc=num_proc)
     warn_of_skipped(skipped_of(builder))
     if not any(part.num_examples for part in builder.info.splits.values()):
-        from datasets import Dataset
-
-        return Dataset.from_dict({name: [] for name in builder.info.features}, features=builder.info.features)
+        return datasets.Dataset.from_dict({name: [] for name in builder.info.features}, features=builder.info.features)
     return builder.as_dataset(split=split)
 
 

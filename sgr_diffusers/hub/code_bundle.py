@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1]
 SEGMENTATION_PATH = f"segmentation_model/{SEGMENTATION_FILE}.py"
 SHAPES = "sgr_shapes"
 
-_START, _SELF = "pipeline.pipeline_sgr_mri", "hub.code_bundle"
+_START, _SELF, _REGISTRATION = "pipeline.pipeline_sgr_mri", "hub.code_bundle", "hub.registration"
 _HEADER = """\
 # Made from the Python package sgr_diffusers (Apache-2.0) when this pipeline was saved.
 # To change it, change the package.
@@ -32,6 +32,15 @@ class {name}:
         return item[0]
 '''
 _SHAPES_DOC = '"""Annotations of arrays, for the reader: jaxtyping, which would check them, is not needed."""\n'
+# Stands in for `hub.registration`: diffusers finds the classes of a repository by their files.
+_UNREGISTERED = '''\
+"""Classes of this repository are not registered with diffusers, which finds them by their files."""
+
+
+def register(pipeline_class):
+    """Return the class as it is."""
+    return pipeline_class
+'''
 # Stands in for this very module.
 _CARRIED = '''\
 """The files of this repository leave, so that a pipeline that was loaded from it can be saved whole."""
@@ -74,7 +83,9 @@ def bundle_files() -> dict[str, str]:
 def _bundle() -> dict[str, str]:
     modules = _needed_modules()
     names = {module: _flat_name(module) for module in modules}
-    root = {f"{names[module]}.py": _rewrite(module, names) for module in modules if module != _SELF}
+    own = (_SELF, _REGISTRATION)
+    root = {f"{names[module]}.py": _rewrite(module, names) for module in modules if module not in own}
+    root[f"{names[_REGISTRATION]}.py"] = _UNREGISTERED
     shapes = " = ".join(sorted({name for text in root.values() for name in _shape_names(text)}))
     root[f"{SHAPES}.py"] = f"{_SHAPES_DOC}\n\n{_SHAPE_CLASS.format(name='AnyArray')}\n\n{shapes} = AnyArray\n"
     carried = f"{names[_SELF]}.py"
@@ -98,7 +109,7 @@ def _needed_modules() -> list[str]:
         module = waiting.pop(0)
         if module not in modules:
             modules.append(module)
-            if module != _SELF:
+            if module not in (_SELF, _REGISTRATION):
                 waiting += [target for _, target in _package_imports(module)]
     return modules
 

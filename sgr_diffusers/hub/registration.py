@@ -1,23 +1,31 @@
-"""Makes the pipeline and the networks of this package known to diffusers."""
+"""Makes the pipeline and the network of this package known to diffusers."""
+
+from typing import TypeVar
 
 import diffusers
 from diffusers.pipelines import pipeline_loading_utils
 
 from .loading import use_package_classes
+from .model_index import OWN_SEGMENTATION
 
 __all__ = ["register"]
 
+Pipeline = TypeVar("Pipeline", bound=diffusers.DiffusionPipeline)
 
-def register(pipeline_class: type[diffusers.DiffusionPipeline], network_class: type[diffusers.ModelMixin]) -> None:
-    """Register a pipeline and its network, so that `DiffusionPipeline.from_pretrained` finds them.
+
+def register(pipeline_class: type[Pipeline]) -> type[Pipeline]:
+    """Register a pipeline and its network with diffusers, so that `DiffusionPipeline.from_pretrained` finds them.
 
     Args:
         pipeline_class: class of the pipeline, which a `model_index.json` names.
-        network_class: class of the network, a component of the pipeline.
+
+    Returns:
+        The same class, so that this is its decorator.
     """
     # In place: diffusers records a component as [package, class], and loads it, only if both of its tables know it.
-    methods = {network_class.__name__: ["save_pretrained", "from_pretrained"]}
+    methods = {OWN_SEGMENTATION: ["save_pretrained", "from_pretrained"]}
     pipeline_loading_utils.LOADABLE_CLASSES["sgr_diffusers"] = methods
     pipeline_loading_utils.ALL_IMPORTABLE_CLASSES.update(methods)
     setattr(diffusers, pipeline_class.__name__, pipeline_class)
     use_package_classes(pipeline_class)
+    return pipeline_class

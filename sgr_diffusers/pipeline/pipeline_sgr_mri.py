@@ -18,6 +18,7 @@ from ..guidance.plan import scale_guidance
 from ..guidance.strength import PAPER_STRENGTH
 from ..guidance.targets import TARGETS
 from ..hub.model_index import check_settings
+from ..hub.registration import register
 from ..hub.repository import RepositoryMixin
 from ..mri.noise import noise_residual, warn_of_residual
 from ..schedulers.checks import noise_fingerprint
@@ -34,6 +35,7 @@ from .settings import CallSettings
 __all__ = ["SGRMRIPipeline"]
 
 
+@register
 class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, DiffusionPipeline):
     """Segmentation-guided reconstruction (SGR) of undersampled multi-coil MRI, slice by slice.
 

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
-from sgr_diffusers import app
+from sgr_diffusers import SGRMRIPipeline, app, read_raw
 from sgr_diffusers.bounds import uncertain_share, volume_mm3
 from sgr_diffusers.figures.bounds import UNCERTAIN, Panel, PanelRow, draw_rows, joint_window
 from sgr_diffusers.reconstruction.demo import CASE
@@ -49,11 +51,49 @@ def overview(volume: VolumeReconstruction, tissues: Sequence[str]) -> Figure:
     return draw_rows(rows, panel_inches=1.6, outline_name="segmentation of the image")
 
 
-def draw_all(volumes: Sequence[VolumeReconstruction]) -> None:
+def between_bounds(pipe: SGRMRIPipeline, tissue: str, n_steps: int, n_frames: int = 9) -> list[Image.Image]:
+    """Frames of an animation from the lower image of a tissue to the upper one, at 8x.
+
+    Each frame is a mean of the two images, with weights from 1 and 0 to 0 and 1. Both fit the measured samples, so all
+    of their means do. The outline is what the segmentation network finds in the frame.
+    """
+    scan = read_raw(CASE, slices=[1], mask=8.0)
+    out = pipe(
+        scan.kspace,
+        scan.mask,
+        coil_maps=scan.coil_maps,
+        target="both",
+        num_inference_steps=n_steps,
+        generator=torch.Generator().manual_seed(0),
+    )
+    number = list(pipe.segmentation_model.config.class_names).index(tissue)
+    lower, upper = out.images[0, number] / out.scale[0]
+    weights = torch.linspace(0, 1, n_frames)[:, None, None]
+    magnitudes = ((1 - weights) * lower + weights * upper).abs()
+    with torch.inference_mode():
+        labels = torch.cat([pipe.segmentation_model(image[None, None]).argmax(dim=1) for image in magnitudes])
+    masks = (labels == number + 1).numpy()
+    window = joint_window(masks, min_size=48, margin=8)
+    peak = float(magnitudes[0].numpy()[window].max()) * 0.8
+    frames = []
+    for image, mask in zip(magnitudes.numpy(), masks, strict=True):
+        volume = float(volume_mm3(mask, scan.voxel_size_mm))
+        panels = [
+            Panel("image", image, caption=f"{volume:.0f} mm$^3$ of {tissue.replace('_', ' ')}"),
+            Panel("with outline", image, outline=mask),
+        ]
+        figure = draw_rows([PanelRow("", panels, window, peak)], panel_inches=2.4, outline_name="segmentation")
+        figure.canvas.draw()
+        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB").quantize(64))
+    return frames
+
+
+def draw_all(volumes: Sequence[VolumeReconstruction], frames: Sequence[Image.Image]) -> None:
     """Write all figures.
 
     Args:
         volumes: bounds of the bundled case at 4x, 8x and 16x.
+        frames: frames from the lower image of a tissue to the upper one.
     """
     ASSETS.mkdir(exist_ok=True)
     picture = overview(volumes[1], ("tibial_cartilage", "meniscus"))
@@ -61,13 +101,20 @@ def draw_all(volumes: Sequence[VolumeReconstruction]) -> None:
         picture.savefig(path)
     title = "Lower and upper bound of each tissue; volumes of the slice shown"
     bounds_figure(volumes, title).savefig(ASSETS / "demo.png")
+    there_and_back = [*frames, *frames[-2:0:-1]]
+    durations = [900 if frame in (frames[0], frames[-1]) else 120 for frame in there_and_back]  # in ms
+    there_and_back[0].save(
+        ASSETS / "between_bounds.gif", save_all=True, append_images=there_and_back[1:], duration=durations, loop=0
+    )
 
 
 def main() -> None:
     """Reconstruct the case and draw."""
     settings = SamplingSettings(num_inference_steps=20, fast=True, seed=0)
     scans = [read_scan(CASE, mask=acceleration) for acceleration in (4.0, 8.0, 16.0)]
-    draw_all(reconstruct_with_progress(load_pipeline(), scans, settings))
+    pipe = load_pipeline()
+    volumes = reconstruct_with_progress(pipe, scans, settings)
+    draw_all(volumes, between_bounds(pipe, "tibial_cartilage", 25))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ unguided reconstruction, which gives the point estimate. An image at an end of t
 unguided image through a bound, at the place that has the volume of that end.
 """
 
+import copy
 import json
 import math
 import os
@@ -13,8 +14,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from torch import Generator, Tensor
 
 from ..bounds import check_voxel_size, tissue_masks, volume_mm3
@@ -153,10 +156,14 @@ def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: b
     Raises:
         CalibrationMismatch: the checkpoint is not calibrated for this call; the message says what is missing.
     """
-    # 1. Check that the calibration holds for this call
+    # 1. Take the calibrated sampling where the call chooses none, and check that the calibration holds for this call
+    calibration = load_calibration(pipe.name_or_path)
+    if call["timesteps"] is None and call["num_inference_steps"] == CallSettings.num_inference_steps:
+        pipe = _with_scheduler(pipe, calibration.settings.scheduler)
+        call["timesteps"] = calibration.settings.timesteps
+        call["num_inference_steps"] = calibration.settings.num_inference_steps
     settings = _checked_settings(call)
     device, voxel_size_mm = pipe._execution_device, call["voxel_size_mm"]
-    calibration = load_calibration(pipe.name_or_path)
     calibration.check_settings(calibration_settings(pipe, settings, call["timesteps"]))
     measurement = check_measurement(call["kspace"], call["mask"], call["coil_maps"], device, call["noise_std"])
     quantiles = calibration.quantiles_for(coverage, *measured_group(measurement.mask.cpu().numpy()))
@@ -213,6 +220,20 @@ def _checked_settings(call: Mapping[str, Any]) -> CallSettings:
         )
     check_voxel_size(call["voxel_size_mm"])
     return CallSettings(**{entry.name: call[entry.name] for entry in fields(CallSettings)})
+
+
+def _with_scheduler(pipe: Any, scheduler: Mapping[str, Any]) -> Any:
+    """Make a pipeline of the same components with a scheduler like the calibrated one; `pipe` stays as it is.
+
+    Raises:
+        ValueError: the scheduler of the calibration is none of diffusers.
+    """
+    scheduler_class: Any = getattr(diffusers, scheduler["class"], None)
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
+        raise ValueError(f"`scheduler` of {FILE_NAME} must be a class of diffusers, got {scheduler['class']!r}.")
+    calibrated = copy.copy(pipe)
+    calibrated.scheduler = scheduler_class.from_config({k: v for k, v in scheduler.items() if k != "class"})
+    return calibrated
 
 
 def _copy_of(generator: Generator | list[Generator]) -> Generator | list[Generator]:

@@ -211,7 +211,8 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
                 pushes each branch's class in its target's direction, and for nothing with target "none".
             coverage: probability, for example 0.9, with which an interval shall hold the volume of a class in all
                 slices together. The images are then those at the ends of this interval, for target "both"; only
-                where the checkpoint carries a calibration for the mask and all settings.
+                where the checkpoint carries a calibration for the mask and all settings. Without `timesteps` and with
+                the default `num_inference_steps`, steps and scheduler are those of the calibration.
             timesteps: falling timesteps, in place of `num_inference_steps` of the scheduler's choice; for schedulers
                 whose `set_timesteps` takes them.
             callback_on_step_end: `callback(pipe, step, timestep, tensors)` after each step; may return new `latents`,

@@ -15,7 +15,13 @@ from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..utils.files import RECORD_FILE, check_replaceable, whole_folder
 from .results import TABLE_NOTE, bounds_figure, table_text, volume_table, write_images, write_table
 from .settings import SamplingSettings
-from .volume import VolumeReconstruction, load_pipeline, n_progress_steps, reconstruct_volume
+from .volume import (
+    VolumeReconstruction,
+    load_pipeline,
+    n_progress_steps,
+    reconstruct_volume,
+    with_calibrated_steps,
+)
 
 __all__ = [
     "read_scan",
@@ -76,6 +82,7 @@ def reconstruct_file(
     with collected_suspicions() as suspicions:
         scan = read_scan(file, slices, echo, mask, voxel_size_mm, n_coils, repetition, group, needs_size)
     pipe = load_pipeline(model, device, dtype)
+    settings = with_calibrated_steps(pipe, settings)
     with whole_folder(output, overwrite) as folder:
         [volume] = reconstruct_with_progress(pipe, [scan], settings)
         rows = volume_table(volume)

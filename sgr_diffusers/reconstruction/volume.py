@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from torch import Tensor
 from ..bounds import tissue_masks
 from ..guidance.targets import TARGETS, resolve_classes
 from ..io.raw_slices import RawSlices
-from ..pipeline.calibrated import CALLS_OF_A_CALIBRATED_ONE
+from ..pipeline.calibrated import CALLS_OF_A_CALIBRATED_ONE, load_calibration
 from ..pipeline.inputs import slice_scale
 from ..pipeline.networks import check_networks
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from ..pipeline.settings import CallSettings
 from ..pretrained import BUNDLED, PRETRAINED
 from ..schedulers.checks import check_scheduler
 from ..schedulers.timesteps import fast_timesteps
@@ -33,6 +34,7 @@ __all__ = [
     "load_pipeline",
     "n_progress_steps",
     "reconstruct_volume",
+    "with_calibrated_steps",
     "with_fast_scheduler",
 ]
 
@@ -242,6 +244,21 @@ def with_fast_scheduler(pipe: SGRMRIPipeline) -> SGRMRIPipeline:
     fast = copy.copy(pipe)
     fast.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     return fast
+
+
+def with_calibrated_steps(pipe: SGRMRIPipeline, settings: SamplingSettings) -> SamplingSettings:
+    """Take the steps of the checkpoint's calibration for settings with `coverage` that choose none.
+
+    Raises:
+        CalibrationMismatch: the checkpoint has no calibration.
+    """
+    chooses = settings.fast or settings.timesteps is not None
+    if settings.coverage is None or chooses or settings.num_inference_steps != CallSettings.num_inference_steps:
+        return settings
+    calibrated = load_calibration(pipe.name_or_path).settings
+    n_steps = calibrated.num_inference_steps
+    is_fast = calibrated.timesteps == tuple(fast_timesteps(n_steps)) if calibrated.timesteps else False
+    return replace(settings, num_inference_steps=n_steps, fast=is_fast)
 
 
 def can_be_fast(pipe: SGRMRIPipeline) -> bool:

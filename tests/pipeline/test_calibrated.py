@@ -1,14 +1,18 @@
 """Calls with `coverage`: the interval is that of the checkpoint's calibration, and the images lie at its ends."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
-from sgr_diffusers import SegmentationGuidance, SGRMRIPipeline
+from sgr_diffusers import SegmentationGuidance, SGRMRIPipeline, read_raw
 from sgr_diffusers.calibration.quantiles import Group, GroupQuantiles
 from sgr_diffusers.calibration.record import FILE_NAME, Calibration, CalibrationMismatch
 from sgr_diffusers.pipeline.calibrated import calibration_settings, load_calibration, measured_group
 from sgr_diffusers.pipeline.settings import CallSettings
+from sgr_diffusers.pretrained import PRETRAINED
 from sgr_diffusers.reconstruction.volume import load_pipeline, with_fast_scheduler
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from tests.helpers.pipeline_parts import build, call, draw_problem
@@ -110,3 +114,26 @@ def test_the_bundled_checkpoint_is_calibrated_for_its_fast_setting():
     settings = CallSettings(num_inference_steps=calibration.settings.num_inference_steps)
     timesteps = fast_timesteps(settings.num_inference_steps)
     calibration.check_settings(calibration_settings(pipe, settings, timesteps))
+
+
+def test_a_call_that_chooses_no_steps_takes_those_of_the_calibration(tmp_path):
+    pipe = with_fast_scheduler(build("unet"))
+    pipe.save_pretrained(tmp_path)
+    timesteps = [300, 150, 50, 0]
+    settings = calibration_settings(pipe, CallSettings(guidance_strength=0.2), timesteps)
+    replace(calibration_of(pipe), settings=settings).save(tmp_path)
+    given = {"coverage": 0.9, "guidance_strength": 0.2}
+    pipe = SGRMRIPipeline.from_pretrained(tmp_path)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    out = call(pipe, **given, num_inference_steps=100)
+    assert isinstance(pipe.scheduler, DDIMScheduler)
+    expected = call(with_fast_scheduler(pipe), **given, timesteps=timesteps, num_inference_steps=4)
+    assert torch.equal(out.images, expected.images)
+
+
+def test_the_bundled_case_belongs_to_the_calibration_of_the_bundled_checkpoint():
+    calibration = Calibration.load(PRETRAINED)
+    for acceleration in (4.0, 8.0, 12.0, 16.0):
+        mask = read_raw(PRETRAINED / "case.h5", slices=[0], mask=acceleration).mask
+        assert calibration.quantiles_for(0.9, *measured_group(mask)).group.acceleration == acceleration

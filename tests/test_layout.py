@@ -55,7 +55,7 @@ ALLOWED = {
         "utils",
     ],
     "publishing": ["calibration", "data", "evaluation", "guidance", "hub", "reconstruction", "utils"],
-    "app": ["bounds", "figures", "io", "mri", "pipeline", "reconstruction"],
+    "app": ["bounds", "figures", "io", "mri", "pipeline", "reconstruction", "utils"],
     "cli": [
         "app",
         "data",

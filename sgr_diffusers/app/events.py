@@ -1,6 +1,7 @@
 """What follows from each click on the page: methods that take the values of its fields and return new ones."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..io.raw_file import mask_label
@@ -8,6 +9,7 @@ from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruction.demo import CASE
 from ..reconstruction.volume import can_be_fast
 from .downloads import write_downloads
+from .isolation import call_isolated
 from .limits import AppLimits, RunStopped
 from .runs import CaseResult, RunRequest, SliceRequest, preview_slice, run_case
 from .uploads import CaseInfo, describe_case
@@ -45,6 +47,7 @@ class PageEvents:
     def __init__(self, pipe: SGRMRIPipeline, limits: AppLimits, visits: Visits):
         """Look into the bundled case."""
         self.pipe, self.limits, self.visits = pipe, limits, visits
+        self.read_safely = partial(call_isolated, seconds=limits.max_reading_seconds, memory_mb=limits.max_reading_mb)
         self.bundled = describe_case(CASE, AppLimits(), "synthetic_knee.h5")
         self.tissues, self.offers_fast = tuple(pipe.class_names or ()), can_be_fast(pipe)
 
@@ -55,7 +58,7 @@ class PageEvents:
         new, problem = self.bundled, ""
         if source == OWN:
             try:
-                new = None if upload is None else describe_case(upload, self.limits)
+                new = None if upload is None else self.read_safely(describe_case, upload, self.limits)
             except ValueError as error:
                 new, problem = None, str(error)
         text = message(self._choose_one) if new is None else case_summary(new)
@@ -102,7 +105,7 @@ class PageEvents:
             request = _slice_request(*measurement)
             if request is None:
                 return ""
-            scan, zero_filled, fully_sampled = preview_slice(request)
+            scan, zero_filled, fully_sampled = self.read_safely(preview_slice, request)
         except ValueError as error:
             return message(str(error), "error")
         return preview_view(zero_filled, fully_sampled, scan.voxel_size_mm, scan.orientation, scan.label)
@@ -157,6 +160,7 @@ class PageEvents:
                 self.limits,
                 lambda done, total, left: report((done, total), desc=progress_view(done, total, left)),
                 flag.is_set,
+                partial(self.read_safely, SliceRequest.read),
             )
             files = write_downloads(new, self.visits.new_folder(visitor))
         except RunStopped:

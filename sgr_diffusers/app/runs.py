@@ -128,6 +128,7 @@ def run_case(
     limits: AppLimits,
     on_progress: Callable[[int, int, float], None] = lambda done, total, seconds_left: None,
     is_stopped: Callable[[], bool] = lambda: False,
+    read: Callable[[SliceRequest], RawSlices] = SliceRequest.read,
 ) -> CaseResult:
     """Reconstruct both bounds, within the time there is.
 
@@ -138,6 +139,7 @@ def run_case(
         on_progress: function called after each step with the number of steps done, their total number, and the seconds
             that are left.
         is_stopped: function asked after each step, and once coil maps are estimated, whether to stop.
+        read: function that reads the measurement; for untrusted files, in a process that can be killed.
 
     Raises:
         RunStopped: `is_stopped` returned true.
@@ -153,7 +155,7 @@ def run_case(
     if not 0 <= request.seed < 2**31:
         raise ValueError(f"The seed must be from 0 to {2**31 - 1}, got {request.seed}.")
     case = request.measurement.case
-    scan = request.measurement.read()
+    scan = read(request.measurement)
     settings = request.settings()
     plain_settings = None if scan.target is not None else replace(settings, target="none", guidance_scale=1.0)
     total = n_progress_steps(pipe, scan, settings)

@@ -47,8 +47,10 @@ def launch_app(
         raise ValueError(
             "the app needs gradio, which is not installed. Install it by: pip install 'sgr-diffusers[app]'"
         ) from error
+    from .isolation import start_isolation
     from .page import build_page
 
+    start_isolation()
     pipe = load_pipeline(model, device)
     if pipe.segmentation_model is None or not pipe.class_names:
         raise ValueError("`model` must have a segmentation model that names its classes: there is nothing to bound.")

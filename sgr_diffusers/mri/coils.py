@@ -5,9 +5,10 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float, Shaped
+from jaxtyping import Bool, Complex, Float, Shaped
 from torch import Tensor
 
+from .completion import complete_kspace
 from .masks import calibration_region
 from .noise import estimate_noise_std
 from .operators import ifft2c
@@ -15,6 +16,9 @@ from .operators import ifft2c
 _LEAST_WIDTH = 8
 _LARGEST_WIDTH = 24
 _KERNELS = ((16, 6), (12, 4), (10, 3), (0, 2))  # least side of the calibration region, width of the kernel
+_COMPLETED_WIDTH = 14  # of a calibration region that is completed
+_COMPLETED_BELOW = 12
+_LEAST_MEASURED = 0.25  # of the entries that are added
 _CROP = 0.8
 _MAX_ERASED = 0.01
 _LEAST_SINGULAR_VALUE = 0.002
@@ -31,15 +35,16 @@ def estimate_coil_maps(
     """Estimate ESPIRiT coil maps from the fully sampled centre of k-space (Uecker et al., MRM 71:990-1001, 2014).
 
     The calibration region is the largest fully sampled rectangle that holds the k-space centre, square and centred or
-    not. Singular vectors of the calibration matrix count the less, the more of them noise alone could have made; so
-    even a small region gives maps.
+    not. One that is narrower than 12 is completed to 14 x 14 where a quarter of the rest is measured. Singular vectors
+    of the calibration matrix count the less, the more of them noise alone could have made; so even a small region
+    gives maps.
 
     Args:
         kspace: complex k-space `(coil, y, x)` or `(batch, coil, y, x)`, in any unit, centred as `fft2c` is.
         mask: sampling mask `(y, x)`, or `(batch, y, x)`; bool or 0/1, true where measured.
         calibration_width: largest side of the calibration region; `None` for 24.
         kernel_width: side of the ESPIRiT kernel in k-space; `None` for 6, or for 4, 3 or 2 where the shorter side of
-            the calibration region has less than 16, 12 or 10 samples.
+            the calibration region, as completed, has less than 16, 12 or 10 samples.
         crop: the maps are zero where the largest ESPIRiT eigenvalue (0 to 1) is below. `None` for 0.8, or for 0 where
             that would erase pixels with more than 1 % of the energy of the zero-filled image.
 
@@ -102,7 +107,22 @@ def _calibration(
         raise ValueError("`kspace` has values in its calibration region that are not finite.")
     if not bool(energy > 0):
         raise ValueError("`kspace` is zero in its calibration region: there is nothing to estimate coil maps from.")
-    return region
+    is_small = min(region.shape[1:]) < _COMPLETED_BELOW and largest >= _COMPLETED_WIDTH
+    return _completed(kspace, mask.to(kspace.device, torch.bool), (y, x)) if is_small else region
+
+
+def _completed(
+    kspace: Complex[Tensor, "coil y x"], mask: Bool[Tensor, "y x"], region: tuple[slice, slice]
+) -> Complex[Tensor, "coil rows columns"]:
+    """The calibration region, made larger where enough is measured about it."""
+    window = tuple(_centred(slice(0, n), n, _COMPLETED_WIDTH) for n in mask.shape)
+    in_window = torch.zeros_like(mask)
+    in_window[window] = True
+    is_added = in_window.clone()
+    is_added[region] = False
+    if not in_window[region].all() or not is_added.any() or mask[is_added].float().mean() < _LEAST_MEASURED:
+        return kspace[:, *region].to(torch.complex128)
+    return complete_kspace(kspace[:, *window].to(torch.complex128), mask[window])
 
 
 def _centred(side: slice, n: int, largest: int) -> slice:

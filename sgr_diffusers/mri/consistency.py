@@ -127,7 +127,9 @@ class StepConsistency:
             open_variance: variance r_t^2 that the noise level leaves open, for "noise_aware".
             max_iterations: most conjugate gradient iterations; "noise_aware" stops before where it has converged.
         """
-        normal, rhs = self._operator[slices].normal, self._rhs[slices]
+        is_whole = slices == list(range(len(self._rhs)))  # then the copies of a selection would take time for nothing
+        normal = self._operator.normal if is_whole else self._operator[slices].normal
+        rhs = self._rhs if is_whole else self._rhs[slices]
         if self.method == "cg":
             return conjugate_gradient(normal, rhs, image, max_iterations).solution
         weight = 1 / open_variance

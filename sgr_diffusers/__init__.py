@@ -1,13 +1,15 @@
 """Segmentation-guided reconstruction (SGR): reconstructs bounds of tissues from undersampled k-space of MRI.
 
 Importing the package loads nothing else: each name of `__all__` is imported when it is first used. `SGRMRIPipeline`
-registers itself and `SegmentationUNet` with diffusers, so that diffusers finds them as pipeline and component, and
-`load_skmtea` registers the feature of its data sets with `datasets`, so that `load_from_disk` knows it. No class of
-either is changed.
+registers itself and `SegmentationUNet` with diffusers, so that diffusers finds them as pipeline and component. Once
+`datasets` is imported, the feature of the data sets is registered with it, so that `load_from_disk` knows it. No class
+of either is changed.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from .utils.late_import import import_after
 
 if TYPE_CHECKING:
     from .bounds import SegmentationBounds, bounds_from_samples, bounds_from_segmentations
@@ -67,3 +69,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+import_after("datasets", f"{__name__}.data.lazy_features")

@@ -415,12 +415,10 @@ def test_filter(load, settings):
     assert batched["slice"][:] == [2, 3, 2, 3]
 
 
-def test_saved_data_is_loaded_after_load_skmtea_is_imported(load, tmp_path):
+@pytest.mark.parametrize("imports", ["sgr_diffusers, datasets", "datasets, sgr_diffusers"])
+def test_saved_data_is_loaded_after_the_package_is_imported(load, tmp_path, imports):
     load(acceleration=4).flatten().save_to_disk(tmp_path / "saved", num_proc=2)
-    code = (
-        "import datasets, sys; from sgr_diffusers import load_skmtea; "
-        "print(datasets.load_from_disk(sys.argv[1])[3]['kspace'].sum())"
-    )
+    code = f"import {imports}, sys; print(datasets.load_from_disk(sys.argv[1])[3]['kspace'].sum())"
     arguments = [sys.executable, "-c", code, str(tmp_path / "saved")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert complex(done.stdout) == pytest.approx(complex(load(acceleration=4)[3]["kspace"].sum()), rel=1e-5)

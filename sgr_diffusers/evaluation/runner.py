@@ -215,14 +215,15 @@ def _without_default(request: EvaluationRequest, pipe: SGRMRIPipeline) -> Evalua
 def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, Any]:
     """All that can change a bit of a result."""
     pipe = computer.pipe
+    complete = request.settings.with_defaults(pipe.config)
     chosen = {key: getattr(request, key) for key in ("split", "slices", "min_foreground", "n_slices_per_scan")}
     return {
         "settings": {
             **request.settings.identity(),
             "guidance_strength": used_strength(pipe, request.settings, request.settings.visited_timesteps),
             "guidance_from": float(pipe.config.guidance_from),
-            "consistency": pipe.config.consistency,
-            "cg_iterations": computer.settings.cg_iterations or pipe.config.cg_iterations,
+            "consistency": complete.consistency,
+            "cg_iterations": complete.cg_iterations,
             **chosen,
             "references": request.references,
             "dtype": request.dtype,

@@ -24,6 +24,7 @@ class EvaluationSettings(SamplingSettings):
         "timesteps",
         "eta",
         "guidance_strength",
+        "consistency",
         "cg_iterations",
         "final_consistency",
         "batch_size",

@@ -23,6 +23,7 @@ from sgr_diffusers.evaluation.scores import score
 from sgr_diffusers.evaluation.store import shard_path
 from sgr_diffusers.evaluation.table1 import table1_rows, write_table1
 from sgr_diffusers.guidance.strength import default_strength
+from sgr_diffusers.mri.methods import NOISE_AWARE_ITERATIONS
 from sgr_diffusers.schedulers.support import PUSH_EXPONENT
 from sgr_diffusers.utils.files import is_partial
 from tests.helpers.layout_fixture import write_tiny_skm_tea
@@ -249,6 +250,12 @@ def test_dry_run_counts_estimates_and_writes_nothing(inputs, tmp_path, whole, ca
     assert cli.main(arguments(inputs, whole, "--dry-run", "--strengths", "0.01")) == 0
     assert "mean of the units that are done" in capsys.readouterr().out
     assert (whole / "config.json").read_bytes() == before
+
+
+def test_consistency_is_chosen_and_recorded(inputs, tmp_path):
+    results = evaluate(inputs, tmp_path / "results", "--max-scans", "1", "--consistency", "noise_aware")
+    settings = results.config["identity"]["settings"]
+    assert (settings["consistency"], settings["cg_iterations"]) == ("noise_aware", NOISE_AWARE_ITERATIONS)
 
 
 def test_a_folder_is_taken_further(inputs, whole, tmp_path):

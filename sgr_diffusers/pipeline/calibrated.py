@@ -229,7 +229,7 @@ def _with_scheduler(pipe: Any, scheduler: Mapping[str, Any]) -> Any:
         ValueError: the scheduler of the calibration is none of diffusers.
     """
     scheduler_class: Any = getattr(diffusers, scheduler["class"], None)
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
+    if SchedulerMixin not in getattr(scheduler_class, "__mro__", ()):
         raise ValueError(f"`scheduler` of {FILE_NAME} must be a class of diffusers, got {scheduler['class']!r}.")
     calibrated = copy.copy(pipe)
     calibrated.scheduler = scheduler_class.from_config({k: v for k, v in scheduler.items() if k != "class"})

@@ -16,8 +16,8 @@ from PIL import Image
 from sgr_diffusers import SGRMRIPipeline, app, read_raw
 from sgr_diffusers.bounds import uncertain_share, volume_mm3
 from sgr_diffusers.figures.bounds import UNCERTAIN, Panel, PanelRow, draw_rows, joint_window
-from sgr_diffusers.reconstruction.demo import CASE
-from sgr_diffusers.reconstruction.results import bounds_figure
+from sgr_diffusers.reconstruction.demo import CASE, COVERAGE
+from sgr_diffusers.reconstruction.results import bounds_figure, figure_title
 from sgr_diffusers.reconstruction.run import read_scan, reconstruct_with_progress
 from sgr_diffusers.reconstruction.settings import SamplingSettings
 from sgr_diffusers.reconstruction.volume import VolumeReconstruction, load_pipeline
@@ -88,19 +88,25 @@ def between_bounds(pipe: SGRMRIPipeline, tissue: str, n_steps: int, n_frames: in
     return frames
 
 
-def draw_all(volumes: Sequence[VolumeReconstruction], frames: Sequence[Image.Image]) -> None:
+def draw_all(
+    bounds: VolumeReconstruction,
+    calibrated: Sequence[VolumeReconstruction],
+    settings: SamplingSettings,
+    frames: Sequence[Image.Image],
+) -> None:
     """Write all figures.
 
     Args:
-        volumes: bounds of the bundled case at 4x, 8x and 16x.
+        bounds: bounds of the bundled case at 8x.
+        calibrated: images of the bundled case at the ends of calibrated intervals, at 4x, 8x and 16x.
+        settings: settings of the latter.
         frames: frames from the lower image of a tissue to the upper one.
     """
     ASSETS.mkdir(exist_ok=True)
-    picture = overview(volumes[1], ("tibial_cartilage", "meniscus"))
+    picture = overview(bounds, ("tibial_cartilage", "meniscus"))
     for path in (ASSETS / "bounds.png", APP / "example.png"):
         picture.savefig(path)
-    title = "Lower and upper bound of each tissue; volumes of the slice shown"
-    bounds_figure(volumes, title).savefig(ASSETS / "demo.png")
+    bounds_figure(calibrated, figure_title(settings)).savefig(ASSETS / "demo.png")
     there_and_back = [*frames, *frames[-2:0:-1]]
     durations = [900 if frame in (frames[0], frames[-1]) else 120 for frame in there_and_back]  # in ms
     there_and_back[0].save(
@@ -110,11 +116,12 @@ def draw_all(volumes: Sequence[VolumeReconstruction], frames: Sequence[Image.Ima
 
 def main() -> None:
     """Reconstruct the case and draw."""
-    settings = SamplingSettings(num_inference_steps=20, fast=True, seed=0)
     scans = [read_scan(CASE, mask=acceleration) for acceleration in (4.0, 8.0, 16.0)]
     pipe = load_pipeline()
-    volumes = reconstruct_with_progress(pipe, scans, settings)
-    draw_all(volumes, between_bounds(pipe, "tibial_cartilage", 25))
+    bounds = reconstruct_with_progress(pipe, scans[1:2], SamplingSettings(num_inference_steps=20, fast=True))
+    settings = SamplingSettings(num_inference_steps=12, fast=True, coverage=COVERAGE)
+    calibrated = reconstruct_with_progress(pipe, scans, settings)
+    draw_all(bounds[0], calibrated, settings, between_bounds(pipe, "tibial_cartilage", 25))
 
 
 if __name__ == "__main__":

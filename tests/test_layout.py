@@ -31,6 +31,7 @@ ALLOWED = {
     "reconstruction": [
         "__version__",
         "bounds",
+        "calibration",
         "figures",
         "guidance",
         "io",

@@ -126,7 +126,11 @@ def _add_demo(commands: Any) -> None:
         help="accelerations of the stored masks (default: 4 8 16)",
     )
     command.add_argument(
-        "--steps", type=int, default=20, help="number of reverse steps; 100 in the paper (default: %(default)s)"
+        "--steps",
+        type=int,
+        default=12,
+        help="number of reverse steps; 100 in the paper (default: %(default)s, for which the bundled pipeline is "
+        "calibrated)",
     )
     command.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     command.add_argument("--model", help="folder or Hub repository of another pipeline (default: the bundled one)")

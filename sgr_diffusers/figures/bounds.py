@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from ..bounds import uncertain_share
+from .intervals import BLUE, ORANGE, Intervals, draw_intervals, interval_legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +27,6 @@ __all__ = [
     "UNCERTAIN",
     "VIOLATES",
     "BoundPanels",
-    "Intervals",
     "Panel",
     "PanelRow",
     "bound_row",
@@ -38,10 +38,10 @@ __all__ = [
 
 AGREES, DEVIATES, VIOLATES, UNCERTAIN = 1, 2, 3, 4
 COLOURS = {
-    AGREES: ((0.00, 0.45, 0.70), "in the bound and in the fully sampled image"),
+    AGREES: (BLUE, "in the bound and in the fully sampled image"),
     DEVIATES: ((0.94, 0.89, 0.26), "left open by the measurement"),
     VIOLATES: ((0.84, 0.37, 0.00), "bound violated (crosses)"),
-    UNCERTAIN: ((0.90, 0.60, 0.00), "uncertainty boundary: in the upper bound, not in the lower"),
+    UNCERTAIN: (ORANGE, "uncertainty boundary: in the upper bound, not in the lower"),
 }
 OPACITY = {AGREES: 0.6, DEVIATES: 0.7, VIOLATES: 0.9, UNCERTAIN: 0.85}
 _OUTLINE = (0.34, 0.71, 0.91)  # of S_f; white would vanish on bright cartilage
@@ -72,25 +72,6 @@ class Panel:
     outline: Pixels | None = None
     caption: str = ""
     classes: bool = False
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """A chart of the volumes between which a tissue lies, one bar for each sampling.
-
-    Attributes:
-        title: text over the column, if the chart is in the first row.
-        labels: names of the samplings, from top to bottom.
-        lower: lower volumes in mm^3 or voxels, one for each sampling.
-        upper: upper volumes in the same unit.
-        known: volume in the fully sampled image; `None` if unknown.
-    """
-
-    title: str
-    labels: Sequence[str]
-    lower: Sequence[float]
-    upper: Sequence[float]
-    known: float | None = None
 
 
 @dataclass(frozen=True)
@@ -298,6 +279,7 @@ def _legend_handles(
     handles: list[Any] = [Patch(color=colour, label=text) for key, (colour, text) in COLOURS.items() if key in used]
     if any(panel.outline is not None for panel in panels):
         handles.append(Line2D([], [], color=_OUTLINE, label=outline_name))
+    handles += interval_legend([panel for row in rows for panel in row.panels if isinstance(panel, Intervals)])
     if any(panel.classes for panel in panels):
         handles += [Patch(color=_class_colour(k), label=name) for k, name in enumerate(class_names, start=1)]
     return handles
@@ -308,7 +290,7 @@ def _draw(axes: Any, panel: Panel | Intervals, row: PanelRow, with_title: bool) 
     if with_title:
         axes.set_title(panel.title, fontsize=8, pad=3)
     if isinstance(panel, Intervals):
-        _draw_intervals(axes, panel)
+        draw_intervals(axes, panel)
         return set()
     return _draw_panel(axes, panel, row)
 
@@ -339,27 +321,6 @@ def _draw_panel(axes: Any, panel: Panel, row: PanelRow) -> set[int]:
     if panel.caption:
         axes.text(0.5, -0.02, panel.caption, transform=axes.transAxes, ha="center", va="top", fontsize=7)
     return used
-
-
-def _draw_intervals(axes: Any, chart: Intervals) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_axis_on()
-    places = np.arange(len(chart.labels))
-    lower, upper = np.asarray(chart.lower), np.asarray(chart.upper)
-    axes.barh(places, upper - lower, left=lower, height=0.45, color=COLOURS[UNCERTAIN][0])
-    if chart.known is not None:
-        axes.axvline(chart.known, color=COLOURS[AGREES][0], linewidth=1.2)
-    largest = max(upper.max(initial=0.0), lower.max(initial=0.0), chart.known or 0.0) or 1.0
-    axes.set_xlim(-0.3 * largest, 1.05 * largest)  # names of the samplings stand left of zero
-    axes.set_ylim(len(places) - 0.4, -0.6)
-    for place, label in zip(places, chart.labels, strict=True):
-        axes.text(-0.05 * largest, place, label, ha="right", va="center", fontsize=7)
-    axes.set_yticks([])
-    axes.set_xticks(MaxNLocator(3).tick_values(0, largest)[:-1])
-    axes.tick_params(axis="x", labelsize=7, length=2, pad=1)
-    axes.spines[["top", "left", "right"]].set_visible(False)
-    axes.spines["bottom"].set_bounds(0, 1.05 * largest)
 
 
 def pixel_edges(mask: Pixels) -> tuple[np.ndarray, np.ndarray]:

@@ -12,16 +12,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from ..calibration.record import FILE_NAME as CALIBRATION_FILE
-from ..calibration.record import Calibration
 from ..data.skm_tea import SKM_TEA, SYNTHETIC
 from ..evaluation.scores import QUALITY, SCORES
 from ..evaluation.table1 import read_table1, table1_cells
 from ..guidance.strength import PAPER_STRENGTH
 from ..hub.model_index import read_json, read_model_index
 from ..utils.files import RECORD_FILE
+from .calibrated import calibration_facts
 from .cards import SKM_TEA_LICENCE, render_card
 from .measured import QUALITY_FILE, names_its_weights
 
@@ -127,7 +124,7 @@ def model_facts(folder: str | Path) -> dict[str, Any]:
         "table1": [list(row.values()) for row in table1_cells(_table1(folder), missing="")],
         "evaluation": _evaluation(folder / "evaluation" / RECORD_FILE),
         "scores": _scores(folder),
-        "calibration": _calibration(folder),
+        "calibration": calibration_facts(folder),
         "figures": _figures(folder),
         "cost": _cost(runs),
     }
@@ -203,39 +200,6 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
         "guidance_from": settings.get("guidance_from", 1.0),
         "seed": settings["seed"],
         "commands": list(dict.fromkeys(run["command"] for run in record["runs"])),
-    }
-
-
-def _calibration(folder: Path) -> dict[str, Any] | None:
-    """What the checkpoint is calibrated for, and the coverage that was measured; `None` without a calibration."""
-    if not (folder / CALIBRATION_FILE).is_file():
-        return None
-    calibration = Calibration.load(folder)
-    measured = folder / "evaluation" / "coverage.csv"
-    rows = pd.read_csv(measured).to_dict("records") if measured.is_file() else []
-    settings = calibration.settings
-    return {
-        "n_scans": len(calibration.splits["calibration"]),
-        "groups": list(dict.fromkeys(str(entry.group) for entry in calibration.quantiles)),
-        "scheduler": settings.scheduler["class"],
-        "steps": settings.num_inference_steps,
-        "timesteps": settings.timesteps,
-        "strength": f"{settings.guidance_strength:.4g}",
-        "reference": calibration.reference.replace("_", " "),
-        "slice_rule": calibration.slice_rule,
-        "coverage": [
-            [
-                f"{row['acceleration']:g}x",
-                f"{row['coverage']:g}",
-                str(row["class"]).replace("_", " "),
-                f"{row['n_covered']:.0f} of {row['n_test']:.0f}",
-                f"{row['expected_low']:.2f} to {row['expected_high']:.2f}",
-                f"{row['ci_low']:.2f} to {row['ci_high']:.2f}",
-                f"{row['width_mm3']:.0f}",
-                f"{row['bounds_width_mm3']:.0f}",
-            ]
-            for row in rows
-        ],
     }
 
 

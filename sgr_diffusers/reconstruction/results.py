@@ -1,6 +1,7 @@
 """Write a table of bounds, a figure like the paper's Fig. 3 and image files from reconstructed volumes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ from jaxtyping import Bool, Float
 from ..bounds import uncertain_share, volume_mm3
 from ..figures.bounds import (
     BoundPanels,
-    Intervals,
     Panel,
     PanelRow,
     bound_row,
@@ -19,14 +19,24 @@ from ..figures.bounds import (
     draw_rows,
     joint_window,
 )
+from ..figures.intervals import Intervals
 from ..figures.tables import format_table
 from ..guidance.targets import TARGETS
+from .settings import SamplingSettings
 from .volume import VolumeReconstruction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["TABLE_NOTE", "bounds_figure", "table_text", "volume_table", "write_images", "write_table"]
+__all__ = [
+    "bounds_figure",
+    "figure_title",
+    "table_note",
+    "table_text",
+    "volume_table",
+    "write_images",
+    "write_table",
+]
 
 
 def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
@@ -117,10 +127,31 @@ def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines[:2], *body])
 
 
-TABLE_NOTE = (
-    "Left open: (upper - lower) / upper. Misfit: distance of the image from the measured data, relative to the data; "
-    "noise alone leaves the last column."
-)
+def table_note(settings: SamplingSettings) -> str:
+    """Explain the columns of `table_text`.
+
+    Args:
+        settings: settings of the reconstructions.
+    """
+    lines = [
+        "Left open: (upper - lower) / upper. Misfit: distance of the image from the measured data, relative to the "
+        "data; noise alone leaves the last column."
+    ]
+    if settings.coverage is not None:
+        lines = [
+            f"Interval: holds the volume in {settings.coverage:.0%} of scans like those of the calibration. Point: "
+            "the unguided image.",
+            "Lower, upper: the images at its ends, within 5 % where attained, else as far as the data allow.",
+            *lines,
+        ]
+    return "\n".join(lines)
+
+
+def figure_title(settings: SamplingSettings) -> str:
+    """Title of `bounds_figure` that says what the bounds are."""
+    if settings.coverage is None:
+        return "Lower and upper bound of each tissue; volumes of the slice shown"
+    return f"Images at the ends of {settings.coverage:.0%} intervals of each tissue; volumes of the slice shown"
 
 
 def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "Figure":
@@ -144,14 +175,20 @@ def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "
             " cartilage", "\ncartilage"
         )
         if len(volumes) == 1:
-            rows.append(bound_row(views[0], label, window, _captions(volumes[0], views[0])))
+            row = bound_row(views[0], label, window, _captions(volumes[0], views[0]))
+            chart = [_interval_chart(volumes, number)] if volumes[0].interval_mm3 is not None else []
+            rows.append(replace(row, panels=[*row.panels, *chart]))
         else:
-            rows.append(_comparison_row(volumes, views, label, window))
+            rows.append(_comparison_row(volumes, views, label, window, number))
     return draw_rows(rows, title)
 
 
 def _comparison_row(
-    volumes: Sequence[VolumeReconstruction], views: Sequence[BoundPanels], label: str, window: tuple[slice, slice]
+    volumes: Sequence[VolumeReconstruction],
+    views: Sequence[BoundPanels],
+    label: str,
+    window: tuple[slice, slice],
+    number: int,
 ) -> PanelRow:
     """Bounds of one class at several accelerations, and a chart of their volumes."""
     captions = [_captions(volume, view) for volume, view in zip(volumes, views, strict=True)]
@@ -165,14 +202,31 @@ def _comparison_row(
             if image is not None and mask is not None:
                 overlay = compare_bound(mask, view.reference, is_upper=name == "upper")
                 panels.append(Panel(f"{volume.label}, {name} bound", image, overlay, caption=texts[name]))
-    size = volumes[0].voxel_size_mm
-    known = None if first.reference is None else float(volume_mm3(first.reference, size))
     if first.lower is not None and first.upper is not None:
-        lower, upper = ([float(volume_mm3(getattr(v, end), size)) for v in views] for end in ("lower", "upper"))
-        panels.append(Intervals("lower to upper, mm$^3$", [volume.label for volume in volumes], lower, upper, known))
+        panels.append(_interval_chart(volumes, number))
     brightest = first.upper_image if first.fully_sampled is None else first.fully_sampled
     brightest = first.lower_image if brightest is None else brightest
     return PanelRow(label, panels, window, float(np.quantile(brightest[window], 0.995)) or 1.0)
+
+
+def _interval_chart(volumes: Sequence[VolumeReconstruction], number: int) -> Intervals:
+    """Make a chart of a class in all slices together: its calibrated intervals, or its bounds where there are none."""
+    tables = [volume_table(volume)[number] for volume in volumes]
+    labels, known = [volume.label for volume in volumes], tables[0]["fully_sampled_mm3"]
+    unit = "mm$^3$" if len(volumes[0].numbers) == 1 else "mm$^3$ in all slices"
+    if volumes[0].interval_mm3 is None:
+        ends = ([row[f"{end}_mm3"] for row in tables] for end in ("lower", "upper"))
+        return Intervals(f"lower to upper, {unit}", labels, *ends, known)
+    ends = ([row[f"interval_{end}_mm3"] for row in tables] for end in ("low", "high"))
+    return Intervals(
+        f"interval, {unit}",
+        labels,
+        *ends,
+        known,
+        points=[row["point_mm3"] for row in tables],
+        images=[(row["lower_mm3"], row["upper_mm3"]) for row in tables],
+        attained=[tuple(volume.attained[number].tolist()) for volume in volumes],
+    )
 
 
 def write_images(

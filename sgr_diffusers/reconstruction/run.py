@@ -13,7 +13,7 @@ from ..io.raw_file import read_raw
 from ..io.raw_slices import RawSlices, check_voxel_size, collected_suspicions, warn_suspect
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..utils.files import RECORD_FILE, check_replaceable, whole_folder
-from .results import TABLE_NOTE, bounds_figure, table_text, volume_table, write_images, write_table
+from .results import bounds_figure, figure_title, table_note, table_text, volume_table, write_images, write_table
 from .settings import SamplingSettings
 from .volume import (
     VolumeReconstruction,
@@ -88,18 +88,13 @@ def reconstruct_file(
         rows = volume_table(volume)
         write_table(folder / "volumes.csv", rows)
         write_images(folder, volume, scan.orientation, scan.affine, ismrmrd)
-        bounds_figure([volume], f"{Path(file).name}; volumes of the slice shown").savefig(folder / "figure.png")
+        bounds_figure([volume], f"{Path(file).name}: {figure_title(settings)}").savefig(folder / "figure.png")
         read = {"file": file, "slices": list(scan.slice_indices), "echo": echo, "repetition": repetition}
         known = {"group": group, "geometry": scan.known_geometry, "warnings": suspicions}
         known |= {} if settings.coverage is None else {"volumes": rows}
         write_record(folder, settings, model=model, mask=mask, **read, **known)
     volumes = "Voxel size unknown: no volumes" if scan.voxel_size_mm is None else "Volumes"
-    print(f"{volumes} of {len(scan.slice_indices)} slices together:\n\n{table_text(rows)}\n\n{TABLE_NOTE}")
-    if settings.coverage is not None:
-        print(
-            f"The interval of a class holds its volume in {settings.coverage:.0%} of scans like those it was "
-            "calibrated on. Lower and upper are the volumes of images at its ends."
-        )
+    print(f"{volumes} of {len(scan.slice_indices)} slices together:\n\n{table_text(rows)}\n\n{table_note(settings)}")
     print(f"Written to {output}")
     if scan.affine is None:
         print(f"Place of the images in the patient: {scan.known_geometry}")

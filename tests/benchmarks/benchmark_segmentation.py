@@ -3,8 +3,8 @@
     python tests/benchmarks/benchmark_segmentation.py --model DIR --data-dir varied=runs/varied standard=runs/knee \
         --output evaluation/segmentation.json
 
-Dice is over all pixels of the slices with tissue of all test scans together. Agreement is the Dice of the labels with
-those of the mirrored images (left and right), mirrored back.
+Dice is over all pixels of the slices with tissue of all test scans together; and its median over scans. Agreement is
+the Dice of the labels with those of the mirrored images (left and right), mirrored back.
 """
 
 import argparse
@@ -38,8 +38,13 @@ def measure(model: SegmentationUNet, data_dir: Path, max_scans: int | None) -> d
         true.append(torch.stack([torch.from_numpy(scan.labels(int(row))) for row in rows]))
         found.append(model(magnitude).argmax(dim=1))
         mirrored.append(model(magnitude.flip(-1)).argmax(dim=1).flip(-1))
+    per_scan = torch.tensor([dice(*labels, model.n_classes) for labels in zip(found, true, strict=True)])
     found, mirrored, true = (torch.cat(parts) for parts in (found, mirrored, true))
-    return {"dice": dice(found, true, model.n_classes), "agreement": dice(found, mirrored, model.n_classes)}
+    return {
+        "dice": dice(found, true, model.n_classes),
+        "median": per_scan.quantile(0.5, dim=0).tolist(),
+        "agreement": dice(found, mirrored, model.n_classes),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,13 +58,19 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.num_threads)
     model = SegmentationUNet.from_pretrained(args.model).eval()
-    rows = {}
+    rows, n_scans = {}, {}
     for name, folder in (entry.split("=", 1) for entry in args.data_dir):
         result = measure(model, Path(folder), args.max_scans)
-        rows |= {name: result["dice"], f"{name}, agreement with its mirror image": result["agreement"]}
+        rows |= {
+            name: result["dice"],
+            f"{name}, median over scans": result["median"],
+            f"{name}, agreement with its mirror image": result["agreement"],
+        }
+        n_scans[name] = len(list_scans(folder, "test")[: args.max_scans])
     content = {
         "command": " ".join(["python", *sys.argv]),
         "classes": list(model.config.class_names),
+        "scans": n_scans,
         "rows": {name: [round(value, 4) for value in values] for name, values in rows.items()},
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)

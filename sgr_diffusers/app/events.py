@@ -98,8 +98,7 @@ class PageEvents:
 
         return gr.skip() if result is None else message(_OUTDATED)
 
-    @staticmethod
-    def show_preview(*measurement: Any) -> str:
+    def show_preview(self, *measurement: Any) -> str:
         """Show the slice as it was measured."""
         try:
             request = _slice_request(*measurement)

@@ -169,7 +169,7 @@ def _case_fields(events: PageEvents) -> _Case:
             gr.Number(None, label=label, minimum=0, maximum=100, min_width=80)
             for label in ("Slice distance, mm", "Row height, mm", "Column width, mm")
         ]
-    sampling = gr.Dropdown(
+    sampling = gr.Radio(
         label="Acceleration",
         info="times by which the scan is taken to be faster: the other samples are left out",
         elem_id="sgr-sampling",

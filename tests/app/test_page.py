@@ -39,12 +39,12 @@ from sgr_diffusers.app import events
 
 run_case = events.run_case
 
-def run_held(pipe, request, limits, on_progress, is_stopped):
+def run_held(pipe, request, limits, on_progress, is_stopped, read):
     def report(*progress):
         on_progress(*progress)
         while Path("hold").exists() and not is_stopped():
             time.sleep(0.05)
-    return run_case(pipe, request, limits, report, is_stopped)
+    return run_case(pipe, request, limits, report, is_stopped, read)
 
 events.run_case = run_held
 sys.exit(cli.main(["app", *sys.argv[1:]]))
@@ -267,6 +267,26 @@ def test_first_screen_shows_an_example_and_can_be_read_in_dark_mode(open_page):
     page.get_by_role("button", name="Run", exact=True).focus()
     page.keyboard.press("Shift+Tab")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(open_page, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="install '.[test]'").Axe()
+    page = open_page()
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{page.url}?__theme={scheme}")
+    page.wait_for_selector("#sgr-preview img")
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+
+    def violations():
+        found = axe.run(page, options=rules).response["violations"]
+        return {(each["id"], node["html"][:200]) for each in found for node in each["nodes"]}
+
+    assert not violations()
+    set_steps(page, 2)
+    run(page)
+    page.wait_for_selector("#sgr-picture img")
+    assert not violations()
 
 
 def test_bad_uploads_are_explained_and_not_run(open_page, tmp_path):

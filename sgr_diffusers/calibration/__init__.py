@@ -5,6 +5,7 @@
 | `scores`       | measures how far the reference volume of each calibration scan lies beyond its bounds             |
 | `quantiles`    | takes quantiles of these scores for each acceleration, mask family and class; gives the intervals |
 | `risk_control` | chooses the strength of guidance for a bounded overlap error                                      |
+| `baselines`    | makes intervals of unguided samples, to compare with                                              |
 | `coverage`     | says how much the coverage varies between calibration sets, and what a test set shows             |
 | `record`       | reads and writes `calibration.json`, and refuses a call that the calibration does not hold for    |
 

@@ -35,6 +35,7 @@ class HandMade:
     def reference(self, scan, index, fully_sampled, manual=None, findings=(), example=False, **more):
         self.slices.setdefault(scan, []).append(index)
         row = {"fully_sampled": pack_labels(fully_sampled), "findings": json.dumps(list(findings))}
+        row["voxel_size_mm"] = [1.0, 1.0, 1.0]
         row["manual"] = None if manual is None else pack_labels(manual)
         row |= {name: pack_labels(value) for name, value in more.items()}
         if example:

@@ -1,0 +1,99 @@
+"""Intervals that other methods make of the volumes of unguided samples, to compare calibrated bounds with.
+
+| method             | bounds of a scan before calibration               | image at an end of the interval |
+|--------------------|---------------------------------------------------|---------------------------------|
+| extremes           | smallest and largest sample, calibrated as ours   | the nearest sample              |
+| sample quantiles   | quantiles of the samples at alpha/2 and 1-alpha/2 | the nearest sample              |
+
+The sample quantiles are those of Wen et al. 2024 ("Task-driven uncertainty quantification in inverse problems via
+conformal prediction"), conformalised as by Romano et al. 2019; Cheung et al. 2024 ("Metric-guided image reconstruction
+bounds via conformal prediction") calibrate likewise and retrieve the sample whose volume is nearest each end.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from .quantiles import one_sided_quantile
+from .scores import ScanVolumes, calibrated_interval
+
+__all__ = ["SampleVolumes", "bounds_intervals", "extremes", "quantile_intervals", "retrieval_errors"]
+
+Interval = tuple[Float[np.ndarray, "scan class"], Float[np.ndarray, "scan class"]]
+
+
+@dataclass(frozen=True)
+class SampleVolumes:
+    """Volumes of unguided samples of scans.
+
+    Attributes:
+        scan_ids: name of each scan.
+        classes: name of each class.
+        samples_mm3: volume of each sample `(scan, sample, class)`, the slices of a scan together.
+        reference_mm3: V `(scan, class)`.
+        voxel_mm3: volume of a voxel of each scan `(scan,)`.
+    """
+
+    scan_ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    samples_mm3: Float[np.ndarray, "scan sample class"]
+    reference_mm3: Float[np.ndarray, "scan class"]
+    voxel_mm3: Float[np.ndarray, " scan"]
+
+
+def extremes(volumes: SampleVolumes) -> ScanVolumes:
+    """Take the smallest and the largest sample of each scan and class for its bounds."""
+    ends = volumes.samples_mm3.min(axis=1), volumes.samples_mm3.max(axis=1)
+    return ScanVolumes(volumes.scan_ids, volumes.classes, *ends, volumes.reference_mm3, volumes.voxel_mm3)
+
+
+def bounds_intervals(calibration: ScanVolumes, test: ScanVolumes, coverage: float) -> Interval:
+    """Calibrate bounds on some scans and apply them to others: intervals (low, high) of the test scans in mm^3.
+
+    Args:
+        calibration: bounds and reference of the calibration scans.
+        test: bounds of the test scans.
+        coverage: wanted coverage of each class.
+    """
+    below, above = calibration.scores()
+    quantiles = (_quantiles(scores, coverage) for scores in (below, above))
+    return calibrated_interval(test.lower_mm3, test.upper_mm3, test.voxel_mm3[:, None], *quantiles)
+
+
+def quantile_intervals(calibration: SampleVolumes, test: SampleVolumes, coverage: float) -> Interval:
+    """Conformalise quantiles of the samples: intervals (low, high) of the test scans in mm^3.
+
+    Args:
+        calibration: samples and reference of the calibration scans.
+        test: samples of the test scans.
+        coverage: wanted coverage of each class.
+    """
+    low, high = _sample_quantiles(calibration, coverage)
+    below = _quantiles(low - calibration.reference_mm3, coverage)
+    above = _quantiles(calibration.reference_mm3 - high, coverage)
+    low, high = _sample_quantiles(test, coverage)
+    low, high = low - below, high + above
+    return np.maximum(np.minimum(low, high), 0.0), np.maximum(np.maximum(low, high), 0.0)
+
+
+def retrieval_errors(volumes: SampleVolumes, interval: Interval) -> Float[np.ndarray, "end scan class"]:
+    """Distance of the nearest sample from each end of the interval, relative to the end or to a voxel if that is more.
+
+    Args:
+        volumes: samples of scans.
+        interval: interval of each scan and class.
+    """
+    ends = np.stack(interval)
+    distance = np.abs(volumes.samples_mm3[None] - ends[:, :, None]).min(axis=2)
+    return distance / np.maximum(ends, volumes.voxel_mm3[:, None])
+
+
+def _sample_quantiles(volumes: SampleVolumes, coverage: float) -> Interval:
+    tail = (1 - coverage) / 2
+    low, high = np.quantile(volumes.samples_mm3, [tail, 1 - tail], axis=1)
+    return low, high
+
+
+def _quantiles(scores: Float[np.ndarray, "scan class"], coverage: float) -> Float[np.ndarray, " class"]:
+    return np.array([one_sided_quantile(column, (1 - coverage) / 2) for column in scores.T])

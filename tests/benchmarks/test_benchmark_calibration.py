@@ -1,0 +1,40 @@
+"""The comparison of calibrated bounds with intervals of samples, on results made by hand."""
+
+import benchmark_calibration
+import numpy as np
+import pandas as pd
+
+from sgr_diffusers.evaluation.plan import EvaluationPlan
+from tests.helpers.evaluation_results import HandMade, labels
+
+
+def tissue(n_one, n_two):
+    """Label map with so many pixels of each class."""
+    return labels(one=range(n_one), two=range(12, 12 + n_two))
+
+
+def results(folder, n_scans, seed):
+    """Scans whose bounds are the truth and two pixels on either side, and whose samples lie around it."""
+    rng = np.random.default_rng(seed)
+    made = HandMade(folder, EvaluationPlan((8.0,), rr_samples=4))
+    for number in range(n_scans):
+        true = rng.integers(4, 9, 2)
+        made.reference(f"scan {number}", 0, tissue(*true))
+        bounds = [(tissue(*(true - 2)), tissue(*(true + 2))) for _ in range(2)]
+        made.guided(f"scan {number}", 0, bounds, acceleration=8.0, cost=(8, 4))
+        made.samples(f"scan {number}", 0, [tissue(*(true + rng.integers(-1, 2, 2))) for _ in range(4)], 8.0)
+    return made.finish()
+
+
+def test_every_method_has_a_row_for_each_class(tmp_path, capsys):
+    folders = [str(results(tmp_path / name, n, seed)) for name, n, seed in (("a", 20, 0), ("b", 8, 1))]
+    output = tmp_path / "rows.csv"
+    benchmark_calibration.main([*folders, "--output", str(output)])
+    table = pd.read_csv(output)
+    assert table["class"].value_counts().to_dict() == {"one": 3, "two": 3}
+    assert set(table["method"]) == {"SGR", "extremes of 4", "quantiles of 4"}
+    assert (table["n_calibration"] == 20).all() and (table["n_test"] == 8).all()
+    # bounds that are two pixels off everywhere are corrected to the truth itself
+    ours = table[table["method"] == "SGR"]
+    assert (ours["covered"] == 8).all() and (ours["width_mm3"] < 1e-6).all()
+    assert "sgr_minus_it" in capsys.readouterr().out

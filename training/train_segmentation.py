@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from sgr_diffusers.models.segmentation import SegmentationUNet
-from sgr_diffusers.training.adversarial import ATTACK_LOSSES, ATTACK_NORMS
+from sgr_diffusers.training.adversarial import ATTACK_NORMS
 from sgr_diffusers.training.data import add_data_arguments, check_shift, read_selection, scans_of, slices_of
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions, given_architecture, parse_with_settings
@@ -38,13 +38,12 @@ SETTINGS = {
         "flip_average": True,
         "max_noise": 0.05,
         "gain_range": 0.0,
-        "contrast_range": 0.0,
         "max_shift": (0, 0),
     }
 }
 RECIPE = (
-    "flip_average mirror_axes max_shift max_noise gain_range contrast_range slices has_class min_foreground "
-    "adversarial_fraction adversarial_norm adversarial_radius adversarial_steps adversarial_loss"
+    "flip_average mirror_axes max_shift max_noise gain_range slices has_class min_foreground "
+    "adversarial_fraction adversarial_norm adversarial_radius adversarial_steps"
 ).split()
 
 
@@ -78,12 +77,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=0.15,
         help="largest deviation from 1 of a factor on the image (default: %(default)s)",
     )
-    parser.add_argument(
-        "--contrast-range",
-        type=float,
-        default=0.0,
-        help="largest deviation from 1 of an exponent of the image (default: %(default)s)",
-    )
     attack = parser.add_argument_group("adversarial training (multi-step projected gradient descent on the image)")
     attack.add_argument(
         "--adversarial-fraction",
@@ -103,12 +96,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=5,
         help="number of forward and backward passes of an attack (default: %(default)s)",
-    )
-    attack.add_argument(
-        "--adversarial-loss",
-        default="masked",
-        choices=ATTACK_LOSSES,
-        help="loss that an attack raises; masked: in pixels that are still right (default: %(default)s)",
     )
     attack.add_argument("--adversarial-validation-slices", type=int, default=64)
     TrainingOptions.add_arguments(
@@ -144,11 +131,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     attack = None
     if args.adversarial_fraction:
         attack = Attack(
-            args.adversarial_fraction,
-            args.adversarial_norm,
-            args.adversarial_radius,
-            args.adversarial_steps,
-            args.adversarial_loss,
+            args.adversarial_fraction, args.adversarial_norm, args.adversarial_radius, args.adversarial_steps
         )
     accelerator = create_accelerator(options)
     class_names = scans_of(args.data_dir, "train")[0].class_names
@@ -178,7 +161,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         recipe={key: getattr(args, key) for key in RECIPE},
         data_dir=args.data_dir,
         compute_loss=SegmentationLoss(
-            model, args.mirror_axes, args.max_shift, args.max_noise, args.gain_range, args.contrast_range, attack
+            model, args.mirror_axes, args.max_shift, args.max_noise, args.gain_range, attack
         ),
         name="segmentation_model",
         foreground=dataset.foreground,

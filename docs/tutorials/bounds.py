@@ -60,11 +60,11 @@ images = {
     "undersampled": out.zero_filled[0],
     "lower": out.images[0, tissue, 0],
     "upper": out.images[0, tissue, 1],
-    "fully sampled": scan.target[0],
+    "fully sampled": scan.fully_sampled[0],
 }
 figure, axes = plt.subplots(1, 4, figsize=(12, 4), layout="constrained")
 for axis, (title, image) in zip(axes, images.items(), strict=True):
-    axis.imshow(image.abs(), cmap="gray", vmax=float(scan.target.abs().quantile(0.995)))
+    axis.imshow(image.abs(), cmap="gray", vmax=float(scan.fully_sampled.abs().quantile(0.995)))
     if title == "upper":
         axis.contourf(bounds.boundary[0, tissue], levels=[0.5, 1], colors=["orange"], alpha=0.7)
     axis.set_title(title)

@@ -32,7 +32,7 @@ def seeded(seed=0):
 # %%
 def error(image):
     """Return the error relative to the norm of the fully sampled image."""
-    return float(torch.linalg.norm(image - scan.target[0]) / torch.linalg.norm(scan.target[0]))
+    return float(torch.linalg.norm(image - scan.fully_sampled[0]) / torch.linalg.norm(scan.fully_sampled[0]))
 
 
 mean = pipe(scan.kspace, scan.mask, target="none", num_samples=2, combine="mean", generator=seeded(), **call)

@@ -83,8 +83,12 @@ for name, (lower, upper) in zip(out.classes, out.volumes_mm3[0].tolist(), strict
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.5), layout="constrained")
-images = {"undersampled": out.zero_filled[0], "reconstruction": out.images[0, 0, 0], "fully sampled": scan.target[0]}
+images = {
+    "undersampled": out.zero_filled[0],
+    "reconstruction": out.images[0, 0, 0],
+    "fully sampled": scan.fully_sampled[0],
+}
 for axis, (title, image) in zip(axes, images.items(), strict=True):
-    axis.imshow(image.abs(), cmap="gray", vmax=float(scan.target.abs().quantile(0.995)))
+    axis.imshow(image.abs(), cmap="gray", vmax=float(scan.fully_sampled.abs().quantile(0.995)))
     axis.set_title(title)
     axis.set_axis_off()

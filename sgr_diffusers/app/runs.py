@@ -157,7 +157,7 @@ def run_case(
     case = request.measurement.case
     scan = read(request.measurement)
     settings = request.settings()
-    plain_settings = None if scan.target is not None else replace(settings, target="none", guidance_scale=1.0)
+    plain_settings = None if scan.fully_sampled is not None else replace(settings, target="none", guidance_scale=1.0)
     total = n_progress_steps(pipe, scan, settings)
     if plain_settings is not None:
         total += n_progress_steps(pipe, scan, plain_settings)
@@ -220,4 +220,4 @@ def preview_slice(
             zero_filled = operator.adjoint(measurement.kspace)[0].abs().numpy()
     except USABLE as error:
         raise ValueError(readable(error, request.case.path, request.case.name)) from error
-    return scan, zero_filled, None if scan.target is None else scan.target[0].abs().numpy()
+    return scan, zero_filled, None if scan.fully_sampled is None else scan.fully_sampled[0].abs().numpy()

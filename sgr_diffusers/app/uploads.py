@@ -107,7 +107,7 @@ def describe_case(path: str | Path, limits: AppLimits, name: str | None = None) 
         masks=masks,
         n_echoes=n_echoes,
         voxel_size_mm=raw.voxel_size_mm,
-        is_fully_sampled=raw.target is not None,
+        is_fully_sampled=raw.fully_sampled is not None,
         suspicions=tuple(_without_path(text, path, name) for text in suspicions),
     )
 

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 __all__ = [
     "add_gaussian_noise",
     "center_fit",
-    "change_contrast",
     "draw_flips",
     "draw_shifts",
     "draw_uniform",
@@ -120,16 +119,3 @@ def add_gaussian_noise(
     """Add white Gaussian noise of a standard deviation per entry, and clamp at 0 as the paper's authors do."""
     noise = torch.randn(magnitude.shape, generator=generator).to(magnitude)
     return (magnitude + deviations.to(magnitude).view(-1, 1, 1, 1) * noise).clamp_min(0)
-
-
-def change_contrast(
-    magnitude: Float[Tensor, "batch channel y x"], gains: Float[Tensor, " batch"], exponents: Float[Tensor, " batch"]
-) -> Float[Tensor, "batch channel y x"]:
-    """Compute ``gain * magnitude ** exponent``: another overall scale, another ratio of bright to dark tissue.
-
-    Undersampled and fully sampled images of one slice differ in their quantile; a segmenter trained with varying gains
-    does not mind.
-    """
-    gains, exponents = (value.to(magnitude).view(-1, 1, 1, 1) for value in (gains, exponents))
-    # A power costs as much as all other augmentation together, and is seldom asked for.
-    return gains * (magnitude if (exponents == 1).all() else magnitude**exponents)

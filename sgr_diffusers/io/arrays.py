@@ -102,10 +102,9 @@ def read_arrays(
         kspace=torch.from_numpy(chosen),
         mask=torch.from_numpy(common_mask(sampled).copy()),
         coil_maps=more.get("coil_maps"),
-        target=more.get("target"),
+        fully_sampled=more.get("target"),
         slice_indices=indices,
         voxel_size_mm=None if size is None else check_voxel_size(size, "voxel_size_mm", f" of {path}"),
-        orientation=None,
         scan_id=path.stem,
         n_slices=len(values),
     )

@@ -90,8 +90,6 @@ def read_fastmri(
     return RawSlices(
         kspace=torch.from_numpy(np.where(sampled[:, None], kspace, 0)),
         mask=torch.from_numpy(common_mask(sampled).copy()),
-        coil_maps=None,
-        target=None,
         slice_indices=indices,
         voxel_size_mm=header.known_voxel_size(
             (
@@ -101,7 +99,6 @@ def read_fastmri(
             ),
             path,
         ),
-        orientation=None,
         scan_id=path.stem,
         n_slices=n_slices,
     )

@@ -224,8 +224,6 @@ def _raw(
     return RawSlices(
         kspace=torch.from_numpy(np.ascontiguousarray(np.where(masks[:, None], kspace, 0), np.complex64)),
         mask=torch.from_numpy(common_mask(masks)),
-        coil_maps=None,
-        target=None,
         slice_indices=indices,
         voxel_size_mm=voxel_size_mm,
         orientation=orientation,

@@ -62,14 +62,14 @@ class RawSlices:
         mask: bool, padded about the centre to the size of the k-space; true where measured: `(y, x)`, or
             `(slice, y, x)` where slices were measured at different positions. Read without a mask: true where any
             coil has a value other than zero.
-        coil_maps: coil maps, complex64 `(slice, coil, y, x)`, or `None` if they were not asked for.
-        target: complex64 `(slice, y, x)`, the fully sampled image in the unit of `kspace`, or `None` if not asked for.
         slice_indices: index in the scan of each slice. Slices are counted in the order of their positions, where the
             file states positions.
-        voxel_size_mm: size (slice, y, x) in mm, from slice to slice of the scan; `None` where it is not known.
-        orientation: direction in which (slice, y, x) run, such as ("SI", "AP", "LR"), or `None`.
         scan_id: name of the scan: the file's name without its ending.
         n_slices: number of slices that the scan has on disk.
+        coil_maps: coil maps, complex64 `(slice, coil, y, x)`, or `None` where there are none or nobody asked for them.
+        fully_sampled: fully sampled image, complex64 `(slice, y, x)` in the unit of `kspace`, or `None` likewise.
+        voxel_size_mm: size (slice, y, x) in mm, from slice to slice of the scan; `None` where it is not known.
+        orientation: direction in which (slice, y, x) run, such as ("SI", "AP", "LR"), or `None`.
         affine: matrix from places (slice, y, x) in these arrays to mm in the world axes of NIfTI (right, anterior,
             superior), where the file tells where the slices lay in the patient.
         noise_std: standard deviation of the real part of the noise of `kspace`, where a noise scan says it.
@@ -78,13 +78,13 @@ class RawSlices:
 
     kspace: Complex[Tensor, "slice coil y x"]
     mask: Bool[Tensor, "y x"] | Bool[Tensor, "slice y x"]
-    coil_maps: Complex[Tensor, "slice coil y x"] | None
-    target: Complex[Tensor, "slice y x"] | None
     slice_indices: tuple[int, ...]
-    voxel_size_mm: tuple[float, float, float] | None
-    orientation: tuple[str, str, str] | None
     scan_id: str
     n_slices: int
+    coil_maps: Complex[Tensor, "slice coil y x"] | None = None
+    fully_sampled: Complex[Tensor, "slice y x"] | None = None
+    voxel_size_mm: tuple[float, float, float] | None = None
+    orientation: tuple[str, str, str] | None = None
     affine: Float[np.ndarray, "4 4"] | None = None
     noise_std: float | None = None
     label: str = ""

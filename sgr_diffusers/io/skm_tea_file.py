@@ -33,7 +33,7 @@ def read_skm_tea(
     echo: int = 1,
     mask: int | float | str | None = None,
     with_maps: bool = True,
-    with_target: bool = True,
+    with_fully_sampled: bool = True,
     group: str | None = None,
 ) -> RawSlices:
     """Read axial slices of a SKM-TEA HDF5 file, undersampled retrospectively by one of its stored masks.
@@ -46,7 +46,7 @@ def read_skm_tea(
         mask: acceleration of a stored mask (4 reads `masks/poisson_4.0x`; it counts the acquired grid, not the
             padded one), or its name. The k-space returned is multiplied by it. `None`: the k-space as it is stored.
         with_maps: flag to read the coil maps, too.
-        with_target: flag to read the fully sampled image, too.
+        with_fully_sampled: flag to read the fully sampled image, too.
         group: HDF5 group of the scan; `None` for the only one there is.
 
     Raises:
@@ -67,13 +67,13 @@ def read_skm_tea(
         stored_mask = None if mask is None else _read_mask(node, path, mask, (n_y, n_x))
         selected = [(index, echo - 1) for index in indices]
         kspace = _read(kspace_data, path, [(i, slice(None), slice(None), e) for i, e in selected])
-        coil_maps = target = None
+        coil_maps = fully_sampled = None
         if with_maps:
             data = _dataset(node, path, "maps", 5, (n_slices, n_y, n_x, n_coils, 1))
             coil_maps = _read(data, path, [(i, slice(None), slice(None), slice(None), 0) for i in indices])
-        if with_target:
+        if with_fully_sampled:
             data = _dataset(node, path, "target", 5, (n_slices, n_y, n_x, n_echoes, 1))
-            target = _read(data, path, [(i, slice(None), slice(None), e, 0) for i, e in selected])
+            fully_sampled = _read(data, path, [(i, slice(None), slice(None), e, 0) for i, e in selected])
         size_in_file = node.attrs.get("voxel_size_mm")
 
     kspace = kspace.movedim(-1, 1).contiguous()  # (slice, coil, y, x)
@@ -95,7 +95,7 @@ def read_skm_tea(
         kspace=kspace,
         mask=sampled,
         coil_maps=None if coil_maps is None else coil_maps.movedim(-1, 1).contiguous(),
-        target=target,
+        fully_sampled=fully_sampled,
         slice_indices=indices,
         voxel_size_mm=voxel_size_mm,
         orientation=orientation,

@@ -216,15 +216,15 @@ def reconstruct_volume(
         misfit_energy = misfit_energy + (out.data_residual.double().cpu() * norms).square().sum(dim=0)
         noise_energy += float((out.noise_residual.double().cpu() * norms[:, 0, 0]).square().sum())
         energy += float(norms.square().sum())
-    knows_reference = scan.target is not None and has_classes
-    reference = _segment_fully_sampled(pipe, scan.target, settings.batch_size) if knows_reference else None
+    knows_reference = scan.fully_sampled is not None and has_classes
+    reference = _segment_fully_sampled(pipe, scan.fully_sampled, settings.batch_size) if knows_reference else None
     return VolumeReconstruction(
         magnitudes=torch.cat(images).numpy(),
         segmentations=torch.cat(segmentations).numpy(),
         data_residual=(misfit_energy / energy).sqrt().numpy(),
         noise_residual=(noise_energy / energy) ** 0.5,
         zero_filled=torch.cat(zero_filled).numpy(),
-        fully_sampled=None if scan.target is None else scan.target.abs().numpy(),
+        fully_sampled=None if scan.fully_sampled is None else scan.fully_sampled.abs().numpy(),
         reference=reference,
         classes=tuple(class_names[label - 1] for label in labels),
         labels=labels,

@@ -1,8 +1,8 @@
 """Search for adversarial images: magnitude images that a model segments wrongly though they changed little.
 
-Projected gradient descent (PGD; Madry et al., ICLR 2018) with the losses that Croce, Singh and Hein ("Towards reliable
-evaluation and fast training of robust semantic segmentation models", ECCV 2024; reference 7 of the paper) use for
-segmentation. A segmentation model trained on such images is a robust one, of which the paper's outlook speaks.
+Projected gradient descent (PGD; Madry et al., ICLR 2018) with the masked loss that Croce, Singh and Hein ("Towards
+reliable evaluation and fast training of robust semantic segmentation models", ECCV 2024; reference 7 of the paper) use
+for segmentation. A segmentation model trained on such images is a robust one, of which the paper's outlook speaks.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,9 @@ from jaxtyping import Float, Integer
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ATTACK_LOSSES", "ATTACK_NORMS", "adversarial_images", "attack_loss"]
+__all__ = ["ATTACK_NORMS", "adversarial_images", "attack_loss"]
 
 ATTACK_NORMS = ("linf", "l2")
-ATTACK_LOSSES = ("masked", "balanced", "cross_entropy")
 
 PerSample = float | int | Float[Tensor, " batch"]
 
@@ -31,7 +30,6 @@ def adversarial_images(
     norm: str = "linf",
     steps: int = 5,
     step_size: PerSample | None = None,
-    loss: str = "masked",
     random_start: bool = True,
 ) -> Float[Tensor, "batch 1 y x"]:
     """Search, within a radius of every image, for an image that the model segments wrongly.
@@ -55,7 +53,6 @@ def adversarial_images(
         steps: number of steps, 1 or more.
         step_size: length of a step in that norm, one for all or one for each sample. By default ``2.5 * radius /
             steps``, with which a step can reach the far side of the ball and still be refined.
-        loss: loss that is ascended, one of `ATTACK_LOSSES`; see `attack_loss`.
         random_start: whether to start from a random point of the ball (its direction uniform; with ``"l2"`` its
             distance, too) instead of from the image itself.
 
@@ -64,10 +61,10 @@ def adversarial_images(
         a masked loss lets pixels go once they are wrong), detached, 0 or larger, in the type of `images`.
 
     Raises:
-        ValueError: for an unknown `norm` or `loss`, a `radius`, `step_size` or `steps` out of range, negative pixels,
+        ValueError: for an unknown `norm`, a `radius`, `step_size` or `steps` out of range, negative pixels,
             or labels that the model has no logits for.
     """
-    _check_settings(images, norm, steps, loss)
+    _check_settings(images, norm, steps)
     shape = (-1, 1, 1, 1)
     radius = _per_sample("radius", radius, images).view(shape)
     step_size = 2.5 * radius / steps if step_size is None else _per_sample("step_size", step_size, images).view(shape)
@@ -82,8 +79,8 @@ def adversarial_images(
             perturbed = (clean + change).requires_grad_()
             with torch.set_grad_enabled(step < steps):
                 logits = model(perturbed)
-                total = attack_loss(logits, labels, loss).sum()
-            n_right = _right_pixels(logits, labels, loss)
+                total = attack_loss(logits, labels).sum()
+            n_right = _is_right(logits, labels).sum(dim=(-2, -1)).view(shape).to(radius)
             is_better = n_right <= fewest_right
             best_change, fewest_right = (
                 torch.where(is_better, change, best_change),
@@ -97,23 +94,20 @@ def adversarial_images(
 
 
 def attack_loss(
-    logits: Float[Tensor, "batch out_class y x"], labels: Integer[Tensor, "batch y x"], kind: str = "masked"
+    logits: Float[Tensor, "batch out_class y x"], labels: Integer[Tensor, "batch y x"]
 ) -> Float[Tensor, " batch"]:
-    """Compute the loss that an attack ascends, per sample; a sum over pixels.
+    """Compute the loss that an attack ascends, per sample: the cross-entropy over pixels that are still right.
+
+    The cross-entropy of all pixels grows without end where a pixel is wrong already, and the attack spends its radius
+    there.
 
     Args:
         logits: logits of the model.
         labels: labels of the images, 0 to n_classes.
-        kind: kind of loss. ``"masked"``: the cross-entropy of the pixels that are still segmented as their label says.
-            The plain one grows without end where a pixel is wrong already, and the attack spends its radius there.
-            ``"balanced"``: the same, each pixel divided by the number of pixels of its label in the slice, so that a
-            meniscus counts as much as the background. ``"cross_entropy"``: the plain one.
 
     Raises:
-        ValueError: for an unknown `kind`, or labels without logits.
+        ValueError: for labels without logits.
     """
-    if kind not in ATTACK_LOSSES:
-        raise ValueError(f"`loss` must be one of {ATTACK_LOSSES}, got {kind!r}.")
     labels, n_labels = labels.long(), logits.shape[1]
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < n_labels:
         raise ValueError(
@@ -122,9 +116,7 @@ def attack_loss(
         )
     logits = logits.float()
     loss = F.cross_entropy(logits, labels, reduction="none")
-    if kind != "cross_entropy":
-        loss = torch.where(_is_right(logits, labels), loss, 0.0)
-    return (loss * _pixel_weights(labels, n_labels, kind)).sum(dim=(-2, -1))
+    return torch.where(_is_right(logits, labels), loss, 0.0).sum(dim=(-2, -1))
 
 
 def _is_right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -135,24 +127,9 @@ def _is_right(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, at_label)[:, 0] > others
 
 
-def _pixel_weights(labels: Tensor, n_labels: int, kind: str) -> Tensor:
-    if kind != "balanced":
-        return torch.ones(1, 1, 1, device=labels.device)
-    counts = torch.stack([(labels == label).sum(dim=(-2, -1)) for label in range(n_labels)], dim=1)
-    return 1 / counts.gather(1, labels.flatten(1)).view(labels.shape)
-
-
-def _right_pixels(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
-    """How many pixels are segmented as labelled, per sample; `(batch, 1, 1, 1)`."""
-    weights = _pixel_weights(labels, logits.shape[1], kind)
-    return (_is_right(logits, labels) * weights).sum(dim=(-2, -1)).view(-1, 1, 1, 1)
-
-
-def _check_settings(images: Tensor, norm: str, steps: int, loss: str) -> None:
+def _check_settings(images: Tensor, norm: str, steps: int) -> None:
     if norm not in ATTACK_NORMS:
         raise ValueError(f"`norm` must be one of {ATTACK_NORMS}, got {norm!r}.")
-    if loss not in ATTACK_LOSSES:
-        raise ValueError(f"`loss` must be one of {ATTACK_LOSSES}, got {loss!r}.")
     if steps < 1:
         raise ValueError(f"`steps` must be 1 or more, got {steps}.")
     if (images < 0).any():

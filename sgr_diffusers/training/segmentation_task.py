@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from ..data.skm_tea import SkmTeaSlices
-from ..data.transforms import add_gaussian_noise, change_contrast, draw_flips, draw_shifts, draw_uniform, mirror, shift
+from ..data.transforms import add_gaussian_noise, draw_flips, draw_shifts, draw_uniform, mirror, shift
 from ..models.segmentation import SegmentationUNet
-from .adversarial import ATTACK_LOSSES, ATTACK_NORMS, adversarial_images
+from .adversarial import ATTACK_NORMS, adversarial_images
 from .log import Validation
 from .scan_dice import dice_per_scan, magnitude_of
 from .seeds import step_generator
@@ -49,14 +49,12 @@ class Attack:
         norm: norm of the change, one of `ATTACK_NORMS`.
         radius: largest change, in units of the 0.99 quantile of a slice.
         steps: number of steps of the search, each a forward and a backward pass.
-        loss: loss that is ascended, one of `ATTACK_LOSSES`.
     """
 
     fraction: float | int = 1.0
     norm: str = "linf"
     radius: float | int = 0.05
     steps: int = 5
-    loss: str = "masked"
 
     def __post_init__(self) -> None:
         """Check what cannot work before the first step."""
@@ -64,8 +62,6 @@ class Attack:
             raise ValueError(f"`adversarial_fraction` must be in (0, 1], got {self.fraction}.")
         if self.norm not in ATTACK_NORMS:
             raise ValueError(f"`adversarial_norm` must be one of {ATTACK_NORMS}, got {self.norm!r}.")
-        if self.loss not in ATTACK_LOSSES:
-            raise ValueError(f"`adversarial_loss` must be one of {ATTACK_LOSSES}, got {self.loss!r}.")
         if not self.radius > 0 or self.steps < 1:
             raise ValueError(
                 f"`adversarial_radius` must be positive and `adversarial_steps` at least 1, got {self.radius} and "
@@ -74,8 +70,9 @@ class Attack:
 
     def __call__(self, model: nn.Module, magnitude: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         """Images within the radius that the model segments worse."""
-        settings = {"radius": self.radius, "norm": self.norm, "steps": self.steps, "loss": self.loss}
-        return adversarial_images(model, magnitude, labels, generator, **settings)
+        return adversarial_images(
+            model, magnitude, labels, generator, radius=self.radius, norm=self.norm, steps=self.steps
+        )
 
 
 class SegmentationLoss:
@@ -87,7 +84,6 @@ class SegmentationLoss:
         max_shift: largest displacement (y, x) in pixels.
         max_noise: largest standard deviation of Gaussian noise.
         gain_range: largest deviation from 1 of the factor that images are scaled by.
-        contrast_range: largest deviation from 1 of the power that images are raised to.
         attack: attack on a part of each batch, or none.
 
     Raises:
@@ -101,7 +97,6 @@ class SegmentationLoss:
         max_shift: Sequence[int] = (0, 0),
         max_noise: float | int = 0.05,
         gain_range: float | int = 0.15,
-        contrast_range: float | int = 0.0,
         attack: Attack | None = None,
     ) -> None:
         """Keep the settings."""
@@ -109,13 +104,11 @@ class SegmentationLoss:
 
         if not max_noise >= 0:
             raise ValueError(f"`max_noise` must not be negative, got {max_noise}.")
-        for name, value in (("gain_range", gain_range), ("contrast_range", contrast_range)):
-            if not 0 <= value < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {value}.")
+        if not 0 <= gain_range < 1:
+            raise ValueError(f"`gain_range` must be in [0, 1), got {gain_range}.")
         self.model, self.attack = model, attack
         self.axes = {"none": (), "x": (-1,), "both": (-1, -2)}[mirror_axes]
-        self.max_shift, self.max_noise = tuple(max_shift), max_noise
-        self.gain_range, self.contrast_range = gain_range, contrast_range
+        self.max_shift, self.max_noise, self.gain_range = tuple(max_shift), max_noise, gain_range
         # Dice over the batch: most slices lack some class, and Dice of a class that is absent says nothing.
         self.criterion = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
 
@@ -130,9 +123,7 @@ class SegmentationLoss:
             shifts = draw_shifts(n, self.max_shift, generator)
             magnitude, labels = shift(magnitude, shifts), shift(labels, shifts)
         gains = draw_uniform(n, 1 - self.gain_range, 1 + self.gain_range, generator)
-        exponents = draw_uniform(n, 1 - self.contrast_range, 1 + self.contrast_range, generator)
-        if self.gain_range or self.contrast_range:
-            magnitude = change_contrast(magnitude, gains, exponents)
+        magnitude = gains.to(magnitude).view(-1, 1, 1, 1) * magnitude
         magnitude = add_gaussian_noise(magnitude, draw_uniform(n, 0, self.max_noise, generator), generator)
         if self.attack is not None:
             # The slices of a batch are in random order already. A share between two numbers is met on average.

@@ -275,7 +275,7 @@ def test_texts():
 def test_preview(request_of_the_scan):
     scan, zero_filled, fully_sampled = preview_slice(request_of_the_scan.measurement)
     assert zero_filled.shape == fully_sampled.shape == tuple(scan.kspace.shape[-2:])
-    expected = torch.linalg.vector_norm(scan.target[0]).item()
+    expected = torch.linalg.vector_norm(scan.fully_sampled[0]).item()
     assert np.linalg.norm(fully_sampled) == pytest.approx(expected, rel=1e-5)
     view = preview_view(zero_filled, fully_sampled, scan.voxel_size_mm, scan.orientation, "<4x>")
     assert view.count("<figure>") == 2 and "Zero-filled, &lt;4x&gt;" in view

@@ -150,7 +150,7 @@ def test_prospective_data_end_to_end(model, tmp_path, monkeypatch, kind):
     scan = read_scan(file, voxel_size_mm=spacing)
     measured = lines()[:, None] if kind != "fastmri" else lines()[None]
     assert np.array_equal(scan.mask, np.broadcast_to(measured, (N, N)))
-    assert scan.coil_maps is None and scan.target is None
+    assert scan.coil_maps is None and scan.fully_sampled is None
     expected = np.linalg.norm(coil_images(), axis=0)
     magnitude = np.asarray(image.dataobj)[0]
     magnitude = magnitude.T if kind == "fastmri" else magnitude

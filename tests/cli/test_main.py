@@ -135,7 +135,7 @@ def test_reconstruct_meets_the_measured_data(sgr, scan):
     raw = read_skm_tea(scan, slice(2, 3), mask=4.0)
     _, image = volume_of("out", "meniscus_upper_image.nii.gz")
     # magnitudes in the unit of the file: near its fully sampled image in size
-    assert 0.2 < np.median(image) / raw.target.abs().median() < 5
+    assert 0.2 < np.median(image) / raw.fully_sampled.abs().median() < 5
 
 
 def test_a_slice_does_not_depend_on_the_others(sgr):
@@ -342,36 +342,10 @@ def test_without_arguments_the_commands_are_listed(capsys):
     assert "sgr demo" in printed and all(name in printed for name in ("reconstruct", "evaluate", "publish", "app"))
 
 
-@pytest.mark.parametrize("text", ["a", "1", "1:2:0", "-3:2", "1:2:3:4", "", "::"])
-def test_slice_ranges(text, capsys):
+@pytest.mark.parametrize(("text", "expected"), [("1", slice(1, 2)), ("::", slice(None, None, None))])
+def test_slice_ranges(text, expected):
     arguments = ["reconstruct", "scan.h5", "--output", "out", f"--slices={text}"]
-    if text in ("1", "::"):
-        expected = {"1": slice(1, 2), "::": slice(None, None, None)}[text]
-        assert cli.create_parser().parse_args(arguments).slices == expected
-    else:
-        with pytest.raises(SystemExit) as ended:
-            cli.create_parser().parse_args(arguments)
-        assert ended.value.code == 2 and "START:STOP" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("argument", "expected"),
-    [
-        ("--eta=2", "from 0 (deterministic) to 1 (as much noise as DDPM), got '2'"),
-        ("--batch-size=0", "a whole number of at least 1, got '0'"),
-        ("--steps=-1", "a whole number from 1 to 10000, got '-1'"),
-        ("--echo=0", "a whole number of at least 1, got '0'"),
-        ("--coils=0", "a whole number of at least 1, got '0'"),
-        ("--repetition=-1", "a whole number of at least 0, got '-1'"),
-        ("--seed=-1", "a whole number of at least 0, got '-1'"),
-        ("--acceleration=1", "a number above 1, got '1'"),
-        ("--strength=nan", "0 or larger, got 'nan'"),
-    ],
-)
-def test_numbers_out_of_range_are_refused_by_the_parser(argument, expected, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.create_parser().parse_args(["reconstruct", "scan.h5", "--output", "out", argument])
-    assert ended.value.code == 2 and f"expected {expected}" in capsys.readouterr().err
+    assert cli.create_parser().parse_args(arguments).slices == expected
 
 
 @pytest.mark.parametrize(

@@ -29,19 +29,10 @@ def test_settings_come_from_the_options(parser):
     assert settings_from(parser.parse_args(spelled_out), SamplingSettings) == expected
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["--strength", "-1"], "--guidance-strength: expected 0 or larger, got '-1'"),
-        (["--steps", "many"], "expected a whole number from 1 to 10000, got 'many'"),
-        (["--target", "up"], "invalid choice: 'up'"),
-        (["--crop", "0.5"], "unrecognized arguments"),  # the group of coil maps was not asked for
-    ],
-)
-def test_values_that_break_a_rule_are_refused_in_the_words_of_the_option(parser, capsys, given, said):
+def test_groups_that_were_not_asked_for_have_no_options(parser, capsys):
     with pytest.raises(SystemExit):
-        parser.parse_args(given)
-    assert said in capsys.readouterr().err
+        parser.parse_args(["--crop", "0.5"])
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_the_help_states_every_default(parser):

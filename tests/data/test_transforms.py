@@ -97,12 +97,6 @@ def test_gaussian_noise_has_its_deviation_per_entry_and_no_negative_values(gener
     assert transforms.add_gaussian_noise(0 * magnitude, torch.ones(3), generator).min() == 0
 
 
-def test_change_contrast():
-    magnitude = torch.full((2, 1, 2, 2), 0.25)
-    changed = transforms.change_contrast(magnitude, torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]))
-    torch.testing.assert_close(changed[:, 0, 0, 0], torch.tensor([0.5, 0.5]))
-
-
 def test_random_draws_repeat_with_the_seed_and_leave_the_global_generator_alone():
     before = torch.random.get_rng_state()
 

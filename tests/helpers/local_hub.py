@@ -24,8 +24,8 @@ KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 class LocalHub(ThreadingHTTPServer):
     """The server. Tokens: `tokens` maps them to user names; those in `read_only` may not write.
 
-    Faults, by file name, each entry used once: `cut` breaks off half-way, `dead` closes without an answer, `corrupt`
-    gives other bytes of the same number, `short` leaves the last byte out and says so.
+    Faults, by file name, each entry used once: `cut` breaks off half-way, `corrupt` gives other bytes of the same
+    number.
     """
 
     daemon_threads = True
@@ -35,7 +35,7 @@ class LocalHub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.repositories, self.objects, self.requests = {}, {}, []
         self.tokens, self.read_only, self.users_seen = {}, set(), []
-        self.cut, self.dead, self.corrupt, self.short = [], [], [], []
+        self.cut, self.corrupt = [], []
 
     def handle_error(self, request, client_address):
         """A client that goes away is part of some tests."""
@@ -276,13 +276,8 @@ class Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{etag}"'}
         if self.command == "HEAD":
             return self.send(200, content, headers)
-        if self.use("dead", short_name):
-            self.close_connection = True
-            return None
         if self.use("corrupt", short_name):
             content = content[:-1] + bytes([content[-1] ^ 255])
-        if self.use("short", short_name):
-            content = content[:-1]
         status, start = 200, 0
         if self.headers.get("Range"):
             first, last = self.headers["Range"].removeprefix("bytes=").split("-")

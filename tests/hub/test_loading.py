@@ -52,7 +52,7 @@ def expected():
 @pytest.fixture(autouse=True)
 def without_faults(hub):
     yield
-    for faults in (hub.cut, hub.dead, hub.corrupt, hub.short):
+    for faults in (hub.cut, hub.corrupt):
         faults.clear()
 
 
@@ -238,50 +238,6 @@ def test_a_wrong_token(hub, client, files):
 
 
 # --- what can go wrong on the way ------------------------------------------------------------------------------------
-
-
-def test_a_cut_connection_goes_on_where_it_was(hub, client, files, expected):
-    hub.add("org/cut", files)
-    name = WEIGHTS[0]
-    hub.cut.append("diffusion_pytorch_model.safetensors")
-    hub.requests.clear()
-    code = """
-import huggingface_hub.constants, huggingface_hub.file_download
-huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1000  # what is lost is less than one
-pipe = SGRMRIPipeline.from_pretrained("org/cut", cache_dir=CACHE)
-pipe.set_progress_bar_config(disable=True)
-out = call(pipe)
-"""
-    assert client.run(code + TOTAL) == pytest.approx(expected, rel=1e-5)
-    ranges = [span for method, path, span in hub.requests if path.endswith("safetensors") and method == "GET"]
-    assert len(ranges) == 3 and len([span for span in ranges if span]) == 1, name
-
-
-def test_a_dead_connection_fails_cleanly_and_the_next_try_works(hub, client, files):
-    hub.add("org/dead", files)
-    hub.dead.extend(["diffusion_pytorch_model.safetensors"] * 40)
-    code = """
-import huggingface_hub.file_download as download
-import time
-download.time = type("Time", (), {"sleep": staticmethod(lambda seconds: None), "time": time.time})
-try:
-    SGRMRIPipeline.from_pretrained("org/dead", cache_dir=CACHE)
-finally:
-    download.time = time
-"""
-    names, message = client.fail(code)
-    assert "Exception" in names and message
-    hub.dead.clear()
-    client.run('SGRMRIPipeline.from_pretrained("org/dead", cache_dir=CACHE)')
-
-
-def test_a_file_that_is_too_short_is_an_error_and_the_next_try_works(hub, client, files):
-    hub.add("org/short", files)
-    hub.short.extend(["diffusion_pytorch_model.safetensors"] * 2)
-    names, message = client.fail('SGRMRIPipeline.from_pretrained("org/short", cache_dir=CACHE)')
-    assert "OSError" in names and "Consistency check failed" in message
-    hub.short.clear()
-    client.run('SGRMRIPipeline.from_pretrained("org/short", cache_dir=CACHE)')
 
 
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "scheduler_config.json"])

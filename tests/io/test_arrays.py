@@ -27,7 +27,7 @@ def test_numpy_and_plain_hdf5(tmp_path, problem):
     raw = read_raw(tmp_path / "a.npz", slices=range(1, 3))
     same(raw, problem, slice(1, 3))
     assert (raw.voxel_size_mm, raw.slice_indices) == ((3.0, 2.0, 1.0), (1, 2))
-    np.testing.assert_array_equal(raw.target, problem["kspace"][1:, 0])
+    np.testing.assert_array_equal(raw.fully_sampled, problem["kspace"][1:, 0])
     for name, array in problem.items():
         np.save(tmp_path / f"{name}.npy", array)
     same(read_arrays(*(tmp_path / f"{name}.npy" for name in ("kspace", "mask", "coil_maps"))), problem)

@@ -26,7 +26,7 @@ def test_fastmri_multi_coil(tmp_path):
     raw = read_raw(path, slices=[2, 0])
     np.testing.assert_allclose(ifft2c(raw.kspace), cropped[[2, 0]], atol=1e-5)
     assert raw.mask.all() and raw.mask.shape == (N_ROWS, N_COLUMNS)
-    assert (raw.slice_indices, raw.n_slices, raw.scan_id, raw.target) == ((2, 0), 3, "file1", None)
+    assert (raw.slice_indices, raw.n_slices, raw.scan_id, raw.fully_sampled) == ((2, 0), 3, "file1", None)
     assert raw.voxel_size_mm == pytest.approx((4.5, 2.0, 3.0))
     full = read_fastmri(path, remove_oversampling=False)
     np.testing.assert_allclose(full.kspace, fft(images, (-2, -1)), atol=1e-6)

@@ -92,7 +92,10 @@ def test_masks_and_echoes_to_choose_from(tmp_path):
         for name in ("poisson_16.0x", "poisson_4.0x", "mine"):
             file[f"masks/{name}"] = np.ones((8, 6), np.uint8)
     assert stored_choices(path) == (("mine", "poisson_4.0x", "poisson_16.0x"), 2)
-    assert read_skm_tea(path, mask="poisson_16.0x", echo=2, with_maps=False, with_target=False).kspace.shape[0] == 2
+    assert (
+        read_skm_tea(path, mask="poisson_16.0x", echo=2, with_maps=False, with_fully_sampled=False).kspace.shape[0]
+        == 2
+    )
     with h5py.File(path, "a") as file:
         del file["masks"]
         file["masks"] = np.ones(3)

@@ -57,7 +57,7 @@ def test_reads_what_was_written_coils_first(scan):
     assert raw.kspace.dtype == torch.complex64
     np.testing.assert_array_equal(raw.kspace, np.moveaxis(content["kspace"][..., 0, :], -1, 1))
     np.testing.assert_array_equal(raw.coil_maps, np.moveaxis(content["maps"][..., 0], -1, 1))
-    np.testing.assert_array_equal(raw.target, content["target"][..., 0, 0])
+    np.testing.assert_array_equal(raw.fully_sampled, content["target"][..., 0, 0])
     assert raw.mask.all()
     assert (raw.slice_indices, raw.n_slices, raw.scan_id) == ((0, 1, 2, 3, 4), 5, "MTR_005")
     assert (raw.voxel_size_mm, raw.orientation) == (None, None)
@@ -82,18 +82,18 @@ def test_slices_and_echo(scan, slices, expected):
     assert raw.slice_indices == expected
     assert raw.coil_maps is None
     np.testing.assert_array_equal(raw.kspace, np.moveaxis(content["kspace"][list(expected)][..., 1, :], -1, 1))
-    np.testing.assert_array_equal(raw.target, content["target"][list(expected)][..., 1, 0])
+    np.testing.assert_array_equal(raw.fully_sampled, content["target"][list(expected)][..., 1, 0])
 
 
 @pytest.mark.parametrize("mask", [4, 4.0, "poisson_4.0x"])
 def test_mask_is_padded_about_the_centre_and_applied(scan, mask):
     path, content = scan
-    raw = read_skm_tea(path, [0], mask=mask, with_target=False)
+    raw = read_skm_tea(path, [0], mask=mask, with_fully_sampled=False)
     expected = np.zeros((8, 6), bool)
     expected[1:7, 1:4] = content["masks/poisson_4.0x"]  # floor((6 - 3) / 2) = 1 before, 2 after
     np.testing.assert_array_equal(raw.mask, expected)
     np.testing.assert_array_equal(raw.kspace[0, 0], content["kspace"][0, :, :, 0, 0] * expected)
-    assert raw.target is None
+    assert raw.fully_sampled is None
 
 
 def test_voxel_size_and_orientation_come_from_the_annotations(scan):

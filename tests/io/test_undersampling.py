@@ -8,7 +8,7 @@ from sgr_diffusers.io.undersampling import undersample
 
 def slices(mask):
     kspace = torch.where(mask, torch.ones(2, 3, *mask.shape[-2:], dtype=torch.complex64), 0)
-    return RawSlices(kspace, mask, None, None, (0, 1), None, None, "scan", 2)
+    return RawSlices(kspace, mask, (0, 1), "scan", 2)
 
 
 def test_the_acquired_grid_is_undersampled_and_padding_stays_empty():

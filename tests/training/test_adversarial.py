@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sgr_diffusers.training.adversarial import ATTACK_LOSSES, ATTACK_NORMS, adversarial_images, attack_loss
+from sgr_diffusers.training.adversarial import ATTACK_NORMS, adversarial_images, attack_loss
 
 
 def seeded(seed=0):
@@ -63,16 +63,13 @@ def lengths(change, norm):
 RADIUS = {"linf": 0.2, "l2": 2.5}
 
 
-@pytest.mark.parametrize("loss", ATTACK_LOSSES)
 @pytest.mark.parametrize("norm", ATTACK_NORMS)
-def test_the_segmentation_becomes_worse(trained, norm, loss):
+def test_the_segmentation_becomes_worse(trained, norm):
     images, labels = disc_images(4)
-    found = adversarial_images(trained, images, labels, seeded(), norm=norm, radius=RADIUS[norm], loss=loss)
+    found = adversarial_images(trained, images, labels, seeded(), norm=norm, radius=RADIUS[norm])
     with torch.no_grad():
         assert dice(trained, images, labels) > 0.9
         assert dice(trained, found, labels) < 0.7
-        plain = [attack_loss(trained(these), labels, "cross_entropy") for these in (images, found)]
-    assert (plain[1] > 2 * plain[0]).all()
 
 
 @pytest.mark.parametrize("norm", ATTACK_NORMS)
@@ -88,7 +85,7 @@ def test_it_is_the_gradient_that_does_it_and_not_the_noise(trained, norm):
 
 def test_more_steps_are_the_stronger_attack(trained):
     images, labels = disc_images(4)
-    settings = {"norm": "l2", "radius": 2.0, "loss": "balanced"}
+    settings = {"norm": "l2", "radius": 2.0}
     with torch.no_grad():
         one, many = (
             dice(trained, adversarial_images(trained, images, labels, seeded(), steps=n, **settings), labels)
@@ -97,14 +94,12 @@ def test_more_steps_are_the_stronger_attack(trained):
     assert many < one - 0.1
 
 
-@pytest.mark.parametrize("loss", ATTACK_LOSSES)
-def test_a_longer_search_never_leaves_more_pixels_right(trained, loss):
+def test_a_longer_search_never_leaves_more_pixels_right(trained):
     images, labels = disc_images(1)
-    settings = {"radius": 0.1, "loss": loss, "step_size": 0.08, "random_start": False}
-    weights = torch.ones(3) if loss != "balanced" else 1 / torch.bincount(labels[0].flatten(), minlength=3)
+    settings = {"radius": 0.1, "step_size": 0.08, "random_start": False}
     with torch.no_grad():
         n_right = [
-            ((trained(found).argmax(dim=1) == labels) * weights[labels]).sum()
+            (trained(found).argmax(dim=1) == labels).sum()
             for found in (
                 adversarial_images(trained, images, labels, seeded(), steps=n, **settings) for n in (1, 2, 5)
             )
@@ -130,12 +125,6 @@ def test_no_pixel_becomes_negative(trained):
     images, labels = disc_images(2)
     found = adversarial_images(trained, images / 4, labels, seeded(), radius=0.3)
     assert found.min() == 0
-
-
-@pytest.mark.parametrize("norm", ATTACK_NORMS)
-def test_zero_radius_is_the_identity(trained, norm):
-    images, labels = disc_images(2)
-    assert torch.equal(adversarial_images(trained, images, labels, seeded(), norm=norm, radius=0), images)
 
 
 @pytest.mark.parametrize("norm", ATTACK_NORMS)
@@ -203,17 +192,16 @@ def test_it_works_where_gradients_are_off(trained, mode):
     assert not found.requires_grad
 
 
-@pytest.mark.parametrize("loss", ATTACK_LOSSES)
 @pytest.mark.parametrize("norm", ATTACK_NORMS)
-def test_empty_slices_and_vanished_gradients_are_no_nan(norm, loss):
+def test_empty_slices_and_vanished_gradients_are_no_nan(norm):
     images, labels = torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8)
-    labels[1] = 1  # wrong everywhere from the start: the masked losses have nothing left to push
+    labels[1] = 1  # wrong everywhere from the start: the masked loss has nothing left to push
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Conv2d(1, 2, 3, padding=1)
     network.bias.data = torch.tensor([5.0, 0.0])
     for random_start in (True, False):
-        settings = {"norm": norm, "loss": loss, "radius": 1e-3, "random_start": random_start}
+        settings = {"norm": norm, "radius": 1e-3, "random_start": random_start}
         found = adversarial_images(network, images, labels, seeded(), **settings)
         assert found.isfinite().all()
         assert (found >= 0).all()
@@ -231,29 +219,19 @@ def test_masked_loss_counts_the_pixels_that_are_still_right():
     logits = torch.tensor([[2.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]).T.reshape(1, 2, 1, 3)
     labels = torch.tensor([[[0, 0, 0]]])  # right, wrong, undecided
     log_p = logits.log_softmax(dim=1)[0, 0, 0]
-    torch.testing.assert_close(attack_loss(logits, labels, "masked"), -log_p[:1])
-    torch.testing.assert_close(attack_loss(logits, labels, "cross_entropy"), -log_p.sum()[None])
-    torch.testing.assert_close(attack_loss(logits, labels, "balanced"), -log_p[:1] / 3)
-
-
-def test_balanced_loss_gives_every_label_the_same_say():
-    logits = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]]).T.reshape(1, 2, 2, 2)
-    labels = torch.tensor([[[0, 0], [0, 1]]])
-    one_pixel = F.cross_entropy(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-    torch.testing.assert_close(attack_loss(logits, labels, "balanced"), 2 * one_pixel[None])
+    torch.testing.assert_close(attack_loss(logits, labels), -log_p[:1])
 
 
 def test_half_precision_logits_do_not_overflow_the_sum():
     logits, labels = torch.zeros(1, 2, 400, 400, dtype=torch.float16), torch.zeros(1, 400, 400, dtype=torch.uint8)
-    loss = attack_loss(logits, labels, "cross_entropy")
-    torch.testing.assert_close(loss, torch.tensor([400 * 400 * math.log(2)]))
+    logits[:, 0] = 1
+    torch.testing.assert_close(attack_loss(logits, labels), torch.tensor([400 * 400 * math.log1p(math.exp(-1))]))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"norm": "l1"}, "`norm` must be one of"),
-        ({"loss": "dice"}, "`loss` must be one of"),
         ({"steps": 0}, "`steps` must be 1 or more, got 0"),
         ({"radius": -0.1}, "`radius` must be finite and 0 or larger, got -0.1"),
         ({"radius": float("nan")}, "`radius` must be finite"),

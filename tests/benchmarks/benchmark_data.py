@@ -9,7 +9,6 @@ with few slices, and read once before anything is measured: the cache is warm. R
 repetitions, so that what else the machine does falls on both sides.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -24,6 +23,7 @@ import psutil
 from torch.utils.data import DataLoader
 
 from sgr_diffusers.data.load import load_skmtea
+from sgr_diffusers.utils.options import OptionParser
 
 ARRAYS = ["kspace", "coil_maps", "target"]
 
@@ -187,11 +187,11 @@ def first_row(root, n_scans, repetitions):
 
 def main():
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n_slices", type=int, default=8, help="of a scan")
-    parser.add_argument("--n_coils", type=int, default=8, help="receive coils")
+    parser = OptionParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n-slices", type=int, default=8, help="of a scan")
+    parser.add_argument("--n-coils", type=int, default=8, help="receive coils")
     parser.add_argument("--size", type=int, nargs=2, default=[512, 160], help="of a slice")
-    parser.add_argument("--n_scans", type=int, default=100, help="of the streamed set")
+    parser.add_argument("--n-scans", type=int, default=100, help="of the streamed set")
     parser.add_argument("--repetitions", type=int, default=7, help="of each measurement")
     args = parser.parse_args()
     shape = (args.n_slices, *args.size)

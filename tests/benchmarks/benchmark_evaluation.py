@@ -1,6 +1,6 @@
 """Measures what an evaluation costs: where a slice's time goes, n slices against one, two processes against one.
 
-    python tests/benchmarks/benchmark_evaluation.py --data_dir runs/knee
+    python tests/benchmarks/benchmark_evaluation.py --data-dir runs/knee
 
 Goals: n slices cost n times one slice within 10 %; two processes take little more than half of one's time. Needs as
 many idle cores as processes. Times are those of the evaluation alone, without loading networks and data.
@@ -19,6 +19,7 @@ from sgr_diffusers.evaluation import runner
 from sgr_diffusers.evaluation.costs import cost_table
 from sgr_diffusers.evaluation.plan import EvaluationPlan
 from sgr_diffusers.evaluation.settings import EvaluationSettings
+from sgr_diffusers.utils.options import OptionParser
 
 
 def seconds_of(data_dir, model, steps, n_slices, folder):
@@ -65,13 +66,13 @@ def seconds_of_processes(data_dir, model, steps, n_slices, n_processes, folder):
 
 def main():
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True)
     parser.add_argument("--model", help="folder or Hub repository of a pipeline; default: the bundled one")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--n_slices", type=int, default=4)
+    parser.add_argument("--n-slices", type=int, default=4)
     parser.add_argument(
-        "--no_processes", action="store_true", help="leave out the comparison of one and two processes"
+        "--no-processes", action="store_true", help="leave out the comparison of one and two processes"
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

@@ -1,7 +1,7 @@
 """Measures what the bundled checkpoint reaches on scans it was not trained on, and prints it beside the goal.
 
     sgr synthesize runs/knee --scans 0 0 8
-    python tests/benchmarks/benchmark_quality.py --data_dir runs/knee
+    python tests/benchmarks/benchmark_quality.py --data-dir runs/knee
 
 Four tables: Dice of the segmentation model on fully sampled slices; PSNR of the unguided reconstruction against
 zero-filling and CG-SENSE stopped at its best iteration (an oracle: it looks at the reference); order and width of the
@@ -22,6 +22,7 @@ from sgr_diffusers.data.skm_tea import CLASS_NAMES, list_scans
 from sgr_diffusers.evaluation.metrics import dice, psnr
 from sgr_diffusers.mri.operators import SenseOperator
 from sgr_diffusers.mri.solvers import conjugate_gradient
+from sgr_diffusers.utils.options import OptionParser
 from sgr_diffusers.utils.weights import weights_hash
 
 BUNDLED = Path(__file__).parents[2] / "sgr_diffusers" / "pretrained" / "synthetic_knee"
@@ -67,24 +68,24 @@ def best_cg_sense(operator, kspace, target, most=30):
 
 def main():
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True)
     parser.add_argument("--model", default=str(BUNDLED))
-    parser.add_argument("--segmentation_model", help="folder of one that guides and measures in place of the model's")
+    parser.add_argument("--segmentation-model", help="folder of one that guides and measures in place of the model's")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--n_scans", type=int, default=8)
+    parser.add_argument("--n-scans", type=int, default=8)
     parser.add_argument(
-        "--slices_per_scan", type=int, default=6, help="slices per scan for the unguided reconstruction"
+        "--slices-per-scan", type=int, default=6, help="slices per scan for the unguided reconstruction"
     )
     parser.add_argument(
-        "--bound_slices_per_scan", type=int, default=2, help="slices per scan for the bounds; 0 skips them"
+        "--bound-slices-per-scan", type=int, default=2, help="slices per scan for the bounds; 0 skips them"
     )
     parser.add_argument("--accelerations", type=float, nargs="*", default=[4, 8, 12, 16], help="of the unguided")
-    parser.add_argument("--bound_accelerations", type=float, nargs="+", help="for the bounds; default: the same")
+    parser.add_argument("--bound-accelerations", type=float, nargs="+", help="for the bounds; default: the same")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
-    parser.add_argument("--num_threads", type=int, default=2)
+    parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--output", help="also write the numbers to this json file")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)

@@ -1,7 +1,7 @@
 """Measures every supported scheduler at several numbers of steps on the bundled checkpoint; prints the guide's table.
 
     sgr synthesize runs/knee --scans 0 0 16
-    python tests/benchmarks/benchmark_schedulers.py --data_dir runs/knee --output runs/schedulers.json
+    python tests/benchmarks/benchmark_schedulers.py --data-dir runs/knee --output runs/schedulers.json
 
 With ``--guide docs/how-to/schedulers.md`` the tables are also written into a block of the guide, with the checkpoint's
 hash.
@@ -34,6 +34,7 @@ from sgr_diffusers.data.skm_tea import list_scans
 from sgr_diffusers.evaluation.metrics import psnr
 from sgr_diffusers.schedulers.support import FORGETS_NOISE, NOISE_LEVEL, supported_name
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
+from sgr_diffusers.utils.options import OptionParser
 
 MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
 REFERENCE = ("DDIM eta=1", 100)
@@ -155,28 +156,28 @@ def summarize(rows):
 
 def parse_arguments():
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True)
     parser.add_argument("--model", default=str(BUNDLED))
     parser.add_argument("--split", default="test")
-    parser.add_argument("--n_scans", type=int, default=4)
-    parser.add_argument("--slices_per_scan", type=int, default=1)
+    parser.add_argument("--n-scans", type=int, default=4)
+    parser.add_argument("--slices-per-scan", type=int, default=1)
     parser.add_argument("--acceleration", type=float, default=8)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 25, 50, 100])
     parser.add_argument("--schedulers", nargs="+", choices=list(variants()), default=list(variants()))
     parser.add_argument(
-        "--strength_factor", type=float, help="times 0.5 / steps is the strength; default: the pipeline's own choice"
+        "--strength-factor", type=float, help="times 0.5 / steps is the strength; default: the pipeline's own choice"
     )
     parser.add_argument("--strength", type=float, help="b in each of 100 steps of DDIM; default: the checkpoint's")
-    parser.add_argument("--guidance_from", type=float, help="share of the training time; default: the checkpoint's")
+    parser.add_argument("--guidance-from", type=float, help="share of the training time; default: the checkpoint's")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the networks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--num_threads", type=int, default=2, help="of each process")
+    parser.add_argument("--num-threads", type=int, default=2, help="of each process")
     parser.add_argument("--output", required=True, help="json file of the slices done, continued if it exists")
     parser.add_argument("--report", action="store_true", help="only tabulate the slices that are complete")
     parser.add_argument("--guide", help="markdown file to write the tables into")
-    parser.add_argument("--guide_block", default="all schedulers", help="name of its block that they go into")
+    parser.add_argument("--guide-block", default="all schedulers", help="name of its block that they go into")
     args = parser.parse_args()
     index = json.loads((Path(args.model) / "model_index.json").read_text())
     args.strength = index["guidance_strength"] if args.strength is None else args.strength
@@ -251,9 +252,9 @@ def main():
 def tables(rows, args, slices):
     """The tables of the guide, in markdown: differences are to DDIM with 100 steps."""
     base = rows.get(REFERENCE) or next(iter(rows.values()))
-    command = f"python tests/benchmarks/benchmark_schedulers.py --data_dir runs/knee --n_scans {args.n_scans}"
-    command += f" --slices_per_scan {args.slices_per_scan} --acceleration {args.acceleration:g} --dtype {args.dtype}"
-    command += f" --strength {args.strength:g} --guidance_from {args.guidance_from:g}"
+    command = f"python tests/benchmarks/benchmark_schedulers.py --data-dir runs/knee --n-scans {args.n_scans}"
+    command += f" --slices-per-scan {args.slices_per_scan} --acceleration {args.acceleration:g} --dtype {args.dtype}"
+    command += f" --strength {args.strength:g} --guidance-from {args.guidance_from:g}"
     command += f" --steps {' '.join(map(str, sorted(args.steps)))}"
     if set(args.schedulers) != set(variants()):
         command += f" --schedulers {shlex.join(args.schedulers)}"
@@ -261,7 +262,7 @@ def tables(rows, args, slices):
     weights = Path(args.model) / "unet" / "diffusion_pytorch_model.safetensors"
     columns = sorted({steps for _, steps in rows})
     lines = [
-        f"`{command} --workers {args.workers} --num_threads {args.num_threads} --output runs/schedulers.json`",
+        f"`{command} --workers {args.workers} --num-threads {args.num_threads} --output runs/schedulers.json`",
         "",
         f"{slices} of the {args.split} split, {args.acceleration:g}x, seed {args.seed}, networks in {args.dtype}, "
         f"prior `{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}`, b = {args.strength:g} {pushed}. "

@@ -17,6 +17,7 @@ import torch
 from sgr_diffusers import SegmentationUNet
 from sgr_diffusers.data.skm_tea import list_scans
 from sgr_diffusers.data.transforms import scale_to_quantile
+from sgr_diffusers.utils.options import OptionParser
 
 
 def dice(labels: torch.Tensor, others: torch.Tensor, n_classes: int) -> list[float]:
@@ -49,7 +50,7 @@ def measure(model: SegmentationUNet, data_dir: Path, max_scans: int | None) -> d
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a segmentation network")
     parser.add_argument("--data-dir", nargs="+", required=True, metavar="NAME=DIR", help="named folders of scans")
     parser.add_argument("--max-scans", type=int, help="largest number of scans of each folder")

@@ -19,6 +19,7 @@ import torch
 
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.guidance.losses import guidance_loss
+from sgr_diffusers.utils.options import OptionParser
 
 BUNDLED = Path(__file__).parents[2] / "sgr_diffusers" / "pretrained" / "synthetic_knee"
 N_COILS = 8
@@ -112,11 +113,11 @@ def peak_memory(model, n_slices, steps, batch_size):
 
 def main():
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(BUNDLED))
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--branches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="of one call")
-    parser.add_argument("--num_threads", type=int, default=2)
+    parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--only", choices=("times", "memory"), help="one of the two parts")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)

@@ -32,6 +32,7 @@ from sgr_diffusers.training.options import TrainingOptions
 from sgr_diffusers.training.prior_loss import denoising_loss
 from sgr_diffusers.training.prior_task import PriorLoss
 from sgr_diffusers.training.segmentation_task import SegmentationLoss
+from sgr_diffusers.utils.options import OptionParser
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,12 +166,12 @@ def processes(data, folder, args):
     for _ in range(args.repetitions):
         for name, n_processes, n_threads in (("1 x 1", 1, 1), ("2 x 1", 2, 1), ("1 x 2", 1, 2)):
             batch = 2 * args.train_batch_size // n_processes
-            options = f"--train_batch_size {batch} --max_train_steps {2 * args.block} --logging_steps {args.block} "
-            options += f"--num_threads {n_threads} --preset {args.preset} --validation_steps 0 --validation_samples 0 "
-            options += "--validation_pictures 0 --validation_slices 1 --overwrite_output_dir --cpu"
+            options = f"--train-batch-size {batch} --max-train-steps {2 * args.block} --logging-steps {args.block} "
+            options += f"--num-threads {n_threads} --preset {args.preset} --validation-steps 0 --validation-samples 0 "
+            options += "--validation-pictures 0 --validation-slices 1 --overwrite-output-dir --cpu"
             launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(n_processes), *free_port()]
             command = [*(launch if n_processes > 1 else []), str(ROOT / "training/train_prior.py"), *options.split()]
-            command += ["--data_dir", str(data), "--output_dir", str(folder)]
+            command += ["--data-dir", str(data), "--output-dir", str(folder)]
             environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
             environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
             subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment)
@@ -222,16 +223,16 @@ def memory(args):
 
 def main():
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small", help="of the prior")
     parser.add_argument("--size", type=int, nargs=2, default=[96, 80], help="of a slice")
-    parser.add_argument("--train_batch_size", type=int, default=8, help="of the prior; twice as many for segmentation")
-    parser.add_argument("--num_threads", type=int, default=1, help="of the two loops")
-    parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1], help="processes that read")
+    parser.add_argument("--train-batch-size", type=int, default=8, help="of the prior; twice as many for segmentation")
+    parser.add_argument("--num-threads", type=int, default=1, help="of the two loops")
+    parser.add_argument("--num-workers", type=int, nargs="+", default=[0, 1], help="processes that read")
     parser.add_argument("--block", type=int, default=10, help="steps before the other loop has its turn")
-    parser.add_argument("--n_blocks", type=int, default=12)
+    parser.add_argument("--n-blocks", type=int, default=12)
     parser.add_argument("--repetitions", type=int, default=3, help="of the runs with several processes")
-    parser.add_argument("--memory_batch", type=int, default=16)
+    parser.add_argument("--memory-batch", type=int, default=16)
     parser.add_argument("--only", choices=("loops", "memory", "processes"), help="one of the three parts")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)

@@ -17,19 +17,19 @@ FOLDER = Path(__file__).parent
 SCRIPTS = {
     "data": (
         300,
-        "--n_slices 2 --n_coils 1 --size 64 16 --n_scans 2 --repetitions 1",
+        "--n-slices 2 --n-coils 1 --size 64 16 --n-scans 2 --repetitions 1",
         r"MB from random row 20 to row 100",
     ),
-    "evaluation": (300, "--data_dir DATA --model MODEL --steps 2 --n_slices 1 --no_processes", r"of 1 times one"),
+    "evaluation": (300, "--data-dir DATA --model MODEL --steps 2 --n-slices 1 --no-processes", r"of 1 times one"),
     "quality": (
         300,
-        "--data_dir DATA --model MODEL --n_scans 1 --slices_per_scan 1 --bound_slices_per_scan 1 --accelerations 8 "
-        "--steps 2 --num_threads 1",
+        "--data-dir DATA --model MODEL --n-scans 1 --slices-per-scan 1 --bound-slices-per-scan 1 --accelerations 8 "
+        "--steps 2 --num-threads 1",
         r"8x +\d+\.\d%",
     ),
     "schedulers": (
         300,
-        "--data_dir DATA --model MODEL --n_scans 1 --steps 2 --schedulers UniPC --num_threads 1 "
+        "--data-dir DATA --model MODEL --n-scans 1 --steps 2 --schedulers UniPC --num-threads 1 "
         "--output OUTPUT/slices.json",
         r"\| UniPC \| 2 \| 2 \| ",
     ),
@@ -38,10 +38,10 @@ SCRIPTS = {
         "--model MODEL/segmentation_model --data-dir knees=DATA --num-threads 1 --output OUTPUT/dice.json",
         r"knees, agreement with its mirror image: \d\.\d\d\d",
     ),
-    "speed": (300, "--model MODEL --repetitions 2 --branches 1 2 --num_threads 1 --only times", r"1: 1\.00  2: \d"),
+    "speed": (300, "--model MODEL --repetitions 2 --branches 1 2 --num-threads 1 --only times", r"1: 1\.00  2: \d"),
     "training": (
         300,
-        "--size 32 32 --n_blocks 2 --block 2 --repetitions 1 --memory_batch 1 --only loops",
+        "--size 32 32 --n-blocks 2 --block 2 --repetitions 1 --memory-batch 1 --only loops",
         r"% of the time with one every 1000 steps",
     ),
 }

@@ -11,18 +11,12 @@ import pytest
 
 from sgr_diffusers.data.check import check_folder, report_text
 from sgr_diffusers.data.load import load_skmtea
-from sgr_diffusers.data.scan_files import DataFault, close_files
+from sgr_diffusers.data.scan_files import DataFault
 from sgr_diffusers.data.skm_tea_builder import SkippedDataWarning
-from tests.helpers.layout_fixture import TINY_SHAPE, write_tiny_skm_tea
+from tests.helpers.layout_fixture import TINY_SHAPE
 
 N_SLICES = TINY_SHAPE[0]
 BAD = "MTR_001"  # of two in the split
-
-
-@pytest.fixture
-def root(tmp_path):
-    yield write_tiny_skm_tea(tmp_path / "data")
-    close_files()
 
 
 def kspace_file(root):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 
 import fsspec
@@ -12,32 +10,17 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_disk
+from datasets import IterableDataset, concatenate_datasets, load_from_disk
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from sgr_diffusers.data.lazy_features import LazySlice
 from sgr_diffusers.data.load import load_skmtea
 from sgr_diffusers.data.scan_files import close_files
-from sgr_diffusers.data.selection import PAPER, SliceSelection, parse_selection
+from sgr_diffusers.data.selection import SliceSelection
 from sgr_diffusers.data.skm_tea import list_scans
 from tests.helpers.layout_fixture import TINY_SHAPE, write_look_alike, write_tiny_skm_tea
 
 N_SLICES = TINY_SHAPE[0]
-
-
-@pytest.fixture
-def root(tmp_path):
-    yield write_tiny_skm_tea(tmp_path / "data")
-    close_files()
-
-
-@pytest.fixture
-def load(root, tmp_path):
-    def load(split="train", source=root, **arguments):
-        return load_skmtea(source, split, cache_dir=tmp_path / "cache", **arguments)
-
-    return load
 
 
 def test_a_row_holds_what_the_files_hold(load, root):
@@ -83,41 +66,6 @@ def test_labels_of_the_file_and_none(load, root):
     for scan in list_scans(root, "train"):
         scan.labels_file.unlink()
     assert "labels" not in load(classes=None).column_names
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("name", ["torch", "numpy"])
-def test_formats(load, name, streaming):
-    kind = torch.Tensor if name == "torch" else np.ndarray
-    plain = next(iter(load(acceleration=8)))
-    row = next(iter(load(acceleration=8, streaming=streaming).with_format(name)))
-    for key in ("kspace", "coil_maps", "target", "mask", "labels"):
-        assert isinstance(row[key], kind)
-        np.testing.assert_array_equal(np.asarray(row[key]), plain[key])
-    assert str(row["kspace"].dtype).endswith("complex64") and str(row["mask"].dtype).endswith("bool")
-
-
-def test_torch_tensors_of_lazy_columns_take_over_the_arrays(load, monkeypatch):
-    made = []
-    decode = LazySlice.decode_example
-    monkeypatch.setattr(
-        LazySlice, "decode_example", lambda *args, **more: made.append(decode(*args, **more)) or made[-1]
-    )
-    row = load(acceleration=4).with_format("torch")[2]
-    for name, array in zip(("kspace", "coil_maps", "target", "mask"), made, strict=False):
-        assert row[name].data_ptr() == array.ctypes.data
-        row[name][:] = 0  # one's own
-    assert load(acceleration=4)[2]["kspace"].any() and load(acceleration=4)[2]["mask"].any()
-    assert row["labels"].dtype == torch.int64
-    assert load().with_format("torch", dtype=torch.complex128)[2]["target"].dtype == torch.complex128
-
-
-def test_torch_tensors_of_other_data_sets_stay_copies():
-    values = Dataset.from_dict({"values": [[1.0, 2.0], [3.0, 4.0]], "flag": [True, False]}).with_format("torch")
-    row = values[0]
-    row["values"][:] = 0
-    assert values[0]["values"].tolist() == [1, 2] and values[0]["values"].dtype == torch.float32
-    assert values[:]["flag"].tolist() == [True, False]
 
 
 def test_columns_slices_and_batches(load):
@@ -230,54 +178,6 @@ def test_files_that_change_are_read_anew(load, root):
     np.testing.assert_allclose(dataset[0]["target"], 2 * before)
 
 
-@pytest.mark.parametrize(
-    ("slices", "expected"),
-    [
-        (None, [0, 1, 2, 3, 4, 5] * 2),
-        ("all", [0, 1, 2, 3, 4, 5] * 2),
-        (4, [0, 4] * 2),
-        (slice(1, None, 2), [1, 3, 5] * 2),
-        (range(2, 4), [2, 3] * 2),
-        (SliceSelection(has_class=("meniscus",)), [2, 3] * 2),
-        (SliceSelection(min_foreground=121), []),
-        (SliceSelection(min_foreground=120, every=2), [2] * 2),
-        (SliceSelection(every=4, pooled=True), [0, 4, 2]),
-        (SliceSelection(every=5, pooled=True), [0, 5, 4]),
-        ("paper", [2]),
-    ],
-)
-@pytest.mark.parametrize("streaming", [False, True])
-def test_slices_are_selected(load, slices, expected, streaming):
-    dataset = load(slices=slices, streaming=streaming).select_columns(["slice"])
-    assert [row["slice"] for row in dataset] == expected
-
-
-def test_the_protocol_of_the_paper():
-    assert parse_selection("paper") == PAPER == SliceSelection(every=8, min_foreground=82, pooled=True)
-    counts = np.zeros((5, 7), np.int64)
-    counts[:, 1] = [81, 82, 40, 0, 200]
-    counts[2, 6] = 42
-    assert PAPER.candidates(5, counts).tolist() == [1, 2, 4]
-
-
-def test_the_protocol_of_the_paper_gives_869_slices_of_a_look_alike(tmp_path):
-    """36 scans, as in SKM-TEA's test split, with as many slices of 82 foreground pixels and more as it should have."""
-    root, rng = write_look_alike(tmp_path / "data", {"test": 36}, slice_size=(12, 10)), np.random.default_rng(0)
-    counts = 150 + rng.multinomial(6947 - 36 * 150, [1 / 36] * 36)
-    pooled = []
-    for number, count in enumerate(counts, start=1):
-        labels = np.zeros((512, 12, 10), np.uint8)
-        for place, index in enumerate(rng.permutation(512)[: count + 40]):  # 40 of them show too little
-            n_pixels = rng.integers(82, 121) if place < count else rng.integers(1, 82)
-            labels[index].flat[:n_pixels] = rng.integers(1, 7, n_pixels)
-        path = root / "segmentation_masks/raw-data-track" / f"MTR_{number:03d}.nii.gz"
-        nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), path)
-        pooled += [(f"MTR_{number:03d}", n) for n in range(512) if (labels[n] > 0).sum() >= 82]
-    dataset = load_skmtea(root, "test", slices="paper", cache_dir=tmp_path / "cache")
-    assert list(zip(dataset["scan_id"][:], dataset["slice"][:], strict=True)) == pooled[::8]
-    assert len(dataset) == 869
-
-
 @pytest.fixture
 def other_root(tmp_path):
     """Data whose segmentations have other classes than SKM-TEA's, and a split of another name."""
@@ -315,24 +215,6 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(load, other_root
         load(source=other_root, split="val")
 
 
-@pytest.mark.parametrize("wrong", ["every", 0, True, slice(5, 0, -1)])
-def test_a_selection_that_is_none(wrong):
-    with pytest.raises(ValueError, match="`slices` must be"):
-        parse_selection(wrong)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"every": 0}, "`every`"),
-        ({"min_foreground": -1}, "`min_foreground`"),
-    ],
-)
-def test_a_selection_out_of_range(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SliceSelection(**arguments)
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -346,82 +228,6 @@ def test_a_selection_out_of_range(arguments, message):
 def test_arguments_that_cannot_be(load, arguments, error, message):
     with pytest.raises(error, match=message):
         load(**arguments)
-
-
-def largest(row):
-    return {"largest": float(np.abs(row["target"]).max())}
-
-
-def largest_of_batch(batch):
-    return {"largest": np.abs(np.stack(batch["target"])).max(axis=(1, 2))}
-
-
-def largest_in_row(row):
-    assert "complex64" in repr(row)
-    row["largest"] = float(np.abs(row["target"]).max())
-    return row
-
-
-@pytest.mark.parametrize(
-    ("function", "settings"),
-    [
-        (largest, {}),
-        (largest_in_row, {}),
-        (lambda row: row | largest(row), {}),
-        (largest_of_batch, {"batched": True, "batch_size": 5}),
-        (lambda target: largest({"target": target}), {"input_columns": "target"}),
-        (largest, {"num_proc": 2}),
-    ],
-)
-def test_map_adds_a_column_and_keeps_the_others_lazy(load, function, settings):
-    mapped = load(acceleration=4).map(function, **settings)
-    assert {**mapped.features, "largest": None} == {**load().features, "largest": None}
-    rows = list(load(acceleration=4))
-    np.testing.assert_allclose(mapped["largest"][:], [np.abs(row["target"]).max() for row in rows], rtol=1e-6)
-    np.testing.assert_array_equal(mapped[3]["kspace"], rows[3]["kspace"])
-
-
-@pytest.mark.parametrize("name", ["torch", "numpy"])
-def test_map_of_a_format(load, name):
-    mapped = load().with_format(name).map(lambda row: {"largest": float(abs(row["target"]).max())})
-    assert mapped.features["target"] == load().features["target"]
-    assert float(mapped[3]["largest"]) == pytest.approx(float(np.abs(load()[3]["target"]).max()))
-
-
-def test_map_and_filter_of_a_stream(load):
-    stream = load(streaming=True).map(largest).filter(lambda row: bool(row["labels"].any()))
-    rows = [row for row in load() if row["labels"].any()]
-    assert [row["largest"] for row in stream] == pytest.approx([np.abs(row["target"]).max() for row in rows])
-
-
-def test_a_change_of_an_array_in_map_is_refused(load):
-    def erase(row):
-        row["target"][:] = 0
-        return row
-
-    with pytest.raises(ValueError, match="read-only"):
-        load().map(erase)
-
-
-@pytest.mark.parametrize("settings", [{}, {"input_columns": "labels"}, {"batch_size": 5}, {"num_proc": 2}])
-def test_filter(load, settings):
-    def has_tissue(row):
-        return bool((row if "input_columns" in settings else row["labels"]).any())
-
-    shown = load(acceleration=4).filter(has_tissue, **settings)
-    assert shown["slice"][:] == [2, 3, 2, 3]
-    np.testing.assert_array_equal(shown[2]["kspace"], load(acceleration=4)[N_SLICES + 2]["kspace"])
-    batched = load().filter(lambda batch: [bool(labels.any()) for labels in batch["labels"]], batched=True)
-    assert batched["slice"][:] == [2, 3, 2, 3]
-
-
-@pytest.mark.parametrize("imports", ["sgr_diffusers, datasets", "datasets, sgr_diffusers"])
-def test_saved_data_is_loaded_after_the_package_is_imported(load, tmp_path, imports):
-    load(acceleration=4).flatten().save_to_disk(tmp_path / "saved", num_proc=2)
-    code = f"import {imports}, sys; print(datasets.load_from_disk(sys.argv[1])[3]['kspace'].sum())"
-    arguments = [sys.executable, "-c", code, str(tmp_path / "saved")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert complex(done.stdout) == pytest.approx(complex(load(acceleration=4)[3]["kspace"].sum()), rel=1e-5)
 
 
 def test_index_of_the_full_set_is_small_and_quick(tmp_path):

@@ -49,11 +49,6 @@ result = [code, printed.getvalue()]
     return run
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(PRETRAINED, tmp_path / "pipeline")
-
-
 def test_publish_a_model(hub, worker, sgr, folder):
     arguments = ("publish", "model", folder, "--repo", "org/published", "--dataset", "org/knees")
     code, printed = sgr(*arguments, "--dry-run")

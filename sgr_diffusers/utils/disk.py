@@ -3,10 +3,10 @@
 import errno
 import json
 import os
-import re
 import shlex
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -34,8 +34,7 @@ _WAYS_OUT_OF_PATH = {
     errno.ENOTDIR: "A part of this path is a file: choose another folder.",
     errno.EEXIST: "A part of this path is a file: choose another folder.",
 }
-# HDF5 and safetensors report the number of the system's error in their text alone.
-_NUMBER_IN_TEXT = re.compile(r"errno\s*[=:]?\s*(\d+)|os error (\d+)", re.IGNORECASE)
+_TRIAL = bytes(2**20)
 
 
 class DiskError(OSError):
@@ -89,13 +88,23 @@ def disk_errors(what: str | os.PathLike, way_out: str | None = None) -> Iterator
 def _write_fault(error: BaseException | None, path: Path | None) -> tuple[str, str] | None:
     """Reason of a failed write and its way out; `None` if the error is of another kind."""
     while error is not None:
-        number = getattr(error, "errno", None)
-        if number is None and (found := _NUMBER_IN_TEXT.search(str(error))):
-            number = int(found[1] or found[2])
+        number = _fault_of_trial(path) if isinstance(error, SafetensorError) else getattr(error, "errno", None)
         ways_out = _WAYS_OUT | (_WAYS_OUT_OF_PATH if _is_about(error, path) else {})
         if number in ways_out:
             return os.strerror(number), ways_out[number]
         error = error.__cause__ or error.__context__
+    return None
+
+
+def _fault_of_trial(path: Path | None) -> int | None:
+    """Number of the error that writing to the folder of a path gives; errors of safetensors carry none."""
+    if path is None:
+        return None
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent) as file:
+            file.write(_TRIAL)
+    except OSError as error:
+        return error.errno
     return None
 
 

@@ -172,10 +172,6 @@ class SenseOperator:
 
         return self._apply(select)
 
-    def index(self, selection: int | slice | list[int] | Tensor) -> "SenseOperator":
-        """Return `operator[selection]`."""
-        return self[selection]
-
     def _apply(self, function: Callable[[Tensor, int], Tensor]) -> "SenseOperator":
         """Operator whose tensors are `function(tensor, n)` of ours, n the number of axes that are not batch axes."""
         new = object.__new__(SenseOperator)

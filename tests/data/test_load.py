@@ -167,17 +167,6 @@ def test_a_stale_index_is_never_used(load, root):
     assert load(slices=has_tissue)["slice"][:] == [4]
 
 
-def test_files_that_change_are_read_anew(load, root):
-    dataset = load()
-    before = dataset[0]["target"]
-    path = root / "files_recon_calib-24/MTR_001.h5"
-    shutil.copy(path, path.with_suffix(".copy"))
-    with h5py.File(path.with_suffix(".copy"), "a") as file:
-        file["target"][0] = 2 * file["target"][0]
-    path.with_suffix(".copy").replace(path)
-    np.testing.assert_allclose(dataset[0]["target"], 2 * before)
-
-
 @pytest.fixture
 def other_root(tmp_path):
     """Data whose segmentations have other classes than SKM-TEA's, and a split of another name."""

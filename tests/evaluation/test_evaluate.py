@@ -213,19 +213,6 @@ def test_bad_input_is_refused_before_anything_is_written(inputs, tmp_path, capsy
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("--steps", "0"), "expected a whole number from 1 to 10000, got '0'"),
-        (("--eta", "2"), "expected from 0 (deterministic) to 1 (as much noise as DDPM), got '2'"),
-    ],
-)
-def test_values_out_of_range_are_refused_by_the_parser(inputs, tmp_path, capsys, more, message):
-    with pytest.raises(SystemExit):
-        cli.main(arguments(inputs, tmp_path / "results", *more))
-    assert message in capsys.readouterr().err
-
-
 def test_labels_of_other_classes_than_the_model_has(inputs, tmp_path, capsys):
     data = write_tiny_skm_tea(tmp_path / "other", (("heldout", 1),), class_names=tuple("abcdef"))
     command = arguments((data, inputs[1]), tmp_path / "results", "--split", "heldout", "--limit", "1")

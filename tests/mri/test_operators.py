@@ -137,7 +137,6 @@ def test_selection_is_the_operator_of_the_selected_samples(selection, batches):
     torch.testing.assert_close(picked.normal(image[selection]), operator.normal(image)[selection])
     torch.testing.assert_close(picked.forward(image[selection]), operator.forward(image)[selection])
     assert picked.shape == (6, 5)
-    torch.testing.assert_close(operator.index(selection).coil_maps, picked.coil_maps)
 
 
 def test_selection_from_an_operator_without_batch_axis_is_refused():

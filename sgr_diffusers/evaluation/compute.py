@@ -55,7 +55,7 @@ class UnitComputer:
         examples: Collection[tuple[str, int]] = (),
         with_manual: bool = True,
     ) -> None:
-        """Check that the networks fit, and remember what they are."""
+        """Check that the networks fit the settings, and compute the hash of their weights."""
         if pipe.segmentation_model is None:
             raise ValueError("`model` has no segmentation model, so that there is nothing to bound or to measure.")
         self.pipe, self.second, self.settings, self.data = pipe, second, settings, data
@@ -222,9 +222,10 @@ def _seed(seed: int, unit: Unit) -> int:
 
 
 def _generator(seed: int, is_guided: bool) -> torch.Generator:
-    """The pipeline takes one draw from it as the slice's seed, and for samples further draws from that seed's stream.
+    """Make the generator that the pipeline is given for a slice.
 
-    SGR is given that stream itself: its noise is that of the first sample, to which it reduces at strength 0.
+    The pipeline draws the slice's seed from it, and the seed of each sample from the generator with that seed. SGR is
+    given the second generator, so that its noise is that of the first sample, to which it reduces at strength 0.
     """
     generator = torch.Generator().manual_seed(seed)
     if is_guided:

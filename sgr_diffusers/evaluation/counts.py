@@ -44,10 +44,10 @@ Slice = tuple[str, int]
 
 @dataclass(frozen=True)
 class _Truth:
-    """References of a slice: for each (segmenter, reference) the label map, and what a finding took."""
+    """References of a slice: the label map of each (segmenter, reference), and the voxels that a finding removed."""
 
     maps: dict[tuple[str, str], UInt8[np.ndarray, "y x"]]
-    finding: UInt8[np.ndarray, "y x"] | None  # label of what was there before, 0 elsewhere
+    finding: UInt8[np.ndarray, "y x"] | None  # label before the finding, 0 elsewhere
 
 
 def count_bounds(results: EvaluationResults) -> pd.DataFrame:

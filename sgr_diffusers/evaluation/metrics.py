@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["dice", "psnr", "ssim"]
 
-# Sizes are not bound by name: that two arrays differ is said by an error of our own.
+# Names that begin with _ may differ between arrays: these functions compare shapes themselves, and name what differs.
 Images = Float[Tensor, "_slice _y _x"] | Complex[Tensor, "_slice _y _x"]
 Pixels = Bool[Tensor, "..."]
 

@@ -1,6 +1,7 @@
 """Count the images that two networks are called on, and time the parts of the pipeline's calls.
 
-The networks' hooks mark moments; what lies between two of them is known by the pair. No call is changed by it.
+Hooks of the networks record when a pass starts and ends. Each pair of successive events is one part of a call. The
+results of the calls stay the same.
 """
 
 import time

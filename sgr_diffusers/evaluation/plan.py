@@ -1,8 +1,7 @@
 """List the units of work of an evaluation in the order they are done, and divide them among processes.
 
-A unit is the smallest piece that is computed, stored and resumed: one slice with one method at one acceleration. What
-a unit's result is depends on its own fields, on the settings and on the data, never on the other units or on their
-order.
+A unit is the smallest piece that is computed, stored and resumed: one slice with one method at one acceleration. The
+result of a unit depends on its own fields, the settings and the data, never on other units or on their order.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Evaluate a pipeline on a data folder by a plan; write a shard for each unit of work to a results folder.
 
 The results folder is the only memory: a run looks at which shards are there and does the others. Several processes
-(`accelerate launch`, `torchrun`) divide them; nothing is sent between them but the word to begin and to end.
+(`accelerate launch`, `torchrun`) divide them; they tell each other only when to begin and to end.
 """
 
 import os

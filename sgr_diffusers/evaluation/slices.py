@@ -133,7 +133,7 @@ def choose_data(
 def _select(
     scans: Iterable[SkmTeaScan], protocol: SliceSelection | tuple[int, ...]
 ) -> dict[str, Integer[np.ndarray, " slice"]]:
-    """Slices of each scan, before they are spread."""
+    """Return the slices of each scan that the protocol allows, of which `_spread` takes some."""
     selected, n_before = {}, 0
     for scan in scans:
         if isinstance(protocol, tuple):
@@ -157,7 +157,7 @@ def _spread(numbers: Integer[np.ndarray, " slice"], n: int | None) -> tuple[int,
 
 
 def _name(root: str, split: str, scans: Iterable[SkmTeaScan]) -> str:
-    """Only beside SKM-TEA stand the paper's numbers."""
+    """Return the name of the data; reports show the numbers of the paper beside those of SKM-TEA only."""
     if known_data(scans) == SKM_TEA:
         return SKM_TEA
     content = json.loads(Path(root, "annotations/v1.0.0", f"{split}.json").read_text())
@@ -165,7 +165,7 @@ def _name(root: str, split: str, scans: Iterable[SkmTeaScan]) -> str:
 
 
 def _fingerprint(root: str, split: str, scans: Iterable[SkmTeaScan]) -> dict[str, str]:
-    """Of each scan: what its annotation says and how large its files are. They may be moved, but not changed."""
+    """Hash the annotation and the sizes of the files of each scan: files may be moved, but not changed."""
     entries = {entry["scan_id"]: entry for entry in read_annotations(root, split)}
     digests = {}
     for scan in scans:

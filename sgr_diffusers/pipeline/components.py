@@ -142,7 +142,7 @@ class ComponentsMixin(_Base):
 
     @contextmanager
     def _replaced(self, **networks: nn.Module | None) -> Iterator[None]:
-        """Have other networks for a while."""
+        """Replace networks within the context."""
         changed = {name: getattr(self, name) for name, value in networks.items() if getattr(self, name) is not value}
         self.register_modules(**{name: networks[name] for name in changed})
         try:

@@ -32,10 +32,10 @@ OUTPUT_TYPES = ("pt", "np")
 ArrayLike = Tensor | np.ndarray
 Slices = ArrayLike | Sequence[ArrayLike]
 
-# Magnitudes of which single precision holds squares, noise included.
+# Magnitudes whose squares, and those of their noise, are within the range of single precision.
 _KSPACE_RANGE = (1e-12, 1e12)
 _MAPS_RANGE = (1e-3, 1e3)
-# Type codes of numpy that torch does not have, or hardly computes with.
+# Type codes of numpy for which torch has no type, or hardly any operation.
 _TORCH_TYPES = {"g": "d", "G": "D", "H": "q", "I": "q", "L": "q", "Q": "q"}
 
 
@@ -163,7 +163,7 @@ def _check_complex(array: Slices, name: str, shapes: str, n_axes: tuple[int, ...
         )
     if array.ndim not in n_axes:
         raise ValueError(f"`{name}` must be {shapes}, got shape {tuple(array.shape)}.")
-    # Data type before finiteness: what overflows in complex64 is infinite to all that follows.
+    # The data type is changed before values are checked: what overflows in complex64 becomes infinite.
     array = array.to(torch.complex64)
     n_bad = int((~torch.isfinite(torch.view_as_real(array.resolve_conj())).all(dim=-1)).sum())
     if n_bad:

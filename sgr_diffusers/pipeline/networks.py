@@ -65,7 +65,7 @@ def segment(
     inner = unwrap(model)
     # The gradient of abs is zero at zero, as the method asks.
     magnitude = _pad(images.abs()[:, None], getattr(inner, "size_multiple", multiple), is_periodic=False)
-    # Parameters may be stored in a type that is not computed in; models of diffusers know better.
+    # The `dtype` of diffusers' models is the type they compute in; parameters may be stored in another one.
     dtype = getattr(inner, "dtype", None) or next(model.parameters(), magnitude).dtype
     with _kept_weights(model):
         logits = model(magnitude.to(dtype))

@@ -119,7 +119,7 @@ def _refuse(scheduler: SchedulerMixin, setting: str, good: Any, reason: str) -> 
 
 
 def _way_out(scheduler: SchedulerMixin) -> str:
-    """A scheduler of the same kind of prior that has all freedoms."""
+    """Return the code that sets a scheduler for the same kind of prior without these limits."""
     if prediction_type_of(scheduler) == "flow_prediction":
         name, setting = "FlowMatchEulerDiscreteScheduler", "stochastic_sampling"
     else:
@@ -128,7 +128,7 @@ def _way_out(scheduler: SchedulerMixin) -> str:
 
 
 def _check_solver(scheduler: SchedulerMixin) -> None:
-    """Settings with which the solvers of diffusers fail in the middle of sampling, or diverge."""
+    """Refuse settings with which the solvers of diffusers fail in the middle of sampling, or diverge."""
     if setting_of(scheduler, "algorithm_type") == "sde-dpmsolver" and setting_of(scheduler, "solver_order") == 3:
         _refuse(scheduler, "solver_order", 2, "diffusers has no third order of algorithm_type='sde-dpmsolver'")
     for setting in ("predictor_order", "corrector_order"):
@@ -139,7 +139,7 @@ def _check_solver(scheduler: SchedulerMixin) -> None:
 
 
 def _check_prediction_type(scheduler: SchedulerMixin) -> None:
-    """The prediction type is known and goes with the noise levels."""
+    """Check that the prediction type is known and fits the noise levels."""
     prediction_type, name = prediction_type_of(scheduler), supported_name(scheduler) or type(scheduler).__name__
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(

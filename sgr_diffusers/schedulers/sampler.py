@@ -283,11 +283,11 @@ class ScheduledSampler:
         return scheduler.sigmas[index]  # Heun
 
     def _restart_step(self, x0: Channels, eps: Channels) -> None:
-        """Before the second evaluation of a step, which takes it again from its start: put the pair there.
+        """Move the start of a step to the new pair before its second evaluation, which repeats the step from there.
 
         The step then ends in alpha_next x0 + sigma_next eps, the form of Eq. 13. Its own start was made consistent by
         the first evaluation, and the difference between the two consistent images, which is no derivative, would be
-        extrapolated to the end of the step: up to 9 dB of PSNR were lost, and of a push the opposite was taken.
+        extrapolated to the end of the step: up to 9 dB of PSNR were lost, and a push had the opposite effect.
         DPMSolverSDE interpolates between them and keeps its start, whose noise the second evaluation does not know.
         """
         scheduler = self._scheduler
@@ -298,10 +298,10 @@ class ScheduledSampler:
             scheduler.prev_derivative = eps - x0 if is_flow else eps
 
     def _move_block_start(self, level: NoiseLevel, latents: Tensor) -> None:
-        """Within a block of steps, this solver goes on from the block's start: move that, so that the step moves too.
+        """Move the start of a block of steps, from which this solver computes each step, so that the step moves too.
 
-        A step takes the start by a factor of the noise levels; the start is moved by what that factor turns into the
-        displacement of the image here.
+        The start is moved so far that, multiplied by the factor that the step gives it, it moves as far as the image
+        has been moved.
         """
         scheduler, index = self._scheduler, self._scheduler.step_index or 0
         order = scheduler.order_list[index]

@@ -28,7 +28,7 @@ from sgr_diffusers.hub.repository import make_portable
 from sgr_diffusers.publishing.measured import check_measured
 from sgr_diffusers.publishing.model_card import model_card
 from sgr_diffusers.utils.files import check_replaceable, replaced_folder
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 RECORD = "training/assembly.json"
 # What lies in an output of this script; a folder with anything else in it is not replaced.
@@ -55,7 +55,7 @@ def write_case(path: Path, scan: SkmTeaScan, slices: list[int]) -> None:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--data-command", help="command that wrote the data (default: the card names none)")
     parser.add_argument("--prior", required=True, nargs="+")
@@ -65,7 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--cg-iterations",
         type=int,
         default=5,
-        help="default number of iterations of the pipeline, chosen on validation scans (default: %(default)s)",
+        help="default number of iterations of the pipeline, chosen on validation scans",
     )
     parser.add_argument(
         "--license", help="license of the weights; only for data that is neither synthetic nor SKM-TEA"
@@ -79,7 +79,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--guidance-from",
         type=float,
         default=1.0,
-        help="share of the training time below which images are pushed; 1 for all steps (default: %(default)s)",
+        help="share of the training time below which images are pushed; 1 for all steps",
     )
     parser.add_argument("--note", help="text for the card on what the records of the training do not say")
     parser.add_argument("--case-scan", type=int, default=0, help="number of the test scan that gives the case")

@@ -10,12 +10,12 @@ import argparse
 import sys
 
 from sgr_diffusers.cli.evaluate import add_arguments, run
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     add_arguments(parser)
     return parser.parse_args(arguments)
 

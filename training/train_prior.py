@@ -23,7 +23,7 @@ from sgr_diffusers.training.options import TrainingOptions, given_architecture, 
 from sgr_diffusers.training.prior_loss import TIMESTEP_SAMPLING
 from sgr_diffusers.training.prior_task import PriorLoss, PriorPictures, PriorValidation, check_prior
 from sgr_diffusers.training.session import run_training, start_logging
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 # What the paper says of its training (section 4), and for the rest the defaults of the guided diffusion it builds on.
 # Slices are always divided by the 0.99 quantile of their magnitude. It names no augmentation of the prior's slices.
@@ -50,9 +50,9 @@ RECIPE = (
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     add_data_arguments(parser)
-    parser.add_argument("--preset", default="small", choices=PRIOR_PRESETS, help="network (default: %(default)s)")
+    parser.add_argument("--preset", default="small", choices=PRIOR_PRESETS, help="network")
     parser.add_argument(
         "--block-out-channels", type=int, nargs="+", help="number of channels of each level (default: the preset's)"
     )
@@ -78,7 +78,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--timestep-sampling",
         default="stratified",
         choices=TIMESTEP_SAMPLING,
-        help="draw of the timesteps; importance: by their min-SNR weights (default: %(default)s)",
+        help="draw of the timesteps; importance: by their min-SNR weights",
     )
     parser.add_argument("--no-mirror", action="store_true", help="do not mirror left and right")
     parser.add_argument("--no-phase", action="store_true", help="do not rotate the global phase")
@@ -90,25 +90,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--validation-samples",
         type=int,
         default=4,
-        help="number of unconditional samples that are drawn as pictures (default: %(default)s)",
+        help="number of unconditional samples that are drawn as pictures",
     )
     parser.add_argument(
         "--validation-pictures",
         type=int,
         default=2,
-        help="number of reconstructions that are drawn as pictures (default: %(default)s)",
+        help="number of reconstructions that are drawn as pictures",
     )
     parser.add_argument(
         "--validation-acceleration",
         type=float,
         default=8,
-        help="acceleration of the reconstructions; the nearest stored mask is taken (default: %(default)s)",
+        help="acceleration of the reconstructions; the nearest stored mask is taken",
     )
     parser.add_argument(
         "--validation-inference-steps",
         type=int,
         default=25,
-        help="number of reverse steps of samples and reconstructions (default: %(default)s)",
+        help="number of reverse steps of samples and reconstructions",
     )
     TrainingOptions.add_arguments(parser, output_dir="runs/prior", learning_rate=4e-4, lr_warmup_steps=200)
     return parse_with_settings(parser, SETTINGS, arguments)

@@ -27,7 +27,7 @@ from sgr_diffusers.training.segmentation_task import (
     check_segmentation_model,
 )
 from sgr_diffusers.training.session import run_training, start_logging
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 # What the paper says of its training (section 4): foreground oversampling, mirroring, Gaussian noise. The authors'
 # code averages over four flips and adds noise of 0.05.
@@ -49,7 +49,7 @@ RECIPE = (
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     add_data_arguments(parser)
     parser.add_argument(
         "--channels", type=int, nargs="+", help="number of channels of each level (default: 16 32 64 128 256)"
@@ -63,39 +63,29 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--mirror-axes",
         default="x",
         choices=("none", "x", "both"),
-        help="axes along which slices are mirrored; x is left-right (default: %(default)s)",
+        help="axes along which slices are mirrored; x is left-right",
     )
-    parser.add_argument(
-        "--max-noise",
-        type=float,
-        default=0.05,
-        help="largest standard deviation of Gaussian noise (default: %(default)s)",
-    )
+    parser.add_argument("--max-noise", type=float, default=0.05, help="largest standard deviation of Gaussian noise")
     parser.add_argument(
         "--gain-range",
         type=float,
         default=0.15,
-        help="largest deviation from 1 of a factor on the image (default: %(default)s)",
+        help="largest deviation from 1 of a factor on the image",
     )
     attack = parser.add_argument_group("adversarial training (multi-step projected gradient descent on the image)")
-    attack.add_argument(
-        "--adversarial-fraction",
-        type=float,
-        default=0.0,
-        help="share of each batch that is attacked (default: %(default)s)",
-    )
+    attack.add_argument("--adversarial-fraction", type=float, default=0.0, help="share of each batch that is attacked")
     attack.add_argument("--adversarial-norm", default="linf", choices=ATTACK_NORMS)
     attack.add_argument(
         "--adversarial-radius",
         type=float,
         default=0.05,
-        help="radius of an attack, in units of the 0.99 quantile (default: %(default)s)",
+        help="radius of an attack, in units of the 0.99 quantile",
     )
     attack.add_argument(
         "--adversarial-steps",
         type=int,
         default=5,
-        help="number of forward and backward passes of an attack (default: %(default)s)",
+        help="number of forward and backward passes of an attack",
     )
     attack.add_argument("--adversarial-validation-slices", type=int, default=64)
     TrainingOptions.add_arguments(

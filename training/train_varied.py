@@ -32,7 +32,7 @@ from sgr_diffusers.training.session import start_logging
 from sgr_diffusers.training.varied_task import Draws, VariedDice, VariedPriorLoss, VariedSegmentationLoss
 from sgr_diffusers.utils.disk import only_run
 from sgr_diffusers.utils.files import whole_file, write_json
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 _IMAGES_PER_EPOCH = 100_000
 _HELD_OUT_SEED = 10_000_000  # no knee of a training bank has the seed of a held-out one
@@ -41,17 +41,17 @@ _VALIDATION_TIMESTEPS = (1, 5, 20, 60, 150, 300, 500, 700, 900)
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     parser.add_argument("--network", choices=("prior", "segmentation"), required=True, help="network to train")
     parser.add_argument("--channels", type=int, nargs="+", help="feature channels of each level of the network")
     parser.add_argument("--init-from", help="folder of a network, or of a pipeline, whose weights to start from")
     parser.add_argument("--pictures", help="HDF5 file whose data set `image` (n, y, x) holds uint8 pictures")
     parser.add_argument("--folds", type=int, nargs="+", help="take pictures whose `fold` is one of these")
-    parser.add_argument("--noisy-share", type=float, default=0.25, help="share of images with noise (%(default)s)")
-    parser.add_argument("--bank-slices", type=int, default=1000, help="slices of synthetic knees (%(default)s)")
+    parser.add_argument("--noisy-share", type=float, default=0.25, help="share of images with noise")
+    parser.add_argument("--bank-slices", type=int, default=1000, help="slices of synthetic knees")
     parser.add_argument("--bank", help="file that keeps these slices for the next run (default: OUTPUT_DIR/bank.npz)")
-    parser.add_argument("--bank-processes", type=int, default=1, help="processes that render them (%(default)s)")
-    parser.add_argument("--validation-images", type=int, default=32, help="images of each validation (%(default)s)")
+    parser.add_argument("--bank-processes", type=int, default=1, help="processes that render them")
+    parser.add_argument("--validation-images", type=int, default=32, help="images of each validation")
     TrainingOptions.add_arguments(parser, output_dir="runs/varied", learning_rate=8e-4, lr_warmup_steps=300)
     return parser.parse_args(arguments)
 

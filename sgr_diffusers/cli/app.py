@@ -32,22 +32,16 @@ def add_app(add_command: Callable[..., argparse.ArgumentParser], commands: Any) 
         type=float,
         default=500.0,
         metavar="MB",
-        help="size of the largest file that is taken (default: %(default)s)",
+        help="size of the largest file that is taken",
     )
     command.add_argument(
         "--max-minutes",
         type=float,
         default=10.0,
         metavar="MIN",
-        help="duration of the longest reconstruction (default: %(default)s)",
+        help="duration of the longest reconstruction",
     )
-    command.add_argument(
-        "--max-queue",
-        type=int,
-        default=20,
-        metavar="N",
-        help="largest number of visitors that wait (default: %(default)s)",
-    )
+    command.add_argument("--max-queue", type=int, default=20, metavar="N", help="largest number of visitors that wait")
 
 
 def _run(args: argparse.Namespace) -> None:

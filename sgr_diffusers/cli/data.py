@@ -52,27 +52,25 @@ def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands
         help="edge lengths of a voxel in mm (default: 2.5 1.6 1.6)",
         **three,
     )
-    command.add_argument("--coils", type=int, default=8, help="number of receive coils (default: %(default)s)")
+    command.add_argument("--coils", type=int, default=8, help="number of receive coils")
     command.add_argument(
         "--appearance",
         choices=("standard", "varied"),
         default="standard",
-        help="contrast, texture and pose: of qDESS scans, or drawn anew for every scan (default: %(default)s)",
+        help="contrast, texture and pose: of qDESS scans, or drawn anew for every scan",
     )
     command.add_argument(
         "--echoes", type=int, choices=(1, 2), help="number of echoes (default: 2; 1 with --appearance varied)"
     )
-    command.add_argument(
-        "--snr", type=float, default=100.0, help="signal over noise of the fully sampled image (default: %(default)s)"
-    )
+    command.add_argument("--snr", type=float, default=100.0, help="signal over noise of the fully sampled image")
     command.add_argument(
         "--finding-probability",
         type=float,
         default=0.12,
-        help="probability of each rare finding in a scan (default: %(default)s)",
+        help="probability of each rare finding in a scan",
     )
-    command.add_argument("--seed", type=_FROM_ZERO, default=0, help="seed of the data set (default: %(default)s)")
-    command.add_argument("--workers", type=_FROM_ONE, default=1, help="number of processes (default: %(default)s)")
+    command.add_argument("--seed", type=_FROM_ZERO, default=0, help="seed of the data set")
+    command.add_argument("--workers", type=_FROM_ONE, default=1, help="number of processes")
 
 
 def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
@@ -114,13 +112,9 @@ def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any)
         "sgr data preview runs/knee --split test --scan 0 --output preview.png",
     )
     command.add_argument("data", type=Path, metavar="DATA_DIR", help="folder in the SKM-TEA layout")
-    command.add_argument("--split", default="train", help="name of the split (default: %(default)s)")
-    command.add_argument(
-        "--scan", type=int, default=0, help="number of the scan within the split (default: %(default)s)"
-    )
-    command.add_argument(
-        "--n-slices", type=int, default=16, help="number of slices, spread over the scan (default: %(default)s)"
-    )
+    command.add_argument("--split", default="train", help="name of the split")
+    command.add_argument("--scan", type=int, default=0, help="number of the scan within the split")
+    command.add_argument("--n-slices", type=int, default=16, help="number of slices, spread over the scan")
     command.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
 
     command = add_command(
@@ -133,11 +127,9 @@ def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any)
     )
     command.add_argument("source", type=Path, metavar="FOLDER", help="the unpacked .mat files, with cvind.mat")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    command.add_argument("--coils", type=int, default=8, help="number of receive coils (default: %(default)s)")
-    command.add_argument(
-        "--snr", type=float, default=50.0, help="signal over noise of the fully sampled image (default: %(default)s)"
-    )
-    command.add_argument("--seed", type=_FROM_ZERO, default=0, help="seed of the simulation (default: %(default)s)")
+    command.add_argument("--coils", type=int, default=8, help="number of receive coils")
+    command.add_argument("--snr", type=float, default=50.0, help="signal over noise of the fully sampled image")
+    command.add_argument("--seed", type=_FROM_ZERO, default=0, help="seed of the simulation")
 
 
 def _run_synthesize(args: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def add_evaluation_commands(commands: Any, add_command: Callable[..., argparse.A
     command.add_argument("results", type=Path, metavar="RESULTS", help="folder of `sgr evaluate`, or a table1.csv")
     command.add_argument("--output", type=Path, metavar="DIR", help="folder to make (needed for a results folder)")
     command.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier report")
-    command.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -128,20 +128,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_data_options(group: Any) -> None:
-    group.add_argument("--split", default="test", help="name of the split (default: %(default)s)")
+    group.add_argument("--split", default="test", help="name of the split")
     group.add_argument("--max-scans", type=int, metavar="N", help="only the first N scans")
     group.add_argument(
         "--slices",
         default="relevant",
         help="'relevant' (with at least --min-foreground labelled pixels), 'paper', 'all', N for every N-th, "
-        "START:STOP[:STEP], or numbers like 20,24,30 (default: %(default)s)",
+        "START:STOP[:STEP], or numbers like 20,24,30",
     )
     group.add_argument(
         "--min-foreground",
         type=int,
         default=20,
         metavar="PIXELS",
-        help="least number of labelled pixels of a relevant slice (default: %(default)s)",
+        help="least number of labelled pixels of a relevant slice",
     )
     group.add_argument(
         "--n-slices-per-scan",
@@ -154,13 +154,13 @@ def _add_data_options(group: Any) -> None:
         type=int,
         default=0,
         metavar="K",
-        help="take K more slices that show the finding, in synthetic scans with a rare finding (default: %(default)s)",
+        help="take K more slices that show the finding, in synthetic scans with a rare finding",
     )
     group.add_argument(
         "--reference",
         choices=REFERENCES,
         default="both",
-        help="segmentation to compare with; 'fully_sampled' needs no manual labels (default: %(default)s)",
+        help="segmentation to compare with; 'fully_sampled' needs no manual labels",
     )
     group.add_argument(
         "--second-segmentation",
@@ -181,14 +181,9 @@ def _add_machine_options(group: Any) -> None:
         type=int,
         default=1,
         help="number of threads of a process; results are equal to the last bit for any number of processes, not of "
-        "threads (default: %(default)s)",
+        "threads",
     )
-    group.add_argument(
-        "--num-processes",
-        type=int,
-        default=1,
-        help="number of processes to start on this machine (default: %(default)s)",
-    )
+    group.add_argument("--num-processes", type=int, default=1, help="number of processes to start on this machine")
 
 
 def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:

@@ -115,7 +115,7 @@ def _add_demo(commands: Any) -> None:
         "--output",
         type=Path,
         default=Path("sgr_demo"),
-        help="folder to write to; an earlier demo is replaced (default: %(default)s)",
+        help="folder to write to; an earlier demo is replaced",
     )
     command.add_argument(
         "--accelerations",
@@ -132,7 +132,7 @@ def _add_demo(commands: Any) -> None:
         help="number of reverse steps; 100 in the paper (default: %(default)s, for which the bundled pipeline is "
         "calibrated)",
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise")
     command.add_argument("--model", help="folder or Hub repository of another pipeline (default: the bundled one)")
 
 
@@ -157,15 +157,13 @@ def _add_reconstruct(commands: Any) -> None:
         metavar="START:STOP[:STEP]",
         help="range of slices, counted from 0, STOP not included (default: all)",
     )
-    data.add_argument(
-        "--echo", type=_FROM_ONE, default=1, help="number of the echo, counted from 1 (default: %(default)s)"
-    )
+    data.add_argument("--echo", type=_FROM_ONE, default=1, help="number of the echo, counted from 1")
     data.add_argument(
         "--repetition",
         type=_FROM_ZERO,
         default=0,
         metavar="N",
-        help="number of the repetition in ISMRMRD files, counted from 0 (default: %(default)s)",
+        help="number of the repetition in ISMRMRD files, counted from 0",
     )
     data.add_argument("--group", metavar="NAME", help="HDF5 group of the scan (default: the only one there is)")
     data.add_argument("--coils", type=_FROM_ONE, metavar="N", help="compress to N virtual coils (default: all coils)")
@@ -191,7 +189,7 @@ def _add_reconstruct(commands: Any) -> None:
         "--model",
         default="general",
         help="folder or Hub repository of a pipeline, or a bundled one: general, for real scans, or synthetic_knee, "
-        "for the synthetic knees of this package (default: %(default)s)",
+        "for the synthetic knees of this package",
     )
     maps = command.add_argument_group("how to estimate coil maps, where the file has none")
     machine = command.add_argument_group("where to compute")

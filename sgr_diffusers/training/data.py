@@ -44,17 +44,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     from_0, from_1 = whole_number_from(0), whole_number_from(1)
     parser.add_argument("--data-dir", required=True, help="folder in the SKM-TEA layout, or a repository of tarballs")
     parser.add_argument("--size", type=from_1, nargs=2, help="crop or pad slices to (y, x); needed where scans differ")
-    parser.add_argument("--echo", type=from_1, default=1, help="number of the echo to train on (default: %(default)s)")
+    parser.add_argument("--echo", type=from_1, default=1, help="number of the echo to train on")
     parser.add_argument(
         "--slices",
         default="all",
-        help="slices to train on: all, paper, n for every n-th, or start:stop:step (default: %(default)s)",
+        help="slices to train on: all, paper, n for every n-th, or start:stop:step",
     )
     parser.add_argument(
         "--min-foreground",
         type=from_0,
         default=0,
-        help="least number of pixels of tissue in a training slice (default: %(default)s)",
+        help="least number of pixels of tissue in a training slice",
     )
     parser.add_argument("--has-class", nargs="+", default=[], help="names of classes; train on slices that show them")
     parser.add_argument("--no-preload", action="store_true", help="read slices from disk instead of holding them all")

@@ -145,8 +145,6 @@ class TrainingOptions:
                 argument["action"] = "store_true"
             else:
                 argument = {"type": option.type, **argument}
-                if argument["default"] is not None and "(default" not in argument["help"]:
-                    argument["help"] += " (default: %(default)s)"
             names = (*argument.pop("also", ()), option.name)
             parser.add_argument(*(flag_of(name) for name in names), dest=option.name, **argument)
 

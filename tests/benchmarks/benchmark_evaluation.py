@@ -6,7 +6,6 @@ Goals: n slices cost n times one slice within 10 %; two processes take little mo
 many idle cores as processes. Times are those of the evaluation alone, without loading networks and data.
 """
 
-import argparse
 import contextlib
 import io
 import re
@@ -19,7 +18,7 @@ from sgr_diffusers.evaluation import runner
 from sgr_diffusers.evaluation.costs import cost_table
 from sgr_diffusers.evaluation.plan import EvaluationPlan
 from sgr_diffusers.evaluation.settings import EvaluationSettings
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 
 def seconds_of(data_dir, model, steps, n_slices, folder):
@@ -66,7 +65,7 @@ def seconds_of_processes(data_dir, model, steps, n_slices, n_processes, folder):
 
 def main():
     """Run and print."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--model", help="folder or Hub repository of a pipeline; default: the bundled one")
     parser.add_argument("--steps", type=int, default=20)

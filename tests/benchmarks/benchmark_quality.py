@@ -8,7 +8,6 @@ zero-filling and CG-SENSE stopped at its best iteration (an oracle: it looks at 
 bounds; PSNR of the bounds. Per volume means: over all evaluated slices of a scan together.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -22,7 +21,7 @@ from sgr_diffusers.data.skm_tea import CLASS_NAMES, list_scans
 from sgr_diffusers.evaluation.metrics import dice, psnr
 from sgr_diffusers.mri.operators import SenseOperator
 from sgr_diffusers.mri.solvers import conjugate_gradient
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 from sgr_diffusers.utils.weights import weights_hash
 
 BUNDLED = Path(__file__).parents[2] / "sgr_diffusers" / "pretrained" / "synthetic_knee"
@@ -68,7 +67,7 @@ def best_cg_sense(operator, kspace, target, most=30):
 
 def main():
     """Run and print."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--model", default=str(BUNDLED))
     parser.add_argument("--segmentation-model", help="folder of one that guides and measures in place of the model's")

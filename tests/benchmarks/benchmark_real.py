@@ -43,7 +43,7 @@ from sgr_diffusers.utils.weights import weights_hash
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 BUNDLED = Path(__file__).parents[2] / "sgr_diffusers" / "pretrained" / "synthetic_knee"
 RATIOS = [
@@ -227,7 +227,7 @@ def run(args: argparse.Namespace) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run and print."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--cases", nargs="+", choices=READERS, default=["fse", "fse-low", "brain16", "fold3"])
     parser.add_argument(

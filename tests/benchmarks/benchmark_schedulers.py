@@ -14,7 +14,6 @@ sampled image shows; the slices of the scans lie at different heights of the joi
 and a run that was interrupted goes on where it was.
 """
 
-import argparse
 import hashlib
 import inspect
 import json
@@ -34,7 +33,7 @@ from sgr_diffusers.data.skm_tea import list_scans
 from sgr_diffusers.evaluation.metrics import psnr
 from sgr_diffusers.schedulers.support import FORGETS_NOISE, NOISE_LEVEL, supported_name
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
 REFERENCE = ("DDIM eta=1", 100)
@@ -156,7 +155,7 @@ def summarize(rows):
 
 def parse_arguments():
     """Command line."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--model", default=str(BUNDLED))
     parser.add_argument("--split", default="test")

@@ -7,7 +7,6 @@ Dice is over all pixels of the slices with tissue of all test scans together; an
 the Dice of the labels with those of the mirrored images (left and right), mirrored back.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from sgr_diffusers import SegmentationUNet
 from sgr_diffusers.data.skm_tea import list_scans
 from sgr_diffusers.data.transforms import scale_to_quantile
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 
 def dice(labels: torch.Tensor, others: torch.Tensor, n_classes: int) -> list[float]:
@@ -50,7 +49,7 @@ def measure(model: SegmentationUNet, data_dir: Path, max_scans: int | None) -> d
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write and print."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     parser.add_argument("--model", required=True, help="folder of a segmentation network")
     parser.add_argument("--data-dir", nargs="+", required=True, metavar="NAME=DIR", help="named folders of scans")
     parser.add_argument("--max-scans", type=int, help="largest number of scans of each folder")

@@ -8,7 +8,6 @@ batch, same threads), an unguided step at most 1.10 times a bare UNet forward pa
 repetitions, so that what else the machine does falls on both sides.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import torch
 
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.guidance.losses import guidance_loss
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 BUNDLED = Path(__file__).parents[2] / "sgr_diffusers" / "pretrained" / "synthetic_knee"
 N_COILS = 8
@@ -113,7 +112,7 @@ def peak_memory(model, n_slices, steps, batch_size):
 
 def main():
     """Run and print."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     parser.add_argument("--model", default=str(BUNDLED))
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--branches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="of one call")

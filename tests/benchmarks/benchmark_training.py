@@ -8,7 +8,6 @@ time. Both loops take turns in one process, block by block of steps, so that wha
 sides. Two processes with one thread each are compared with one process with one thread, and with one with two.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -32,7 +31,7 @@ from sgr_diffusers.training.options import TrainingOptions
 from sgr_diffusers.training.prior_loss import denoising_loss
 from sgr_diffusers.training.prior_task import PriorLoss
 from sgr_diffusers.training.segmentation_task import SegmentationLoss
-from sgr_diffusers.utils.options import OptionParser
+from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,7 +222,7 @@ def memory(args):
 
 def main():
     """Measure and print."""
-    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     parser.add_argument("--preset", default="small", help="of the prior")
     parser.add_argument("--size", type=int, nargs=2, default=[96, 80], help="of a slice")
     parser.add_argument("--train-batch-size", type=int, default=8, help="of the prior; twice as many for segmentation")

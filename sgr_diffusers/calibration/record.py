@@ -20,6 +20,7 @@ __all__ = ["FILE_NAME", "Calibration", "CalibrationMismatch", "CalibrationSettin
 
 FILE_NAME = "calibration.json"
 FORMAT_VERSION = 1
+_WAY_OUT = "Write it again by `sgr calibrate`, or delete it and leave out `coverage`."
 SPLITS = ("train", "tune", "calibration")
 
 T = TypeVar("T")
@@ -185,6 +186,8 @@ class Calibration:
             raise FileNotFoundError(f"{folder} has no {FILE_NAME}: this checkpoint is not calibrated.")
         try:
             content = json.loads(path.read_text())
+            if not isinstance(content, dict):
+                raise ValueError(f"it must hold a JSON object, not {type(content).__name__}")
             version = content.pop("format_version", None)
             if version != FORMAT_VERSION:
                 raise ValueError(f"`format_version` is {version}, this version of the package reads {FORMAT_VERSION}")
@@ -195,8 +198,14 @@ class Calibration:
             )
             content["splits"] = {name: tuple(scan_ids) for name, scan_ids in content["splits"].items()}
             return _build(cls, content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} cannot be used ({error}).") from error
+        except RecursionError as error:
+            raise ValueError(f"{path} cannot be used (it is nested too deep). {_WAY_OUT}") from error
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{path} cannot be used (an entry is missing or of a wrong type: {error}). {_WAY_OUT}"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be used ({error}). {_WAY_OUT}") from error
 
 
 def _build(kind: type[T], content: Mapping[str, Any]) -> T:

@@ -200,9 +200,11 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if args.limit is not None and args.limit < 0:
         raise ValueError(f"`limit` must be 0 or larger, got {args.limit}.")
-    if args.num_threads < 1 or args.num_processes < 1:
+    most = 4 * (os.cpu_count() or 1)
+    if not 1 <= args.num_threads <= most or not 1 <= args.num_processes <= most:
         raise ValueError(
-            f"`num_threads` and `num_processes` must be at least 1, got {args.num_threads} and {args.num_processes}."
+            f"`num_threads` and `num_processes` must be from 1 to {most}, four times the number of processors, got "
+            f"{args.num_threads} and {args.num_processes}."
         )
     if args.num_processes > 1 and "RANK" not in os.environ and not args.dry_run:
         _launch(argv, args.num_processes, args.num_threads)

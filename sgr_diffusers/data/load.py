@@ -2,6 +2,7 @@
 
 import os
 import re
+from numbers import Integral, Real
 from pathlib import Path
 
 import datasets
@@ -90,13 +91,17 @@ def load_skmtea(
         OSError: the Hub refuses or cannot be reached.
         ValueError: an argument is out of range, or a scan cannot be used; scan and file are named.
     """
+    if not isinstance(split, str):
+        raise TypeError(f"`split` must be text, as 'train' or 'train[:100]+val', got {split!r}.")
     names = re.findall(r"(?:^|\+)\s*([^\[+\s]+)\s*(?:\[[^\]]*\])?\s*(?=\+|$)", split)
     if not names or not all(name.isidentifier() for name in names):
         raise ValueError(f"`split` must be made of names, as in 'train' or 'train[:100]+val', got {split!r}.")
     if echo not in (1, 2):
         raise ValueError(f"`echo` must be 1 or 2, got {echo}.")
-    if acceleration is not None and not acceleration >= 1:
-        raise ValueError(f"`acceleration` must be at least 1, or `None` for k-space as it is, got {acceleration}.")
+    if acceleration is not None and not (isinstance(acceleration, Real) and acceleration >= 1):
+        raise ValueError(f"`acceleration` must be at least 1, or `None` for k-space as it is, got {acceleration!r}.")
+    if num_proc is not None and not (isinstance(num_proc, Integral) and num_proc >= 1):
+        raise ValueError(f"`num_proc` must be a whole number of at least 1, or `None`, got {num_proc!r}.")
     if classes not in _CLASSES:
         raise ValueError(f"`classes` must be one of {list(_CLASSES)}, got {classes!r}.")
     selection = parse_selection(slices)
@@ -146,6 +151,9 @@ def resolve_root(data_dir_or_repo: str | os.PathLike, streaming: bool = False) -
         OSError: the Hub refuses or cannot be reached.
         ValueError: tarballs are to be streamed.
     """
+    if not isinstance(data_dir_or_repo, str | os.PathLike):
+        kind = type(data_dir_or_repo).__name__
+        raise TypeError(f"`data_dir_or_repo` must be a folder or the name of a repository, got {kind}.")
     text = os.fspath(data_dir_or_repo)
     if "://" in text:
         return text

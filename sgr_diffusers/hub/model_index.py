@@ -187,9 +187,11 @@ def check_settings(settings: dict[str, Any], where: str = "") -> None:
         "guidance_from": (0, 1),
     }
     for name, (least, most) in {**limits, "cg_iterations": (-1, 1000)}.items():
-        value = settings.get(name)
+        if name not in settings:
+            continue
+        value = settings[name]
         is_number = isinstance(value, int if name == "cg_iterations" else int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number and least < value <= most):
+        if not (is_number and least < value <= most):
             raise UnsafeCheckpointError(
                 f"`{name}`{where} must be a number above {least} and up to {most}, got {_shown(value)}."
             )

@@ -4,7 +4,9 @@ import dataclasses
 import os
 import zipfile
 from collections.abc import Iterable
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +54,7 @@ def read_raw(
         ValueError: the file is of no kind that can be read, damaged, contradicts itself, or does not have what is
             asked for. Contradictions that leave an image possible are a `SuspectDataWarning`.
     """
+    _check_arguments(path, echo, mask, repetition, group)
     path = Path(path)
     kind, masks, members = _look_into(path, group)
     if isinstance(mask, str) and kind != "skm_tea":
@@ -81,6 +84,24 @@ def read_raw(
 
     compressed = compress_coils(raw.kspace, n_coils, raw.coil_maps)
     return dataclasses.replace(raw, kspace=compressed.kspace, coil_maps=compressed.coil_maps)
+
+
+def _check_arguments(path: Any, echo: Any, mask: Any, repetition: Any, group: Any) -> None:
+    """Refuse arguments of a wrong type.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    whole = "a whole number", Integral
+    for name, value, (expected, kind) in (
+        ("path", path, ("the name of a file", str | os.PathLike)),
+        ("echo", echo, whole),
+        ("mask", mask, ("an acceleration, the name of a stored mask or `None`", Real | str | None)),
+        ("repetition", repetition, whole),
+        ("group", group, ("the name of an HDF5 group or `None`", str | None)),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be {expected}, got {value!r}.")
 
 
 def mask_label(mask: int | float | str) -> str:

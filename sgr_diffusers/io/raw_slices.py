@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,19 @@ def slice_indices(slices: range | slice | Iterable[int] | None, n_slices: int, p
     """
     if slices is None:
         return tuple(range(n_slices))
+    if not isinstance(slices, Iterable | slice) or isinstance(slices, str):
+        raise ValueError(f"`slices` must be a range, a slice or whole numbers from 0, got {slices!r}.")
     if isinstance(slices, slice):
+        if slices.step == 0:
+            raise ValueError(f"`slices` must not have the step 0, got {slices}.")
         bounds = [bound for bound in (slices.start, slices.stop) if bound is not None]
         if any(not 0 <= bound <= n_slices for bound in bounds):
             raise ValueError(f"`slices` must lie within the {n_slices} slices of {path}, got {slices}.")
         slices = range(n_slices)[slices]
-    indices = tuple(int(index) for index in slices)
+    indices = tuple(slices)
+    if not all(isinstance(index, Integral) for index in indices):
+        raise ValueError(f"`slices` must be a range, a slice or whole numbers from 0, got {slices!r}.")
+    indices = tuple(int(index) for index in indices)
     outside = [index for index in indices if not 0 <= index < n_slices]
     if outside:
         raise ValueError(

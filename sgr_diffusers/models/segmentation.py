@@ -53,7 +53,8 @@ class SegmentationUNet(ModelMixin, ConfigMixin):
     ):
         """Build the network with untrained weights."""
         super().__init__()
-        is_list = not isinstance(class_names, str) and all(isinstance(name, str) for name in class_names)
+        is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str)
+        is_list = is_list and all(isinstance(name, str) for name in class_names)
         if not is_list or len(class_names) == 0 or len(set(class_names)) != len(class_names):
             raise ValueError(f"`class_names` must be one or more different names, got {class_names!r}.")
         if len(strides) != len(channels) - 1:

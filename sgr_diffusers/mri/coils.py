@@ -1,7 +1,7 @@
 """Coil sensitivity maps, estimated from the fully sampled rectangle about the k-space centre (ESPIRiT)."""
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -58,8 +58,11 @@ def estimate_coil_maps(
         ValueError: the shapes do not fit, the mask has no fully sampled centre of at least 8 x 8, k-space is zero or
             not finite there, a setting is out of range, or `crop` would erase pixels with signal.
     """
-    if crop is not None and not 0 <= crop < 1:
-        raise ValueError(f"`crop` must be from 0 (maps everywhere) to below 1, got {crop}.")
+    if crop is not None and not (isinstance(crop, Real) and 0 <= crop < 1):
+        raise ValueError(f"`crop` must be from 0 (maps everywhere) to below 1, got {crop!r}.")
+    for name, value in (("kspace", kspace), ("mask", mask)):
+        if not isinstance(value, Tensor | np.ndarray):
+            raise TypeError(f"`{name}` must be a torch tensor or numpy array, got {type(value).__name__}.")
     kspace, mask = torch.as_tensor(kspace), torch.as_tensor(mask)
     if not kspace.is_complex():
         raise TypeError(f"`kspace` must be complex, got {kspace.dtype}.")

@@ -5,6 +5,7 @@ seed gives the same mask, and no global random state is read or moved.
 """
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -57,10 +58,10 @@ def poisson_disc_mask(
 
     box = _calibration_box(shape, calibration_shape)
     _check_acceleration(shape, acceleration, calibration_shape)
-    if max_attempts < 1 or not 0 < tolerance < 1 or seed < 0:
+    if max_attempts < 1 or not 0 < tolerance < 1 or not isinstance(seed, Integral) or seed < 0:
         raise ValueError(
-            "`max_attempts` must be 1 or more, `tolerance` between 0 and 1 and `seed` not negative, got "
-            f"{max_attempts}, {tolerance} and {seed}."
+            "`max_attempts` must be 1 or more, `tolerance` between 0 and 1 and `seed` a whole number "
+            f"that is not negative, got {max_attempts}, {tolerance} and {seed!r}."
         )
     radius = _radius_beyond(shape, calibration_shape)
 
@@ -183,9 +184,9 @@ def _check_acceleration(
 ) -> float:
     """Number of samples that an acceleration allows."""
     n_positions = shape[0] * shape[1]
-    if not 1 < acceleration <= n_positions:
+    if not isinstance(acceleration, Real) or not 1 < acceleration <= n_positions:
         raise ValueError(
-            f"`acceleration` must be above 1 and at most {n_positions} for a {shape} matrix, got {acceleration}."
+            f"`acceleration` must be above 1 and at most {n_positions} for a {shape} matrix, got {acceleration!r}."
         )
     budget = n_positions / acceleration
     n_calibration = calibration_shape[0] * calibration_shape[1]

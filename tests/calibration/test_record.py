@@ -110,7 +110,8 @@ def test_a_checkpoint_without_calibration_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content.pop("splits"), "cannot be used"),
+        (lambda content: content.pop("splits"), "an entry is missing .*splits.*sgr calibrate"),
+        (lambda content: content.update(splits=5), "an entry is missing or of a wrong type"),
         (lambda content: content["settings"].pop("eta"), r"CalibrationSettings lacks \['eta'\]"),
         (lambda content: content.update(format_version=2), "`format_version` is 2"),
         (lambda content: content["quantiles"][0].update(more=1), r"does not know \['more'\]"),
@@ -123,6 +124,17 @@ def test_a_damaged_file_is_refused_by_name(calibration, tmp_path, damage, messag
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"{FILE_NAME}.*{message}"):
         Calibration.load(tmp_path)
-    path.write_text("{")
-    with pytest.raises(ValueError, match="cannot be used"):
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be used .*sgr calibrate"),
+        ("null", "must hold a JSON object, not NoneType.*sgr calibrate"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deep.*sgr calibrate"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, text, message):
+    (tmp_path / FILE_NAME).write_text(text)
+    with pytest.raises(ValueError, match=f"{FILE_NAME} .*{message}"):
         Calibration.load(tmp_path)

@@ -56,6 +56,8 @@ COMMANDS = {
     "no workers": (["synthesize", "knee", "--workers", "0"], "argument --workers: .*whole number"),
     "no scans": (["synthesize", "knee", "--scans", "0", "0", "0"], "at least one scan"),
     "data that is not there": (["data", "check", "nowhere"], "nowhere"),
+    "processes without end": (["evaluate", "nowhere", "--output", "out", "--num-processes", "1000000"], "`num_threads` and `num_processes` must be from 1 to .*, got 1 and 1000000"),
+    "threads without end": (["evaluate", "nowhere", "--output", "out", "--num-threads", "1000000"], "`num_threads` and `num_processes` must be from 1 to .*, got 1000000 and 1"),
     "a checkpoint that is not there": (["convert", "--prior", "nowhere.pt", "converted"], "nowhere.pt"),
     "a checkpoint that is a pipe": (["convert", "--prior", "pipe", "converted"], "pipe"),
     "a port below 0": (["app", "--port", "-5"], "argument --port: .*whole number from 1 to 65535"),

@@ -209,12 +209,16 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(load, other_root
     [
         ({"echo": 3}, ValueError, "`echo`"),
         ({"acceleration": 0.5}, ValueError, "`acceleration`"),
+        ({"acceleration": "x"}, ValueError, "`acceleration` must be at least 1, .* got 'x'"),
+        ({"num_proc": "x"}, ValueError, "`num_proc` must be a whole number .* got 'x'"),
+        ({"split": 5}, TypeError, "`split` must be text, .* got 5"),
+        ({"source": None}, TypeError, "`data_dir_or_repo` must be a folder or .* got NoneType"),
         ({"classes": "tissue"}, ValueError, "`classes`"),
         ({"source": "no such folder"}, FileNotFoundError, "neither a folder"),
         ({"source": "/"}, FileNotFoundError, "train.json is missing"),
     ],
 )
-def test_arguments_that_cannot_be(load, arguments, error, message):
+def test_arguments_that_cannot_be(load, arguments, error, message, unchecked_types):
     with pytest.raises(error, match=message):
         load(**arguments)
 

@@ -78,6 +78,7 @@ HOSTILE = {
     "strength": {"guidance_strength": -0.005},
     "guidance from nowhere": {"guidance_from": 0.0},
     "guidance before the start": {"guidance_from": 1.5},
+    "guidance from null": {"guidance_from": None},
     "strength as text": {"guidance_strength": "0.005"},
     "consistency": {"consistency": "dps"},
     "denoising_variance": {"denoising_variance": {"noise_to_signal": [0.1, 0.1], "error": [0.01, 0.02]}},

@@ -217,6 +217,28 @@ def test_the_message_says_what_is_wrong(tmp_path, name):
     assert len(str(caught.value)) < 800
 
 
+# argument of `read_raw` -> essential words of the message
+ARGUMENTS = {
+    "path": (None, "`path` must be the name of a file, got None"),
+    "slices": ("x", "`slices` must be a range, a slice or whole numbers from 0, got 'x'"),
+    "slices ": ([1.5], r"`slices` must be a range, a slice or whole numbers from 0, got \[1.5\]"),
+    "slices  ": (slice(None, None, 0), "`slices` must not have the step 0"),
+    "echo": ("x", "`echo` must be a whole number, got 'x'"),
+    "mask": ([4.0], r"`mask` must be an acceleration, the name of a stored mask or `None`, got \[4.0\]"),
+    "repetition": (0.5, "`repetition` must be a whole number, got 0.5"),
+    "group": (5, "`group` must be the name of an HDF5 group or `None`, got 5"),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_of_a_wrong_type(tmp_path, name, unchecked_types):
+    path = tmp_path / "scan.h5"
+    path.write_bytes(hdf5(**SKM))
+    value, words = ARGUMENTS[name]
+    with pytest.raises((TypeError, ValueError), match=words):
+        read_raw(**{"path": path, name.strip(): value})
+
+
 CFL = {
     "no dimensions": (b"nothing", 80, "does not state its dimensions"),
     "dimensions of text": (b"# Dimensions\ntwo\n", 80, "does not state its dimensions"),

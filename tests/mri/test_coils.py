@@ -153,10 +153,12 @@ def narrow_mask():
         ({"kernel_width": 13}, ValueError, "`kernel_width` must be a whole number from 2 to 12, .*got 13"),
         ({"kspace": lambda k: 0 * k}, ValueError, "is zero in its calibration region"),
         ({"kspace": lambda k: k / 0}, ValueError, "not finite"),
+        ({"crop": "x"}, ValueError, "`crop` must be from 0 .* got 'x'"),
+        ({"kspace": lambda k: k.tolist()}, TypeError, "`kspace` must be a torch tensor or numpy array, got list"),
         ({"crop": 1.5}, ValueError, "`crop` must be from 0 .* got 1.5"),
         ({"crop": 0.9999999}, ValueError, "`crop` 0.9999999 would set .* Lower it, or leave it out"),
     ],
 )
-def test_errors_say_what_to_do(arguments, error, message):
+def test_errors_say_what_to_do(arguments, error, message, unchecked_types):
     with pytest.raises(error, match=message):
         bad(**arguments)

@@ -61,11 +61,13 @@ def test_poisson_disc_gives_up_after_its_attempts_and_says_what_was_reached():
     ("arguments", "message"),
     [
         ({"acceleration": 1}, "`acceleration` must be above 1"),
+        ({"acceleration": "x"}, "`acceleration` must be above 1 .* got 'x'"),
+        ({"acceleration": 4, "seed": "x"}, "`seed` a whole number .* 'x'"),
         ({"acceleration": 8, "calibration_shape": (24, 24)}, "box alone has 576"),
         ({"acceleration": 4, "calibration_shape": (33, 4)}, "calibration region must be"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_named(arguments, message, unchecked_types):
     with pytest.raises(ValueError, match=message):
         poisson_disc_mask(**{"shape": (32, 32), "calibration_shape": (4, 4), **arguments})
 

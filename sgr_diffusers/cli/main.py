@@ -188,8 +188,8 @@ def _add_reconstruct(commands: Any) -> None:
     method.add_argument(
         "--model",
         default="general",
-        help="folder or Hub repository of a pipeline, or a bundled one: general, for real scans, or synthetic_knee, "
-        "for the synthetic knees of this package",
+        help="folder or Hub repository of a pipeline, or a bundled one: general, for real scans, brain_tumour, "
+        "for tumours in T1-weighted brain scans, or synthetic_knee, for the synthetic knees of this package",
     )
     maps = command.add_argument_group("how to estimate coil maps, where the file has none")
     machine = command.add_argument_group("where to compute")

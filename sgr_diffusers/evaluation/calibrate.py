@@ -182,8 +182,8 @@ def coverage_table(
         coverages: coverages to measure, of the calibrated ones.
 
     Returns:
-        One row for each acceleration, coverage and class, and for all classes at once: numbers of scans
-        `n_calibration` and `n_test`, of which `n_covered` are covered, and their `share`; `expected_low` and
+        One row for each acceleration, coverage and class, and for all classes at once if there are several: numbers
+        of scans `n_calibration` and `n_test`, of which `n_covered` are covered, and their `share`; `expected_low` and
         `expected_high`, between which this share lies with probability 95 % over the draws of both sets
         (beta-binomial);
         `ci_low` and `ci_high`, the Clopper-Pearson interval of the coverage; the medians of the interval's
@@ -199,7 +199,7 @@ def coverage_table(
             for measured in group.measured:
                 quantiles = calibration.quantiles_for(coverage, measured, group.mask_family)
             voxels, truth = scans.voxel_mm3[:, None], scans.reference_mm3
-            for at_once in (False, True):
+            for at_once in (False, True) if len(scans.classes) > 1 else (False,):
                 bounds = scans.lower_mm3, scans.upper_mm3
                 low, high = quantiles.interval(*bounds, voxels, scans.classes, all_at_once=at_once)
                 held, width = (low <= truth) & (truth <= high), high - low

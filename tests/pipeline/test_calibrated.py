@@ -12,9 +12,10 @@ from sgr_diffusers.calibration.quantiles import Group, GroupQuantiles
 from sgr_diffusers.calibration.record import FILE_NAME, Calibration, CalibrationMismatch
 from sgr_diffusers.pipeline.calibrated import calibration_settings, load_calibration, measured_group
 from sgr_diffusers.pipeline.settings import CallSettings
-from sgr_diffusers.pretrained import PRETRAINED
+from sgr_diffusers.pretrained import BRAIN_TUMOUR, PRETRAINED
 from sgr_diffusers.reconstruction.volume import load_pipeline, with_fast_scheduler
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
+from sgr_diffusers.utils.weights import weights_hash
 from tests.helpers.pipeline_parts import build, call, draw_problem
 
 CALL = {"num_inference_steps": 6, "guidance_strength": 0.2}
@@ -108,12 +109,23 @@ def test_a_saved_pipeline_keeps_its_calibration(pipe, folder, tmp_path):
     assert Calibration.load(tmp_path) == Calibration.load(folder)
 
 
-def test_the_bundled_checkpoint_is_calibrated_for_its_fast_setting():
-    pipe = with_fast_scheduler(load_pipeline())
+@pytest.mark.parametrize("name", ["synthetic_knee", "brain_tumour"])
+def test_bundled_checkpoints_are_calibrated_for_their_fast_setting(name):
+    pipe = with_fast_scheduler(load_pipeline(name))
     calibration = load_calibration(pipe.name_or_path)
     settings = CallSettings(num_inference_steps=calibration.settings.num_inference_steps)
     timesteps = fast_timesteps(settings.num_inference_steps)
     calibration.check_settings(calibration_settings(pipe, settings, timesteps))
+
+
+def test_the_prior_of_the_brain_tumour_checkpoint_is_that_of_the_general_one_and_is_saved_with_it(tmp_path):
+    pipe = load_pipeline("brain_tumour")
+    assert pipe.class_names == ("tumour",) and not list((BRAIN_TUMOUR / "unet").glob("*.safetensors"))
+    assert weights_hash(pipe.unet) == weights_hash(load_pipeline("general").unet)
+    pipe.save_pretrained(tmp_path)
+    saved = SGRMRIPipeline.from_pretrained(tmp_path)
+    assert weights_hash(saved.unet) == weights_hash(pipe.unet)
+    assert load_calibration(saved.name_or_path) == load_calibration(pipe.name_or_path)
 
 
 def test_a_call_that_chooses_no_steps_takes_those_of_the_calibration(tmp_path):

@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard
 
 from sgr_diffusers.calibration.quantiles import Group, GroupQuantiles
 from sgr_diffusers.calibration.record import FILE_NAME, Calibration, CalibrationSettings
-from sgr_diffusers.pretrained import GENERAL, PRETRAINED
+from sgr_diffusers.pretrained import BRAIN_TUMOUR, GENERAL, PRETRAINED
+from sgr_diffusers.publishing.brain_tumour_card import brain_tumour_card
 from sgr_diffusers.publishing.cards import card_faults, package_link, render_card, template_folder
 from sgr_diffusers.publishing.general_card import general_card
 from sgr_diffusers.publishing.model_card import model_card, model_facts, write_eval_results
@@ -46,6 +47,12 @@ def test_card_of_the_general_checkpoint_is_what_its_records_say():
     card = (GENERAL / "README.md").read_text()
     assert card == general_card(GENERAL)
     assert card_faults(card, "model", GENERAL) == []
+
+
+def test_card_of_the_brain_tumour_checkpoint_is_what_its_records_say():
+    card = (BRAIN_TUMOUR / "README.md").read_text()
+    assert card == brain_tumour_card(BRAIN_TUMOUR)
+    assert card_faults(card, "model", BRAIN_TUMOUR) == []
 
 
 def test_numbers_come_from_the_records(folder):

@@ -43,8 +43,8 @@ def read_fastmri(
         group: HDF5 group of the scan; `None` for the only one there is.
 
     Returns:
-        Slices without maps and target: maps are estimated from the calibration lines, and the file's own reference
-        images are root sums of squares of another matrix.
+        Slices without maps and fully sampled image: maps are estimated from the calibration lines, and the file's own
+        reference images are root sums of squares of another matrix.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -3,9 +3,9 @@
 The axes of ISMRMRD are readout, phase encoding (kspace_encode_step_1) and partitions (kspace_encode_step_2).
 """
 
-import dataclasses
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +57,8 @@ def read_ismrmrd(
         group: HDF5 group of the scan; `None` for the only one there is.
 
     Returns:
-        Slices without maps and target. Voxel size, orientation and affine come from the file; the affine only where
-        it holds for all slices.
+        Slices without maps and fully sampled image. Voxel size, orientation and affine come from the file; the affine
+        only where it holds for all slices.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -74,9 +74,9 @@ def read_ismrmrd(
     whitening = _whitening(path, header, heads, int(rows[0]), noise, group) if prewhiten else None
     read = _read_slab if is_three_dimensional(header, heads[rows], path) else _read_stack
     n_kept = header.readout_kept if remove_oversampling else header.encoded_matrix[0]
-    raw = read(header, heads, rows, whitening, n_kept, slices, path, group)
+    raw = read(header, _Echo(path, group, heads, rows, whitening), n_kept, slices)
     n_averages = len(np.unique(heads["idx"]["average"][rows]))
-    return raw if whitening is None else dataclasses.replace(raw, noise_std=n_averages**-0.5)
+    return raw if whitening is None else replace(raw, noise_std=n_averages**-0.5)
 
 
 def noise_whitening_matrix(
@@ -143,29 +143,38 @@ def _whitening(
     return noise_whitening_matrix(samples, ratio if 0 < ratio < np.inf else 1.0, noise_header.noise_bandwidth)
 
 
-def _whitened_lines(
-    path: Path, group: str | None, heads: np.ndarray, rows: np.ndarray, whitening: np.ndarray | None
-) -> dict[int, np.ndarray]:
-    lines = read_lines(path, group, heads, rows)
-    return lines if whitening is None else {row: whitening @ line for row, line in lines.items()}
+@dataclass(frozen=True)
+class _Echo:
+    """The acquisitions of one echo and repetition in a file.
+
+    Attributes:
+        path: path of the file.
+        group: HDF5 group of the scan.
+        heads: headers of all acquisitions of the file.
+        rows: rows of `heads` that belong to the echo.
+        whitening: matrix that makes the noise of coils independent; `None` for samples as they are.
+    """
+
+    path: Path
+    group: str | None
+    heads: Shaped[np.ndarray, " line"]
+    rows: Shaped[np.ndarray, " row"]
+    whitening: Complex64[np.ndarray, "coil coil"] | None
+
+    def lines(self, rows: Shaped[np.ndarray, " row"]) -> dict[int, np.ndarray]:
+        """Read the samples of some rows, `(coil, sample)` each."""
+        lines = read_lines(self.path, self.group, self.heads, rows)
+        return lines if self.whitening is None else {row: self.whitening @ line for row, line in lines.items()}
 
 
-def _read_stack(
-    header: CartesianHeader,
-    heads: Shaped[np.ndarray, " line"],
-    rows: Shaped[np.ndarray, " row"],
-    whitening: Complex64[np.ndarray, "coil coil"] | None,
-    n_kept: int,
-    slices: Slices,
-    path: Path,
-    group: str | None,
-) -> RawSlices:
-    """2-D slices; only those asked for are read."""
+def _read_stack(header: CartesianHeader, echo: _Echo, n_kept: int, slices: Slices) -> RawSlices:
+    """Read 2-D slices, only those asked for."""
+    heads, rows, path = echo.heads, echo.rows, echo.path
     stack = slice_stack(header, heads[rows], path)
     indices = slice_indices(slices, len(stack.numbers), path)
     numbers = tuple(dict.fromkeys(stack.numbers[index] for index in indices))
     chosen = rows[np.isin(heads["idx"]["slice"][rows], numbers)]
-    lines = _whitened_lines(path, group, heads, chosen, whitening)
+    lines = echo.lines(chosen)
     result = sort_lines(header, heads, lines, numbers, False, path)
     kspace, within = crop_field_of_view(result.kspace[:, :, 0], result.readout, n_kept)
     again = [numbers.index(stack.numbers[index]) for index in indices]  # a slice may be asked for twice
@@ -178,22 +187,14 @@ def _read_stack(
     return _raw(kspace, masks, indices, voxel_size_mm, stack.orientation, affine, path, len(stack.numbers))
 
 
-def _read_slab(
-    header: CartesianHeader,
-    heads: Shaped[np.ndarray, " line"],
-    rows: Shaped[np.ndarray, " row"],
-    whitening: Complex64[np.ndarray, "coil coil"] | None,
-    n_kept: int,
-    slices: Slices,
-    path: Path,
-    group: str | None,
-) -> RawSlices:
-    """A 3-D slab, cut into slices along the readout."""
+def _read_slab(header: CartesianHeader, echo: _Echo, n_kept: int, slices: Slices) -> RawSlices:
+    """Read a 3-D slab, cut into slices along the readout."""
+    heads, rows, path = echo.heads, echo.rows, echo.path
     numbers = tuple(np.unique(heads["idx"]["slice"][rows]).tolist())
     if len(numbers) != 1:
         raise ValueError(f"{path} has {len(numbers)} slabs; only one can be read. Split the file by `slice`.")
     indices = slice_indices(slices, n_kept, path)
-    lines = _whitened_lines(path, group, heads, rows, whitening)
+    lines = echo.lines(rows)
     result: SortedLines = sort_lines(header, heads, lines, numbers, True, path)
     hybrid = readout_to_image(result.kspace[0], result.readout, n_kept)[..., list(indices)]
     hybrid = np.ascontiguousarray(hybrid.transpose(3, 0, 2, 1))  # (slice, coil, phase, partition)

@@ -104,6 +104,8 @@ def choose_data(
     for name, value in (("n_slices_per_scan", n_slices_per_scan), ("max_scans", max_scans)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if n_finding_slices < 0:
+        raise ValueError(f"`finding_slices` must be 0 or larger, got {n_finding_slices}.")
     root = os.path.abspath(os.fspath(data_dir))
     listed = list_scans(root, split)
     chosen = listed[:max_scans]

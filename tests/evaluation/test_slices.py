@@ -62,6 +62,8 @@ def test_no_slice_is_an_error(root):
     for protocol in (SliceSelection(min_foreground=10**6), (66,)):
         with pytest.raises(ValueError, match="no slice is left"):
             slices_of(root, protocol)
+    with pytest.raises(ValueError, match="`finding_slices` must be 0 or larger, got -1"):
+        slices_of(root, RELEVANT, n_finding_slices=-1)
     with pytest.raises(ValueError, match="`max_scans` must be at least 1"):
         slices_of(root, RELEVANT, max_scans=0)
 

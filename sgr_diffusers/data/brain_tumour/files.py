@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ...io.file_checks import check_regular_file
+
 __all__ = ["SOURCE", "TumourPatient", "TumourSlice", "read_patients"]
 
 SOURCE = "J. Cheng, brain tumor dataset, figshare 1512427, doi 10.6084/m9.figshare.1512427 (CC BY 4.0)"
@@ -61,6 +63,8 @@ def read_patients(source: str | os.PathLike) -> list[TumourPatient]:
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"`source` {path} is not there.")
+    if not path.is_dir():
+        check_regular_file(path, "source")
     rows = _published_slices(path) if path.is_dir() else _packed_slices(path)
     grouped = defaultdict(list)
     for patient_id, *row in rows:

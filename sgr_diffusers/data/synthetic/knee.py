@@ -9,6 +9,7 @@ The object is painted at twice the resolution per axis and its k-space is croppe
 truncation are those of a measurement, not of a resampled picture.
 """
 
+import math
 import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -78,8 +79,10 @@ class SyntheticKneeConfig:
             raise ValueError(
                 f"matrix_shape: expected (x, ky, kz) with at least 16 voxels in plane, got {self.matrix_shape}."
             )
-        if len(self.voxel_size_mm) != 3 or min(self.voxel_size_mm) <= 0:
-            raise ValueError(f"voxel_size_mm: expected three positive numbers (x, ky, kz), got {self.voxel_size_mm}.")
+        if len(self.voxel_size_mm) != 3 or not all(0 < edge < math.inf for edge in self.voxel_size_mm):
+            raise ValueError(
+                f"voxel_size_mm: expected three positive, finite numbers (x, ky, kz), got {self.voxel_size_mm}."
+            )
         if self.n_echoes not in (1, 2):
             raise ValueError(f"n_echoes: expected 1 or 2 (qDESS has two echoes), got {self.n_echoes}.")
         if self.appearance not in APPEARANCES:

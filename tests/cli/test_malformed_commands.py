@@ -59,6 +59,7 @@ COMMANDS = {
     "processes without end": (["evaluate", "nowhere", "--output", "out", "--num-processes", "1000000"], "`num_threads` and `num_processes` must be from 1 to .*, got 1 and 1000000"),
     "threads without end": (["evaluate", "nowhere", "--output", "out", "--num-threads", "1000000"], "`num_threads` and `num_processes` must be from 1 to .*, got 1000000 and 1"),
     "voxels NaN": (["synthesize", "knee", "--voxel-size", "nan", "1", "1"], "voxel_size_mm: expected three positive, finite numbers"),
+    "a probability of 2": (["synthesize", "knee", "--finding-probability", "2"], "finding_probability: expected a number from 0 to 1, got 2"),
     "a data set that is a pipe": (["data", "import-brain-tumour", "pipe", "--output", "out"], "`source` pipe must be a regular file, but is a named pipe"),
     "a checkpoint that is not there": (["convert", "--prior", "nowhere.pt", "converted"], "nowhere.pt"),
     "a checkpoint that is a pipe": (["convert", "--prior", "pipe", "converted"], "pipe"),

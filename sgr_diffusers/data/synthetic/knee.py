@@ -91,6 +91,8 @@ class SyntheticKneeConfig:
             raise ValueError(f"n_echoes: scans of varied appearance have 1 echo, got {self.n_echoes}.")
         if self.n_coils < 1 or not self.snr > 0:
             raise ValueError(f"n_coils and snr: expected positive numbers, got {self.n_coils} and {self.snr}.")
+        if not 0 <= self.finding_probability <= 1:
+            raise ValueError(f"finding_probability: expected a number from 0 to 1, got {self.finding_probability}.")
         if not 0 < self.acquired_fraction <= 1:
             raise ValueError(f"acquired_fraction: expected a number in (0, 1], got {self.acquired_fraction}.")
 

@@ -85,7 +85,10 @@ def read_table1(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
         ValueError: it has other columns, or a cell is no number.
     """
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # no text, or no table
+        raise ValueError(f"{path} is neither a results folder nor a table1.csv ({error}).") from error
     if tuple(frame.columns) != COLUMNS:
         raise ValueError(
             f"{path} must have the columns {COLUMNS}, as `sgr report` writes it, got {list(frame.columns)}."

@@ -60,6 +60,9 @@ COMMANDS = {
     "threads without end": (["evaluate", "nowhere", "--output", "out", "--num-threads", "1000000"], "`num_threads` and `num_processes` must be from 1 to .*, got 1000000 and 1"),
     "voxels NaN": (["synthesize", "knee", "--voxel-size", "nan", "1", "1"], "voxel_size_mm: expected three positive, finite numbers"),
     "a probability of 2": (["synthesize", "knee", "--finding-probability", "2"], "finding_probability: expected a number from 0 to 1, got 2"),
+    "scans without end": (["synthesize", "knee", "--scans", "9" * 20, "0", "0"], "n_scans: expected .* at most 1000000, got"),
+    "a report of a pipe": (["report", "pipe", "--output", "out"], "pipe holds no config.json"),
+    "a report of a picture": (["report", "binary"], "binary is neither a results folder nor a table1.csv"),
     "a data set that is a pipe": (["data", "import-brain-tumour", "pipe", "--output", "out"], "`source` pipe must be a regular file, but is a named pipe"),
     "a checkpoint that is not there": (["convert", "--prior", "nowhere.pt", "converted"], "nowhere.pt"),
     "a checkpoint that is a pipe": (["convert", "--prior", "pipe", "converted"], "pipe"),
@@ -73,6 +76,7 @@ def test_malformed_commands(tmp_path, monkeypatch, capsys, name):
     arguments, words = COMMANDS[name]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scan.npy").write_bytes(b"some words")
+    (tmp_path / "binary").write_bytes(b"\x89PNG\r\n")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/notes.txt").write_text("somebody's")
     for pipe in ("pipe", "pipe.h5"):

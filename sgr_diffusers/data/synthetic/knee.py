@@ -32,6 +32,8 @@ _OVERSAMPLING = 2
 _FILE_LABELS = np.array([0, 1, 2, 3, 5], np.uint8)  # of class 0 to 4; varied knees do not tell medial from lateral
 _CENTRE_U_MM = 14.0  # the joint line lies this far below the middle of the field of view, as in SKM-TEA
 
+_MOST_SCANS = 1_000_000
+
 
 @dataclass(frozen=True)
 class SyntheticKneeConfig:
@@ -315,10 +317,10 @@ def write_synthetic_dataset(
         DiskError: a scan cannot be written.
     """
     config = config or SyntheticKneeConfig()
-    if len(n_scans) not in (3, 4) or min(n_scans) < 0 or sum(n_scans) == 0:
+    if len(n_scans) not in (3, 4) or min(n_scans) < 0 or not 0 < sum(n_scans) <= _MOST_SCANS:
         raise ValueError(
-            "n_scans: expected (train, val, test) or (train, val, test, calibration) counts with at least one scan, "
-            f"got {n_scans}."
+            "n_scans: expected (train, val, test) or (train, val, test, calibration) counts with at least one scan "
+            f"and at most {_MOST_SCANS}, got {n_scans}."
         )
     root = Path(root)
     splits = SPLITS[: len(n_scans)]

@@ -1,6 +1,7 @@
 """Runs the web server that shows the page for a model, and deletes uploads and results when the server ends."""
 
 import os
+import socket
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["launch_app"]
+
+
+def _check_host(host: str) -> None:
+    """Refuse an address at which this machine cannot listen; gradio would try one port after the other.
+
+    Raises:
+        ValueError: naming the address.
+    """
+    try:
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"`host` {host!r} is no address of this machine ({error}). Leave it out for this machine alone, or give "
+            "0.0.0.0 for all of its networks."
+        ) from error
 
 
 def launch_app(
@@ -38,6 +55,8 @@ def launch_app(
         OSError: the port is taken.
     """
     limits = limits or AppLimits()
+    if host is not None:
+        _check_host(host)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
         import gradio as gr

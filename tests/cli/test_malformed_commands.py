@@ -63,6 +63,7 @@ COMMANDS = {
     "scans without end": (["synthesize", "knee", "--scans", "9" * 20, "0", "0"], "n_scans: expected .* at most 1000000, got"),
     "a report of a pipe": (["report", "pipe", "--output", "out"], "pipe holds no config.json"),
     "a report of a picture": (["report", "binary"], "binary is neither a results folder nor a table1.csv"),
+    "an address that is none": (["app", "--host", "999.999.1.1"], "`host` '999.999.1.1' is no address of this machine"),
     "a data set that is a pipe": (["data", "import-brain-tumour", "pipe", "--output", "out"], "`source` pipe must be a regular file, but is a named pipe"),
     "a checkpoint that is not there": (["convert", "--prior", "nowhere.pt", "converted"], "nowhere.pt"),
     "a checkpoint that is a pipe": (["convert", "--prior", "pipe", "converted"], "pipe"),

@@ -191,7 +191,7 @@ def _add_reconstruct(commands: Any) -> None:
         help="folder or Hub repository of a pipeline, or a bundled one: general, for real scans, brain_tumour, "
         "for tumours in T1-weighted brain scans, or synthetic_knee, for the synthetic knees of this package",
     )
-    maps = command.add_argument_group("how to estimate coil maps, where the file has none")
+    maps = command.add_argument_group("how to estimate coil maps, where the file has none or one of these is given")
     machine = command.add_argument_group("where to compute")
     add_settings({"method": method, "maps": maps, "machine": machine}, SamplingSettings)
     machine.add_argument("--device", help="for example cuda:1 (default: a GPU if there is one)")

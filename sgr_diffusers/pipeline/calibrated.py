@@ -169,6 +169,7 @@ def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: b
     quantiles = calibration.quantiles_for(coverage, *measured_group(measurement.mask.cpu().numpy()))
     maps = settings.calibration_width, settings.kernel_width, settings.crop
     call["coil_maps"] = measurement.known_or_estimated_maps(*maps)
+    call |= {"calibration_width": None, "kernel_width": None, "crop": None}
 
     # 2. Bounds, their interval, and the unguided reconstruction, which share their noise
     generator = call.pop("generator") or Generator(device).manual_seed(torch.seed())

@@ -59,10 +59,19 @@ class Measurement:
     def known_or_estimated_maps(
         self, calibration_width: int | None = None, kernel_width: int | None = None, crop: float | None = None
     ) -> Complex[Tensor, "batch coil y x"]:
-        """Return the coil maps given, or estimate them by `estimate_coil_maps` with these settings."""
-        if self.coil_maps is not None:
-            return self.coil_maps
-        return estimate_coil_maps(self.kspace, self.mask, calibration_width, kernel_width, crop)
+        """Return the coil maps given, or estimate them by `estimate_coil_maps` with these settings.
+
+        Raises:
+            ValueError: coil maps are given, and so is a setting of their estimation.
+        """
+        if self.coil_maps is None:
+            return estimate_coil_maps(self.kspace, self.mask, calibration_width, kernel_width, crop)
+        if not (calibration_width is kernel_width is crop is None):
+            raise ValueError(
+                "`calibration_width`, `kernel_width` and `crop` say how coil maps are estimated, but `coil_maps` is given. "
+                "Leave out one or the other."
+            )
+        return self.coil_maps
 
     def known_or_estimated_noise(self) -> Float[Tensor, "batch coil"]:
         """Return the noise given, or estimate it from the outermost k-space of each slice."""

@@ -190,8 +190,8 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
                 step; `None` for the checkpoint's `pipe.config.consistency`.
             noise_std: standard deviation of the real part of the noise in the unit of `kspace`: a number (1 for
                 prewhitened k-space), `(coil,)` or `(batch, coil)`; `None` to estimate it from the outermost k-space.
-            calibration_width: largest side of the region that coil maps are estimated from; `None` for 24. It
-                and the next two do nothing where `coil_maps` are given.
+            calibration_width: largest side of the region that coil maps are estimated from; `None` for 24. This
+                and the next two are for calls without `coil_maps`.
             kernel_width: side of the kernel that coil maps are estimated with; `None` to choose it by the size of the
                 region, see `mri.coils.estimate_coil_maps`.
             crop: eigenvalue, 0 to 1, below which estimated coil maps are set to zero; `None` for 0.8, or for 0 where

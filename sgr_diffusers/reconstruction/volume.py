@@ -181,6 +181,8 @@ def reconstruct_volume(
     arguments = settings.call_arguments() | {"classes": labels or None, "combine": combine}
     if settings.noise_std is None:
         arguments["noise_std"] = scan.noise_std
+    is_estimation_set = not (settings.calibration_width is settings.kernel_width is settings.crop is None)
+    coil_maps = None if is_estimation_set else scan.coil_maps  # who sets how to estimate maps wants no stored ones
     images, segmentations, zero_filled, deviations = [], [], [], []
     misfit_energy, noise_energy, energy = torch.zeros(1, 1, dtype=torch.float64), 0.0, 0.0
     for chosen in _chunks(pipe, scan, settings):
@@ -189,7 +191,7 @@ def reconstruct_volume(
             out = pipe(
                 kspace,
                 scan.mask if scan.mask.ndim == 2 else scan.mask[chosen],
-                coil_maps=None if scan.coil_maps is None else scan.coil_maps[chosen],
+                coil_maps=None if coil_maps is None else coil_maps[chosen],
                 generator=[_slice_generator(settings.seed, number) for number in scan.slice_indices[chosen]],
                 voxel_size_mm=scan.voxel_size_mm,
                 **arguments,

@@ -121,8 +121,11 @@ def test_coil_maps_and_noise_can_be_set(sgr, without_maps):
     assert 0 < float(rows_of("out")[0]["noise_residual"])
 
 
-def test_settings_of_coil_maps_that_cannot_be_met_are_refused(sgr, without_maps, capsys):
-    assert sgr("--slices", "1", "--target", "none", "--kernel-width", "30", file=without_maps) == 2
+@pytest.mark.parametrize("source", ["scan", "without_maps"])
+def test_settings_of_coil_maps_that_cannot_be_met_are_refused(sgr, source, request, capsys):
+    """Also where maps are stored, which are not used then."""
+    file = request.getfixturevalue(source)
+    assert sgr("--slices", "1", "--target", "none", "--kernel-width", "30", file=file) == 2
     assert "`kernel_width` must be a whole number from 2 to" in capsys.readouterr().err
 
 

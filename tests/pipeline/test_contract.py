@@ -188,6 +188,7 @@ CPU = torch.device("cpu")
 MOVES = {
     "overwritten in place": overwrite_in_place,
     "swapped": swap,
+    "model offload": lambda network: accelerate.cpu_offload_with_hook(network, execution_device=CPU),
     "sequential offload": lambda network: accelerate.cpu_offload(network, execution_device=CPU),
     "group offload of leaves": lambda network: network.enable_group_offload(CPU, CPU, offload_type="leaf_level"),
     "group offload of blocks": lambda network: network.enable_group_offload(CPU, CPU, num_blocks_per_group=1),

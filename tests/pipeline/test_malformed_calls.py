@@ -38,6 +38,7 @@ MAPS_ESTIMATED = {"coil_maps": None}
 # name -> arguments of the call, essential words of the message
 CALLS = {
     "steps of text": ({"num_inference_steps": "4"}, "`num_inference_steps` must be a whole number .*got '4'"),
+    "maps and how to estimate them": ({"kernel_width": 3}, "`kernel_width` .*but `coil_maps` is given"),
     "steps NaN": ({"num_inference_steps": NAN}, "`num_inference_steps` must be a whole number .*got nan"),
     "steps true": ({"num_inference_steps": True}, "`num_inference_steps` must be a whole number .*got True"),
     "no eta": ({"eta": None}, "`eta` must be from 0 .*got None"),

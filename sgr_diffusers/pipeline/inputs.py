@@ -68,8 +68,8 @@ class Measurement:
             return estimate_coil_maps(self.kspace, self.mask, calibration_width, kernel_width, crop)
         if not (calibration_width is kernel_width is crop is None):
             raise ValueError(
-                "`calibration_width`, `kernel_width` and `crop` say how coil maps are estimated, but `coil_maps` is given. "
-                "Leave out one or the other."
+                "`calibration_width`, `kernel_width` and `crop` say how coil maps are estimated, but `coil_maps` is "
+                "given. Leave out one or the other."
             )
         return self.coil_maps
 

@@ -213,13 +213,12 @@ def replaced_folder(path: str | os.PathLike) -> Iterator[Path]:
 def _partial_folder(path: Path) -> Iterator[Path]:
     """Give a new temporary folder beside `path`, marked as in use, and delete it at the end if it is still there."""
     recover(path)
-    while True:
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
-        partial.mkdir()
-        in_use = _lock(partial, waits=True)
-        if partial.exists():  # not taken for abandoned before it was locked
-            break
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    in_use = None
     try:
+        while not partial.exists():  # again where it was taken for abandoned before it was locked
+            partial.mkdir()
+            in_use = _lock(partial, waits=True)
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)

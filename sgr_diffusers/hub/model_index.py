@@ -5,6 +5,7 @@ imported because a repository says so. Configurations of components are checked 
 networks without end.
 """
 
+import inspect
 import itertools
 import json
 import math
@@ -116,7 +117,9 @@ def check_folder(folder: str | Path) -> None:
             if path.suffix == ".json" and ".safetensors." in path.name:  # of a variant: ....index.fp16.json
                 _check_shards(read_json(path), path)
             elif path.suffix == ".json" and ".index." not in path.name:
-                _check_counts(read_json(path), path)
+                content = read_json(path)
+                _check_counts(content, path)
+                _check_numbers(content, path)
         pickles = sorted(path.name for path in files if path.suffix in PICKLES)
         alone = [
             pickle_name
@@ -280,6 +283,18 @@ def _check_counts(content: Any, file: str | Path) -> None:
             elif isinstance(value, list):
                 below += [(name, part) for part in value]
         level = below
+
+
+def _check_numbers(content: dict[str, Any], file: str | Path) -> None:
+    """No text may stand where the class of diffusers has a number by default."""
+    component = getattr(diffusers, str(content.get("_class_name")), None)
+    if not isinstance(component, type):
+        return
+    for name, parameter in inspect.signature(component).parameters.items():
+        if isinstance(parameter.default, (int, float)) and isinstance(content.get(name), str):
+            raise UnsafeCheckpointError(
+                f"`{name}` of {_short(file)} must be like {parameter.default}, got {_shown(content[name])}."
+            )
 
 
 def _is_name(value: Any) -> bool:

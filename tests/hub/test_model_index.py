@@ -135,9 +135,11 @@ def test_not_utf_8(folder):
         ("segmentation_model", "config.json", "channels", [10**9, 8]),
         ("segmentation_model", "config.json", "class_names", nested(100)),
         ("scheduler", "scheduler_config.json", "num_train_timesteps", 10**10),
+        ("unet", "config.json", "freq_shift", "x"),
+        ("scheduler", "scheduler_config.json", "beta_start", "0.1"),
     ],
 )
-def test_components_without_end_are_refused(folder, component, file, entry, value):
+def test_components_without_end_or_number_are_refused(folder, component, file, entry, value):
     path = folder / component / file
     path.write_text(json.dumps({**json.loads(path.read_text()), entry: value}))
     with pytest.raises(UnsafeCheckpointError, match=f"{component}/{file}"):

@@ -118,7 +118,7 @@ def test_calibrated_measured_and_called(inputs, tmp_path, capsys):
     output = tmp_path / "bounds"
     arguments = ["reconstruct", str(scan), "--model", str(model), "--output", str(output), "--coverage", "0.8"]
     assert cli.main([*arguments, "--acceleration", "4", "--slices", "2:4", "--steps", "3"]) == 0
-    assert "The interval of a class holds its volume in 80% of scans" in capsys.readouterr().out
+    assert "Interval: holds the volume in 80% of scans" in capsys.readouterr().out
     rows = pd.read_csv(output / "volumes.csv")
     assert (rows["interval_low_mm3"] <= rows["interval_high_mm3"]).all()
     assert rows["attained"].isin(["both", "lower", "upper", "neither"]).all()

@@ -182,7 +182,7 @@ def reconstruct_volume(
     if settings.noise_std is None:
         arguments["noise_std"] = scan.noise_std
     is_estimation_set = not (settings.calibration_width is settings.kernel_width is settings.crop is None)
-    coil_maps = None if is_estimation_set else scan.coil_maps  # who sets how to estimate maps wants no stored ones
+    coil_maps = None if is_estimation_set else scan.coil_maps  # stored maps give way
     images, segmentations, zero_filled, deviations = [], [], [], []
     misfit_energy, noise_energy, energy = torch.zeros(1, 1, dtype=torch.float64), 0.0, 0.0
     for chosen in _chunks(pipe, scan, settings):

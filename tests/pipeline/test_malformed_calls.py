@@ -191,7 +191,7 @@ def rewrite(function):
 # name -> function that spoils the folder of a pipeline, essential words of the message
 FOLDERS = {
     "negative layers": (edit("unet/config.json", layers_per_block=-5), "unet/config.json must have no layers_per_block below 1, got -5"),
-    "layers of text": (edit("unet/config.json", layers_per_block="x"), "cannot be loaded: 'str' object"),
+    "layers of text": (edit("unet/config.json", layers_per_block="x"), "`layers_per_block` of unet/config.json must be like 2, got 'x'"),
     "other channels": (edit("unet/config.json", in_channels=3), "cannot be loaded: .*conv_in.weight"),
     "unknown blocks": (edit("unet/config.json", down_block_types=["X", "Y"]), "cannot be loaded: X does not exist"),
     "no groups": (edit("unet/config.json", norm_num_groups=0), "cannot be loaded: "),
@@ -202,7 +202,7 @@ FOLDERS = {
     "no training steps": (edit("scheduler/scheduler_config.json", num_train_timesteps=0), "scheduler/scheduler_config.json must have no num_train_timesteps below 1, got 0"),
     "a list for a configuration": (lambda folder: (folder / "unet/config.json").write_text("[]"), "unet/config.json must hold a JSON object, got list"),
     "late steps": (edit("scheduler/scheduler_config.json", steps_offset=5000), "`scheduler` DDIMScheduler visits timesteps outside of the 1000"),
-    "steps of text": (edit("scheduler/scheduler_config.json", steps_offset="x"), "`scheduler` DDIMScheduler cannot make these steps"),
+    "steps of text": (edit("scheduler/scheduler_config.json", steps_offset="x"), "`steps_offset` of scheduler/scheduler_config.json must be like 0, got 'x'"),
     "unknown spacing": (edit("scheduler/scheduler_config.json", timestep_spacing="x"), "`scheduler` DDIMScheduler cannot make these steps"),
     "strides of 0": (edit("segmentation_model/config.json", strides=[0]), "segmentation_model/config.json must have no strides below 1"),
     "names of numbers": (edit("segmentation_model/config.json", class_names=[1, 2]), "`class_names` must be one or more different names"),

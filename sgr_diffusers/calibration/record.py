@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..utils.differences import difference
 from .quantiles import Group, GroupQuantiles
@@ -73,8 +74,8 @@ class Calibration:
         versions: version of each library that computed the calibration.
 
     Raises:
-        ValueError: a split is missing, two splits share a scan, a quantile is infinite, or a group and coverage are
-            there twice.
+        ValueError: a split is missing, two splits share a scan, a quantile is missing or infinite, or a group and
+            coverage are there twice.
     """
 
     quantiles: tuple[GroupQuantiles, ...]
@@ -98,6 +99,11 @@ class Calibration:
                     "nothing was trained, chosen or tuned on."
                 )
         for entry in self.quantiles:
+            if not len(entry.lower) == len(entry.upper) == len(entry.classes):
+                raise ValueError(
+                    f"`quantiles` must have a lower and an upper value for each of {len(entry.classes)} classes, got "
+                    f"{len(entry.lower)} and {len(entry.upper)}."
+                )
             if not all(map(math.isfinite, (*entry.lower, *entry.upper, entry.all_lower, entry.all_upper))):
                 raise ValueError(f"`quantiles` must be finite, got {entry}. Calibrate with more scans.")
             if entry.n_scans > len(self.splits["calibration"]):
@@ -196,6 +202,8 @@ class Calibration:
                 _build(GroupQuantiles, entry | {"group": _build(Group, entry["group"])})
                 for entry in content["quantiles"]
             )
+            for name, scan_ids in content["splits"].items():
+                _check_type(f"splits.{name}", scan_ids, tuple[str, ...])
             content["splits"] = {name: tuple(scan_ids) for name, scan_ids in content["splits"].items()}
             return _build(cls, content)
         except RecursionError as error:
@@ -209,13 +217,39 @@ class Calibration:
 
 
 def _build(kind: type[T], content: Mapping[str, Any]) -> T:
-    """Make a dataclass from a mapping that has exactly its fields; lists become tuples."""
+    """Make a dataclass from a mapping that has exactly its fields, of their types; lists become tuples."""
     wanted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if wanted != set(content):
         raise ValueError(
             f"{kind.__name__} lacks {sorted(wanted - set(content))} and does not know {sorted(set(content) - wanted)}"
         )
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    for name, expected in get_type_hints(kind).items():
+        _check_type(name, values[name], expected)
+    return kind(**values)
+
+
+def _check_type(name: str, value: Any, expected: Any) -> None:
+    """Raise a TypeError that names an entry whose value is of another type than expected."""
+    if not _is_of_type(value, expected):
+        text = expected.__name__ if isinstance(expected, type) and not get_args(expected) else str(expected)
+        raise TypeError(f"`{name}` must be of type {text.replace('collections.abc.', '')}, got {str(value)[:80]!r}")
+
+
+def _is_of_type(value: Any, expected: Any) -> bool:
+    """Whether a value, and what is in it, is of a type of the dataclasses above; an integer is a float, too."""
+    inner = get_args(expected)
+    if isinstance(expected, UnionType):
+        return any(_is_of_type(value, one) for one in inner)
+    if get_origin(expected) is tuple:
+        values = value if isinstance(value, list | tuple) else ()
+        kinds = inner[:1] * len(values) if inner[-1] is ... else inner
+        return values is value and len(values) == len(kinds) and all(map(_is_of_type, values, kinds))
+    if inner:
+        return isinstance(value, Mapping) and all(_is_of_type(entry, inner[1]) for entry in value.values())
+    if expected in (int, float):
+        return isinstance(value, (int, expected)) and not isinstance(value, bool)
+    return expected is Any or isinstance(value, expected)
 
 
 def _plain(settings: CalibrationSettings) -> dict[str, Any]:

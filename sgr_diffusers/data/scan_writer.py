@@ -9,10 +9,32 @@ from typing import Any
 import numpy as np
 
 from ..io.nifti import write_nifti
-from ..utils.files import recover_all, whole_file, write_json
+from ..utils.disk import LOCK_FILE
+from ..utils.files import is_partial, recover_all, whole_file, write_json
 from .scan_files import kspace_path, labels_path
 
-__all__ = ["remove_leftovers", "write_annotations", "write_scan_files"]
+__all__ = ["check_data_folder", "remove_leftovers", "write_annotations", "write_scan_files"]
+
+
+def check_data_folder(root: str | os.PathLike, name: str = "output") -> None:
+    """Refuse a folder that holds something else than a data set, such as a pipeline.
+
+    Args:
+        root: folder of the data set, which need not be there.
+        name: name of the argument, for the message.
+
+    Raises:
+        FileExistsError: the folder holds files, but no scans.
+    """
+    layout = {
+        Path(file).relative_to(root).parts[0] for file in (kspace_path(str(root), ""), labels_path(str(root), ""))
+    }
+    there = Path(root).iterdir() if Path(root).is_dir() else ()
+    names = {entry.name for entry in there if not is_partial(entry) and entry.name != LOCK_FILE}
+    if names and not names & layout:
+        raise FileExistsError(
+            f"`{name}` {root} is no data set, but holds files, such as {min(names)}. Choose another folder."
+        )
 
 
 def write_scan_files(

@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...utils.disk import only_run
-from ..scan_writer import remove_leftovers, write_annotations, write_scan_files
+from ..scan_writer import check_data_folder, remove_leftovers, write_annotations, write_scan_files
 from .files import SOURCE, TumourPatient, read_patients
 from .simulation import AcquisitionConfig, SimulatedScanner, patient_generator
 
@@ -78,8 +78,10 @@ def import_brain_tumour(
 
     Raises:
         FileNotFoundError, ValueError: the source cannot be read, or `output` holds scans of other settings.
+        FileExistsError: `output` holds something else than a data set.
     """
     config = config or AcquisitionConfig()
+    check_data_folder(output)
     splits = split_patients(read_patients(source))
     names = [_scan_id(patient) for patients in splits.values() for patient in patients]
     if len(set(names)) < len(names):

@@ -21,7 +21,7 @@ import numpy as np
 from ...mri.masks import poisson_disc_mask
 from ...utils.disk import only_run
 from ...utils.processes import end_with_parent
-from ..scan_writer import remove_leftovers, write_annotations, write_scan_files
+from ..scan_writer import check_data_folder, remove_leftovers, write_annotations, write_scan_files
 from .acquisition import centred, coil_maps, fft2c, ifft2c
 from .anatomy import Knee, SmoothField
 from .rendering import KneeRenderer
@@ -313,7 +313,7 @@ def write_synthetic_dataset(
 
     Raises:
         ValueError: for impossible sizes, or if ``root`` holds scans of another configuration.
-        FileExistsError: another run is writing to ``root``.
+        FileExistsError: another run is writing to ``root``, or it holds something else than a data set.
         DiskError: a scan cannot be written.
     """
     config = config or SyntheticKneeConfig()
@@ -335,6 +335,7 @@ def write_synthetic_dataset(
     ]
     info = {"description": "Synthetic knees in the SKM-TEA layout (sgr_diffusers)", "config": asdict(config)}
     named = [{"id": number, "name": name} for number, name in enumerate(categories, start=1)]
+    check_data_folder(root)
     with only_run(root):
         annotations = _write_scans(jobs, n_workers, progress)
         for split in splits:

@@ -148,6 +148,13 @@ def test_written_files_are_the_skm_tea_layout(tmp_path):
         )
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"is no data set, but holds files, such as model_index\.json"):
+        write_synthetic_dataset(tmp_path, (1, 0, 0), SMALL, progress=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model_index.json"]
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

@@ -150,6 +150,14 @@ def _add_reconstruct(commands: Any) -> None:
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     command.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier run")
     command.add_argument("--ismrmrd", action="store_true", help="also write images.h5, images in the ISMRMRD format")
+    command.add_argument(
+        "--dicom",
+        type=Path,
+        metavar="SERIES",
+        help="folder of the DICOM series of the same scan: also write images and segmentations as DICOM where its "
+        "images lie; a raw file that does not say where its slices lie takes their place from it (needs: pip install "
+        "'sgr-diffusers[dicom]')",
+    )
     data = command.add_argument_group("what to read")
     data.add_argument(
         "--slices",
@@ -265,6 +273,7 @@ def _run_reconstruct(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         n_coils=args.coils,
         ismrmrd=args.ismrmrd,
+        dicom=args.dicom,
     )
 
 

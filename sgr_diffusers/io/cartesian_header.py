@@ -47,6 +47,7 @@ class CartesianHeader:
         calibration_mode: calibration mode of parallel imaging: "embedded", "separate", "external", "interleaved",
             or `None`.
         noise_bandwidth: relative bandwidth of the receiver for noise.
+        patient_id: identifier of the patient, or `None`.
     """
 
     trajectory: str
@@ -60,6 +61,7 @@ class CartesianHeader:
     n_encodings: int
     calibration_mode: str | None
     noise_bandwidth: float
+    patient_id: str | None = None
 
     @property
     def readout_kept(self) -> int:
@@ -148,6 +150,7 @@ def read_header(xml: str | bytes, path: Path) -> CartesianHeader:
             n_encodings=len(encodings),
             calibration_mode=None if mode is None else mode.lower(),
             noise_bandwidth=_number(bandwidth, float) if bandwidth else 1.0,
+            patient_id=_text(root, "subjectInformation", "patientID"),
         )
     except TypeError as error:
         raise ValueError(f"{path} has a header without matrix sizes and fields of view ({error}).") from error

@@ -75,6 +75,7 @@ def read_ismrmrd(
     read = _read_slab if is_three_dimensional(header, heads[rows], path) else _read_stack
     n_kept = header.readout_kept if remove_oversampling else header.encoded_matrix[0]
     raw = read(header, _Echo(path, group, heads, rows, whitening), n_kept, slices)
+    raw = replace(raw, patient_id=header.patient_id)
     n_averages = len(np.unique(heads["idx"]["average"][rows]))
     return raw if whitening is None else replace(raw, noise_std=n_averages**-0.5)
 

@@ -75,6 +75,7 @@ class RawSlices:
             superior), where the file tells where the slices lay in the patient.
         noise_std: standard deviation of the real part of the noise of `kspace`, where a noise scan says it.
         label: text that names the sampling in tables and figures, for example "8x".
+        patient_id: identifier of the patient, where the header of the file states one.
     """
 
     kspace: Complex[Tensor, "slice coil y x"]
@@ -89,6 +90,7 @@ class RawSlices:
     affine: Float[np.ndarray, "4 4"] | None = None
     noise_std: float | None = None
     label: str = ""
+    patient_id: str | None = None
 
     @property
     def known_geometry(self) -> str:

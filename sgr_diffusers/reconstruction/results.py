@@ -1,6 +1,6 @@
 """Write a table of bounds, a figure like the paper's Fig. 3 and image files from reconstructed volumes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from ..figures.bounds import (
 from ..figures.intervals import Intervals
 from ..figures.tables import format_table
 from ..guidance.targets import TARGETS
+from ..io.dicom_series import Placement
+from ..io.dicom_writer import write_dicom_images, write_dicom_segmentation
 from .settings import SamplingSettings
 from .volume import VolumeReconstruction
 
@@ -34,6 +36,7 @@ __all__ = [
     "table_note",
     "table_text",
     "volume_table",
+    "write_dicom",
     "write_images",
     "write_table",
 ]
@@ -254,21 +257,49 @@ def write_images(
         step = abs(volume.numbers[1] - volume.numbers[0]) if len(volume.numbers) > 1 else 1
         spacing = (volume.voxel_size_mm[0] * step, *volume.voxel_size_mm[1:])
         geometry = {"orientation": None if orientation is None else tuple(orientation), "affine": affine}
+    for stem, class_number, number in _reconstructions(volume):
+        image, segmentation = (
+            volume.magnitudes[:, class_number, number],
+            volume.segmentations[:, class_number, number],
+        )
+        arrays = {"image": image} | ({"segmentation": segmentation} if volume.labels else {})
+        if volume.standard_deviation is not None:
+            arrays["standard_deviation"] = volume.standard_deviation
+        for name, array in arrays.items():
+            write_nifti(folder / f"{stem}_{name}.nii.gz", array, spacing, **geometry)
+            if ismrmrd:
+                array = array.astype(np.uint16) if name == "segmentation" else array
+                write_ismrmrd_images(folder / "images.h5", array, spacing, series=f"{stem}_{name}", **geometry)
+
+
+def _reconstructions(volume: VolumeReconstruction) -> Iterator[tuple[str, int, int]]:
+    """Name of each reconstruction in files, and its class and target by number."""
     for class_number in range(volume.magnitudes.shape[1]):
         for number, target in enumerate(volume.targets):
-            stem = "unguided" if target == "none" else f"{volume.classes[class_number]}_{target}"
-            image, segmentation = (
-                volume.magnitudes[:, class_number, number],
-                volume.segmentations[:, class_number, number],
-            )
-            arrays = {"image": image} | ({"segmentation": segmentation} if volume.labels else {})
-            if volume.standard_deviation is not None:
-                arrays["standard_deviation"] = volume.standard_deviation
-            for name, array in arrays.items():
-                write_nifti(folder / f"{stem}_{name}.nii.gz", array, spacing, **geometry)
-                if ismrmrd:
-                    array = array.astype(np.uint16) if name == "segmentation" else array
-                    write_ismrmrd_images(folder / "images.h5", array, spacing, series=f"{stem}_{name}", **geometry)
+            yield "unguided" if target == "none" else f"{volume.classes[class_number]}_{target}", class_number, number
+
+
+def write_dicom(folder: Path, volume: VolumeReconstruction, placement: Placement) -> None:
+    """Write a DICOM series for each reconstruction, and the tissues of all of them as one DICOM segmentation.
+
+    The series are folders named as the NIfTI files are; `segmentation.dcm` has a segment for each class and target.
+
+    Args:
+        folder: folder to make.
+        volume: reconstructed slices.
+        placement: images of the source series that the slices are.
+    """
+    from .. import __version__
+
+    images = {stem: volume.magnitudes[:, c, t] for stem, c, t in _reconstructions(volume)}
+    write_dicom_images(folder, images, placement, __version__)
+    segments = {
+        (name, target): volume.masks[:, number, k]
+        for number, name in enumerate(volume.classes)
+        for k, target in enumerate(volume.targets)
+    }
+    if segments:
+        write_dicom_segmentation(folder / "segmentation.dcm", segments, placement, __version__)
 
 
 def _shown_slice(volumes: Sequence[VolumeReconstruction], number: int) -> int:

@@ -9,11 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..io.dicom_series import place_in_series, read_series
 from ..io.raw_file import read_raw
 from ..io.raw_slices import RawSlices, check_voxel_size, collected_suspicions, warn_suspect
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..utils.files import RECORD_FILE, check_replaceable, whole_folder
-from .results import bounds_figure, figure_title, table_note, table_text, volume_table, write_images, write_table
+from .results import (
+    bounds_figure,
+    figure_title,
+    table_note,
+    table_text,
+    volume_table,
+    write_dicom,
+    write_images,
+    write_table,
+)
 from .settings import SamplingSettings
 from .volume import (
     VolumeReconstruction,
@@ -48,6 +58,7 @@ def reconstruct_file(
     overwrite: bool = False,
     n_coils: int | None = None,
     ismrmrd: bool = False,
+    dicom: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Reconstruct slices of a scan, write images, segmentations, volumes.csv and figure.png, and print the table.
 
@@ -68,19 +79,24 @@ def reconstruct_file(
         overwrite: whether the folder of an earlier run may be replaced.
         n_coils: number of virtual coils to compress to; `None` keeps the coils.
         ismrmrd: whether to write images and segmentations in the ISMRMRD format, too, to images.h5.
+        dicom: folder of the DICOM series of the same scan: images and segmentations are also written as DICOM where
+            its images lie, and a raw file that does not say where its slices lie takes their place from it.
 
     Returns:
         The rows of volumes.csv, see `results.volume_table`.
 
     Raises:
         FileExistsError: `output` is taken.
-        ValueError, IndexError, OSError: the file, a slice, the model or a setting cannot be used.
+        ValueError, IndexError, OSError: the file, a slice, the series, the model or a setting cannot be used.
     """
     output, settings = Path(output), settings or SamplingSettings()
     check_replaceable(output, overwrite)
-    needs_size = settings.target != "none"
+    series = None if dicom is None else read_series(dicom)
+    needs_size = settings.target != "none" and series is None
     with collected_suspicions() as suspicions:
         scan = read_scan(file, slices, echo, mask, voxel_size_mm, n_coils, repetition, group, needs_size)
+        if series is not None:
+            scan, placement = place_in_series(scan, series)
     pipe = load_pipeline(model, device, dtype)
     settings = with_calibrated_steps(pipe, settings)
     with whole_folder(output, overwrite) as folder:
@@ -88,9 +104,11 @@ def reconstruct_file(
         rows = volume_table(volume)
         write_table(folder / "volumes.csv", rows)
         write_images(folder, volume, scan.orientation, scan.affine, ismrmrd)
+        if series is not None:
+            write_dicom(folder / "dicom", volume, placement)
         bounds_figure([volume], f"{Path(file).name}: {figure_title(settings)}").savefig(folder / "figure.png")
         read = {"file": file, "slices": list(scan.slice_indices), "echo": echo, "repetition": repetition}
-        known = {"group": group, "geometry": scan.known_geometry, "warnings": suspicions}
+        known = {"group": group, "geometry": scan.known_geometry, "dicom": dicom, "warnings": suspicions}
         known |= {} if settings.coverage is None else {"volumes": rows}
         write_record(folder, settings, model=model, mask=mask, **read, **known)
     volumes = "Voxel size unknown: no volumes" if scan.voxel_size_mm is None else "Volumes"

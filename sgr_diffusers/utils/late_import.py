@@ -1,4 +1,4 @@
-"""Imports a module of this package once a library has been imported, so that importing the package is cheap."""
+"""Imports a module of this package once a library is imported, and libraries of the extras when they are needed."""
 
 import sys
 from importlib import import_module
@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["import_after"]
+__all__ = ["import_after", "require"]
 
 
 def import_after(library: str, module: str) -> None:
@@ -45,3 +45,17 @@ class _Watch(MetaPathFinder):
 
             spec.loader.exec_module = load_both
         return spec
+
+
+def require(library: str, extra: str) -> ModuleType:
+    """Import a library that an extra of this package brings.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return import_module(library)
+    except ModuleNotFoundError as error:
+        if error.name != library.split(".")[0]:
+            raise
+        raise ValueError(f"{library} is not installed. Install it by: pip install 'sgr-diffusers[{extra}]'") from error

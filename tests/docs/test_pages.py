@@ -11,6 +11,7 @@ from tests.helpers.pages import PAGES, ROOT, blocks
 FEWER = {"num_inference_steps=25": "num_inference_steps=6", "fast_timesteps(25)": "fast_timesteps(3)"}
 
 
+@pytest.mark.filterwarnings("ignore:raw does not say where its slices lie")  # of the page on DICOM
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_python_runs(page, capsys):
     code = "\n".join(blocks(page, "python"))  # one block goes on from the other

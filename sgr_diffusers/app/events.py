@@ -9,9 +9,8 @@ from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruction.demo import CASE
 from ..reconstruction.volume import can_be_fast
 from .downloads import write_downloads
-from .isolation import call_isolated
 from .limits import AppLimits, RunStopped
-from .runs import CaseResult, RunRequest, SliceRequest, preview_slice, run_case
+from .runs import CaseResult, RunRequest, SliceRequest, preview_slice, read_isolated, run_isolated
 from .uploads import CaseInfo, describe_case
 from .views import (
     case_summary,
@@ -47,7 +46,7 @@ class PageEvents:
     def __init__(self, pipe: SGRMRIPipeline, limits: AppLimits, visits: Visits):
         """Look into the bundled case."""
         self.pipe, self.limits, self.visits = pipe, limits, visits
-        self.read_safely = partial(call_isolated, seconds=limits.max_reading_seconds, memory_mb=limits.max_reading_mb)
+        self.read_safely = partial(read_isolated, limits=limits)
         self.bundled = describe_case(CASE, AppLimits(), "synthetic_knee.h5")
         self.tissues, self.offers_fast = tuple(pipe.class_names or ()), can_be_fast(pipe)
 
@@ -153,13 +152,12 @@ class PageEvents:
                 raise ValueError("There is no file to reconstruct. Choose one first.")
             names = tuple(name for name in self.tissues if name in chosen)
             settings = (int(n_steps), self.offers_fast and bool(fast), float(strength), int(seed or 0))
-            new = run_case(
+            new = run_isolated(
                 self.pipe,
                 RunRequest(slice_request, names, *settings),
                 self.limits,
                 lambda done, total, left: report((done, total), desc=progress_view(done, total, left)),
                 flag.is_set,
-                partial(self.read_safely, SliceRequest.read),
             )
             files = write_downloads(new, self.visits.new_folder(visitor))
         except RunStopped:
@@ -193,7 +191,7 @@ class PageEvents:
         return result_views(result, class_name, zoom)
 
     def stop(self, visitor: str) -> tuple[Any, ...]:
-        """Stop the visitor's run at its next step."""
+        """Stop the visitor's run."""
         import gradio as gr
 
         self.visits.stop(visitor)

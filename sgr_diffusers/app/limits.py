@@ -22,12 +22,14 @@ class AppLimits:
         max_content_mb: largest total size of the arrays of a file once they are unpacked, in MB: a small file can hold
             much.
         max_pixels: largest number of pixels of a slice, summed over its coils.
-        max_pixels_without_maps: the same number for a file without coil maps, whose estimate cannot be stopped
-            half-way; above 16 coils, it is lower by their number over 16.
+        max_pixels_without_maps: the same number for a file without coil maps, whose estimate takes long; above 16
+            coils, it is lower by their number over 16.
         max_reading_seconds: longest time in seconds for looking into a file, or for reading a slice; then the process
             that reads is killed.
         max_reading_mb: most memory that reading may take, in MB.
-        max_minutes: longest duration of a reconstruction in minutes, the estimate of the maps included.
+        max_minutes: longest duration of a reconstruction in minutes, the estimate of the maps included; then its
+            process is killed.
+        max_run_mb: most memory that a reconstruction may take on a CPU, in MB, the networks included.
         max_steps: largest number of reverse steps that can be chosen.
         max_queue: largest number of visitors who wait for their turn; more are turned away.
         keep_seconds: time for which uploads and results are kept on disk, in seconds.
@@ -40,6 +42,7 @@ class AppLimits:
     max_reading_seconds: int | float = 60
     max_reading_mb: int | float = 8000
     max_minutes: int | float = 10
+    max_run_mb: int | float = 16000
     max_steps: int = 100
     max_queue: int = 20
     keep_seconds: int = 3600

@@ -285,7 +285,7 @@ def _wire_run(
     running.then(events.end, None, buttons, **_QUIET).then(
         events.complain, [problem], None, show_progress="hidden", **_PRIVATE
     )
-    # First the flag, which ends the run at its next step, then the place in the queue.
+    # First the flag, which ends the run, then the place in the queue.
     settings.stop.click(stop_run, None, [*buttons, status], **_QUIET).then(
         None, None, None, cancels=[running], **_PRIVATE
     )

@@ -1,8 +1,12 @@
-"""Reconstructs both bounds of the chosen tissues in one slice of a case, or raises an error that can be shown."""
+"""Reconstructs both bounds of the chosen tissues in one slice of a case, or raises an error that can be shown.
+
+What visitors ask for is done by `run_isolated` and `read_isolated`, in processes that can be killed.
+"""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +19,20 @@ from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruction.results import volume_table
 from ..reconstruction.run import read_scan
 from ..reconstruction.settings import SamplingSettings
-from ..reconstruction.volume import VolumeReconstruction, n_progress_steps, reconstruct_volume
-from .limits import AppLimits, RunRefused, RunStopped
+from ..reconstruction.volume import VolumeReconstruction, load_pipeline, n_progress_steps, reconstruct_volume
+from .isolation import call_isolated
+from .limits import AppLimits, RunRefused
 from .uploads import USABLE, CaseInfo, readable
 
-__all__ = ["CaseResult", "RunRequest", "SliceRequest", "preview_slice", "run_case"]
+__all__ = [
+    "CaseResult",
+    "RunRequest",
+    "SliceRequest",
+    "preview_slice",
+    "read_isolated",
+    "run_case",
+    "run_isolated",
+]
 
 _STEPS_TO_JUDGE = 3  # the first ones take longer than those that follow
 
@@ -127,8 +140,6 @@ def run_case(
     request: RunRequest,
     limits: AppLimits,
     on_progress: Callable[[int, int, float], None] = lambda done, total, seconds_left: None,
-    is_stopped: Callable[[], bool] = lambda: False,
-    read: Callable[[SliceRequest], RawSlices] = SliceRequest.read,
 ) -> CaseResult:
     """Reconstruct both bounds, within the time there is.
 
@@ -138,11 +149,8 @@ def run_case(
         limits: limits on time and steps.
         on_progress: function called after each step with the number of steps done, their total number, and the seconds
             that are left.
-        is_stopped: function asked after each step, and once coil maps are estimated, whether to stop.
-        read: function that reads the measurement; for untrusted files, in a process that can be killed.
 
     Raises:
-        RunStopped: `is_stopped` returned true.
         RunRefused: the run takes too long; the text says what would be shorter.
         ValueError: the request or the data cannot be used.
     """
@@ -155,7 +163,7 @@ def run_case(
     if not 0 <= request.seed < 2**31:
         raise ValueError(f"The seed must be from 0 to {2**31 - 1}, got {request.seed}.")
     case = request.measurement.case
-    scan = read(request.measurement)
+    scan = request.measurement.read()
     settings = request.settings()
     plain_settings = None if scan.fully_sampled is not None else replace(settings, target="none", guidance_scale=1.0)
     total = n_progress_steps(pipe, scan, settings)
@@ -166,8 +174,6 @@ def run_case(
     def after_step() -> None:
         nonlocal done
         done += 1
-        if is_stopped():
-            raise RunStopped
         elapsed = time.monotonic() - start
         expected = setup + (elapsed - setup) / done * total
         if elapsed > max_seconds or (done >= _STEPS_TO_JUDGE and expected > 1.5 * max_seconds):
@@ -183,20 +189,96 @@ def run_case(
             measurement = check_measurement(scan.kspace, scan.mask, None, scan.kspace.device)
             known = replace(scan, coil_maps=measurement.known_or_estimated_maps())
             setup = time.monotonic() - start
-            if is_stopped():
-                raise RunStopped
-            if setup > max_seconds:
-                raise RunRefused(
-                    f"To estimate the coil maps alone took {setup / 60:.1f} minutes, but at most "
-                    f"{limits.max_minutes:g} are allowed here. Store coil maps in the file, or fewer coils."
-                )
         bounds = reconstruct_volume(pipe, known, settings, after_step)
         plain = None if plain_settings is None else reconstruct_volume(pipe, known, plain_settings, after_step)
-    except (RunRefused, RunStopped):
+    except RunRefused:
         raise
     except USABLE as error:
         raise ValueError(readable(error, case.path, case.name)) from error
     return CaseResult(request, scan, bounds, plain, time.monotonic() - start)
+
+
+def run_isolated(
+    pipe: SGRMRIPipeline,
+    request: RunRequest,
+    limits: AppLimits,
+    on_progress: Callable[[int, int, float], None],
+    is_stopped: Callable[[], bool],
+) -> CaseResult:
+    """Reconstruct as `run_case` does, in a process of its own, which is killed at a limit or once it is stopped.
+
+    Args:
+        pipe: pipeline, which the process loads again from where this one comes from.
+        request: reconstruction to make.
+        limits: limits on time, memory and steps.
+        on_progress: function called as by `run_case`.
+        is_stopped: function asked a few times a second whether to stop.
+
+    Raises:
+        RunStopped: `is_stopped` returned true.
+        RunRefused: the run takes too long or too much memory; the text says what would be shorter.
+        ValueError: the request or the data cannot be used.
+    """
+    device = str(pipe.device)
+    try:
+        return call_isolated(
+            _load_and_run,
+            pipe.name_or_path,
+            device,
+            request,
+            limits,
+            seconds=60 * limits.max_minutes,
+            memory_mb=limits.max_run_mb if device == "cpu" else None,
+            on_report=on_progress,
+            is_stopped=is_stopped,
+        )
+    except TimeoutError as error:
+        raise RunRefused(
+            f"This takes longer than the {limits.max_minutes:g} minutes that are allowed here. Choose fewer steps or "
+            "fewer tissues, or store coil maps in the file."
+        ) from error
+    except (MemoryError, ChildProcessError) as error:
+        raise RunRefused(
+            f"This takes more memory than there is, or than the {limits.max_run_mb:g} MB that are allowed here. Cut "
+            "out a part of the image, or store fewer (virtual) coils in the file."
+        ) from error
+
+
+def _load_and_run(
+    model: str,
+    device: str,
+    request: RunRequest,
+    limits: AppLimits,
+    on_progress: Callable[[int, int, float], None],
+) -> CaseResult:
+    return run_case(load_pipeline(model, device), request, limits, on_progress)
+
+
+def read_isolated(function: Callable[..., Any], *arguments: Any, limits: AppLimits) -> Any:
+    """Call a function that reads an upload, in a process of its own, which is killed at a limit.
+
+    Args:
+        function: `describe_case`, or another function of a module.
+        *arguments: arguments of the function.
+        limits: limits on time and memory.
+
+    Raises:
+        ValueError: the file cannot be read, or not within the limits.
+    """
+    try:
+        return call_isolated(function, *arguments, seconds=limits.max_reading_seconds, memory_mb=limits.max_reading_mb)
+    except TimeoutError as error:
+        raise ValueError(
+            f"The file takes longer to read than the {limits.max_reading_seconds:g} seconds that are allowed here. It "
+            "may be damaged: write it again, or cut out the slices of interest."
+        ) from error
+    except MemoryError as error:
+        raise ValueError(
+            f"The file takes more memory to read than the {limits.max_reading_mb:g} MB that are allowed here. Cut out "
+            "the slices of interest."
+        ) from error
+    except ChildProcessError as error:
+        raise ValueError("The file cannot be read: it is damaged. Write it again.") from error
 
 
 def preview_slice(

@@ -17,7 +17,7 @@ from .limits import AppLimits
 __all__ = ["FILE_TYPES", "CaseInfo", "describe_case", "readable", "safe_name"]
 
 FILE_TYPES = (".h5", ".hdf5", ".mrd", ".npy", ".npz")  # a .cfl is half of a pair and comes as an .npy instead
-USABLE = (ValueError, TypeError, LookupError, OSError, MemoryError)  # errors whose text is meant for people
+USABLE = (ValueError, TypeError, LookupError, OSError)  # errors whose text is meant for people
 
 
 @dataclass(frozen=True)

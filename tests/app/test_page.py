@@ -37,16 +37,16 @@ from pathlib import Path
 from sgr_diffusers import cli
 from sgr_diffusers.app import events
 
-run_case = events.run_case
+run_isolated = events.run_isolated
 
-def run_held(pipe, request, limits, on_progress, is_stopped, read):
+def run_held(pipe, request, limits, on_progress, is_stopped):
     def report(*progress):
         on_progress(*progress)
         while Path("hold").exists() and not is_stopped():
             time.sleep(0.05)
-    return run_case(pipe, request, limits, report, is_stopped, read)
+    return run_isolated(pipe, request, limits, report, is_stopped)
 
-events.run_case = run_held
+events.run_isolated = run_held
 sys.exit(cli.main(["app", *sys.argv[1:]]))
 """
 RECORD_NOTICES = """

@@ -1,6 +1,7 @@
 import copy
 import csv
 import json
+import sys
 import zipfile
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from diffusers import DDPMScheduler
 
 from sgr_diffusers.app.downloads import write_downloads
 from sgr_diffusers.app.limits import AppLimits, RunRefused, RunStopped
-from sgr_diffusers.app.runs import RunRequest, SliceRequest, preview_slice, run_case
+from sgr_diffusers.app.runs import RunRequest, SliceRequest, preview_slice, run_case, run_isolated
 from sgr_diffusers.app.uploads import describe_case
 from sgr_diffusers.app.views import headline_view, interval_plot, message, preview_view, progress_view, result_views
 from sgr_diffusers.reconstruction.run import read_scan
@@ -100,11 +101,35 @@ def test_progress_counts_every_step(pipe, request_of_the_scan):
     assert {total for _, total, _ in seen} == {len(seen)} and seen[-1][2] == 0
 
 
-def test_a_run_can_be_stopped(pipe, request_of_the_scan):
+def test_an_isolated_run_is_the_same_and_reports_its_steps(pipe, request_of_the_scan, result):
     seen = []
+    isolated = run_isolated(pipe, request_of_the_scan, LIMITS, lambda *progress: seen.append(progress), lambda: False)
+    np.testing.assert_array_equal(isolated.bounds.magnitudes, result.bounds.magnitudes)
+    assert isolated.rows() == result.rows()
+    assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
+
+
+def test_an_isolated_run_ends_when_it_is_stopped_and_at_its_limits(pipe, request_of_the_scan):
+    seen, long = [], replace(request_of_the_scan, n_steps=100)
+
+    def run(limits, is_stopped=lambda: False):
+        run_isolated(pipe, long, limits, lambda *progress: seen.append(progress), is_stopped)
+
     with pytest.raises(RunStopped):
-        run_case(pipe, request_of_the_scan, LIMITS, lambda *progress: seen.append(progress), lambda: len(seen) == 1)
-    assert len(seen) == 1
+        run(LIMITS, lambda: len(seen) >= 1)
+    assert len(seen) < 100
+    with pytest.raises(RunRefused, match=r"longer than the 0\.0001 minutes .* Choose fewer steps"):
+        run(AppLimits(max_minutes=1e-4))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+def test_an_isolated_run_ends_at_its_limit_of_memory(pipe, tmp_path):
+    np.save(tmp_path / "large.npy", np.ones((1, 2048, 2048), np.complex64))
+    measurement = SliceRequest(describe_case(tmp_path / "large.npy", LIMITS), voxel_size_mm=(2.0, 1.0, 1.0))
+    with pytest.raises(RunRefused, match="more memory than there is, or than the 600 MB"):
+        run_isolated(
+            pipe, RunRequest(measurement, CLASSES, 2), AppLimits(max_run_mb=600), lambda *progress: None, lambda: False
+        )
 
 
 @pytest.mark.parametrize("n_steps", [2, 100])
@@ -115,7 +140,7 @@ def test_a_run_that_takes_too_long_is_refused(pipe, request_of_the_scan, n_steps
     seen = []
     if n_steps == 100:  # judged by the first steps, not after the time has passed
         with pytest.raises(RunRefused, match="would take about"):
-            run_case(pipe, wanted, AppLimits(max_minutes=1e-4), lambda *progress: seen.append(progress), lambda: False)
+            run_case(pipe, wanted, AppLimits(max_minutes=1e-4), lambda *progress: seen.append(progress))
         assert len(seen) < 10
 
 
@@ -141,14 +166,8 @@ def test_a_preview_estimates_no_coil_maps(without_maps, monkeypatch):
     np.testing.assert_allclose(zero_filled, root_sum_of_squares, atol=1e-5)
 
 
-def test_the_time_of_a_run_has_the_estimate_of_coil_maps_in_it(pipe, without_maps):
+def test_coil_maps_that_are_not_stored_are_estimated(pipe, without_maps):
     request = RunRequest(without_maps[0], CLASSES, 2)
-    done = []
-    with pytest.raises(RunRefused, match=r"To estimate the coil maps alone took .* Store coil maps in the file"):
-        run_case(pipe, request, AppLimits(max_minutes=1e-7), lambda *progress: done.append(progress))
-    with pytest.raises(RunStopped):
-        run_case(pipe, request, LIMITS, lambda *progress: done.append(progress), lambda: True)
-    assert not done
     result = run_case(pipe, request, LIMITS)
     expected = reconstruct_volume(pipe, without_maps[0].read(), request.settings())
     np.testing.assert_array_equal(result.bounds.magnitudes, expected.magnitudes)

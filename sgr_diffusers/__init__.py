@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .data.load import load_skmtea
     from .guidance.guiders import Guidance, SegmentationGuidance
     from .io.raw_file import read_raw
+    from .models.adapted import AdaptedSegmentation
     from .models.adapters import SegmentationAdapter
     from .models.prior import create_prior, create_scheduler
     from .models.segmentation import SegmentationUNet
@@ -30,6 +31,7 @@ __all__ = [  # noqa: RUF022 - in the order of the README
     "SGRMRIPipelineOutput",
     "SegmentationUNet",
     "SegmentationAdapter",
+    "AdaptedSegmentation",
     "SegmentationGuidance",
     "Guidance",
     "create_prior",
@@ -47,6 +49,7 @@ _HOMES = {
     "SGRMRIPipelineOutput": "pipeline.output",
     "SegmentationUNet": "models.segmentation",
     "SegmentationAdapter": "models.adapters",
+    "AdaptedSegmentation": "models.adapted",
     "SegmentationGuidance": "guidance.guiders",
     "Guidance": "guidance.guiders",
     "create_prior": "models.prior",

@@ -22,7 +22,7 @@ ALLOWED = {
     "guidance": [],
     "schedulers": ["guidance"],
     "bounds": [],
-    "hub": [],
+    "hub": ["models"],
     "pipeline": ["__version__", "bounds", "calibration", "guidance", "hub", "models", "mri", "schedulers", "utils"],
     "data": ["hub", "io", "mri", "utils"],
     "training": ["data", "evaluation", "hub", "models", "mri", "pipeline", "publishing", "utils"],

@@ -40,6 +40,11 @@ _UNREGISTERED = '''\
 def register(pipeline_class):
     """Return the class as it is."""
     return pipeline_class
+
+
+def named_segmentation(name):
+    """Refuse: the networks of other libraries are loaded by the package."""
+    raise ValueError("`segmentation_model` can be a name only where sgr_diffusers is installed. Pass the model.")
 '''
 # Stands in for this very module.
 _CARRIED = '''\

@@ -76,11 +76,10 @@ class RepositoryMixin:
         kwargs["use_safetensors"] = True
         kwargs |= shared_components(pretrained_model_name_or_path, kwargs)
         given = kwargs.get("segmentation_model")
-        is_plain = isinstance(given, nn.Module) and not isinstance(given, ModelMixin)
-        # diffusers would hold a plain module against the class that the repository names
-        arguments = {**kwargs, "segmentation_model": None} if is_plain else kwargs
+        # diffusers would hold the module against the class that the repository names
+        arguments = {**kwargs, "segmentation_model": None} if isinstance(given, nn.Module) else kwargs
         pipe = super().from_pretrained(pretrained_model_name_or_path, **arguments)
-        if is_plain:
+        if isinstance(given, nn.Module):
             pipe.register_modules(segmentation_model=given)
         return pipe
 

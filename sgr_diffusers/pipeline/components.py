@@ -10,6 +10,7 @@ from diffusers import ModelMixin, SchedulerMixin
 from torch import nn
 
 from ..hub.model_index import UnsafeCheckpointError
+from ..hub.registration import named_segmentation
 from ..schedulers.checks import check_scheduler
 from .networks import check_all_used, class_names_of, unwrap
 
@@ -35,7 +36,8 @@ class ComponentsMixin(_Base):
 
         Args:
             pretrained_model_name_or_path: folder, or name of a Hub repository.
-            **kwargs: options of `RepositoryMixin.from_pretrained`.
+            **kwargs: options of `RepositoryMixin.from_pretrained`. `segmentation_model` may also be the name of a
+                repository or folder of a model of this package, of transformers or of a MONAI bundle.
 
         Raises:
             OSError: there are no such files, or they cannot be read.
@@ -45,6 +47,8 @@ class ComponentsMixin(_Base):
         path = pretrained_model_name_or_path
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"`pretrained_model_name_or_path` must be a folder or a name, got {type(path).__name__}.")
+        if isinstance(kwargs.get("segmentation_model"), str | os.PathLike):
+            kwargs["segmentation_model"] = named_segmentation(kwargs["segmentation_model"])
         try:
             pipe = super().from_pretrained(path, **kwargs)
         except (OSError, UnsafeCheckpointError):

@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..utils.differences import difference
+from ..utils.files import whole_file
 from .quantiles import Group, GroupQuantiles
 
 __all__ = ["FILE_NAME", "Calibration", "CalibrationMismatch", "CalibrationSettings"]
@@ -174,9 +175,9 @@ class Calibration:
     def save(self, folder: str | os.PathLike) -> Path:
         """Write `calibration.json` into the folder of a checkpoint."""
         path = Path(folder) / FILE_NAME
-        path.write_text(
-            json.dumps({"format_version": FORMAT_VERSION} | asdict(self), indent=1, allow_nan=False) + "\n"
-        )
+        content = {"format_version": FORMAT_VERSION} | asdict(self)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         return path
 
     @classmethod

@@ -4,25 +4,19 @@ What is heavy is imported when a command runs.
 """
 
 import argparse
-import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.plan import METHODS, EvaluationPlan
 from ..evaluation.settings import EvaluationSettings
 from ..reconstruction.settings import DTYPES
-from ..utils.disk import only_run
-from ..utils.processes import end_with_parent, signal_at_end_of_parent
-from .options import add_settings, settings_from
+from ..utils.processes import end_with_launcher, helpers, is_helper
+from .options import add_settings, add_sharing, check_sharing, settings_from
 
 __all__ = ["add_arguments", "add_evaluation_commands", "run"]
 
@@ -105,7 +99,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="coverages of calibrated intervals, for example 0.9: `sgr calibrate` calibrates them (default: 0.9 0.8), "
         "`sgr evaluate` measures them on other scans and writes coverage.csv into the results folder (default: none)",
     )
-    command.add_argument("--limit", type=int, metavar="N", help="stop after N units of work")
+    command.add_argument("--limit", type=int, metavar="N", help="stop each process after N units of work")
     command.add_argument(
         "--dry-run", action="store_true", help="print the number of units and the expected duration, and stop"
     )
@@ -176,14 +170,7 @@ def _add_machine_options(group: Any) -> None:
         default="float32",
         help="type of the prior's weights (default: %(default)s); on CPUs bfloat16 needs AVX512_BF16 or AMX",
     )
-    group.add_argument(
-        "--num-threads",
-        type=int,
-        default=1,
-        help="number of threads of a process; results are equal to the last bit for any number of processes, not of "
-        "threads",
-    )
-    group.add_argument("--num-processes", type=int, default=1, help="number of processes to start on this machine")
+    add_sharing(group)
 
 
 def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
@@ -195,25 +182,13 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
 
     Raises:
         FileNotFoundError, ValueError: data, model, settings or the folder cannot be used.
-        FileExistsError: another run is writing to the folder.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if args.limit is not None and args.limit < 0:
         raise ValueError(f"`limit` must be 0 or larger, got {args.limit}.")
-    most = 4 * (os.cpu_count() or 1)
-    if not 1 <= args.num_threads <= most or not 1 <= args.num_processes <= most:
-        raise ValueError(
-            f"`num_threads` and `num_processes` must be from 1 to {most}, four times the number of processors, got "
-            f"{args.num_threads} and {args.num_processes}."
-        )
-    if args.num_processes > 1 and "RANK" not in os.environ and not args.dry_run:
-        _launch(argv, args.num_processes, args.num_threads)
-        return
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent()
-    is_first = os.environ.get("RANK", "0") == "0"
-    with only_run(args.output) if is_first and not args.dry_run else nullcontext():
-        _evaluate(args, argv)
+    check_sharing(args)
+    end_with_launcher()
+    _evaluate(args, argv)
 
 
 def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -225,9 +200,9 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> None:
     task = _coverage_task(args, request)
     if task is not None:
         task.check(prepared.computer)
-    say = print if prepared.process.is_main_process else _silent
+    say = _silent if is_helper() else print
     outstanding = prepared.outstanding
-    for line in outstanding.damaged:
+    for line in outstanding.damaged.values():
         say(f"{line} It is done again.", file=sys.stderr, flush=True)
     say(_overview(outstanding.units, outstanding.todo))
     if args.dry_run:
@@ -239,17 +214,19 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> None:
         say(f"{len(todo)} units: {hours:.2f} hours on one process, {hours / args.num_processes:.2f} on "
             f"{args.num_processes}.")  # fmt: skip
         return
-    runner.evaluate(prepared, args.output, args.limit)
-    if prepared.process.is_main_process:
-        from ..evaluation.costs import cost_table
+    with helpers(_with_command(argv), args.num_processes, args.num_threads):
+        runner.evaluate(prepared, args.output, args.limit, not is_helper(), args.part)
+    if is_helper():
+        return
+    from ..evaluation.costs import cost_table
 
-        left = runner.find_outstanding(args.output, outstanding.units).todo
-        say(f"{args.output}: {len(outstanding.units) - len(left)} of {len(outstanding.units)} units are done.")
-        table = cost_table(args.output)
-        if table:
-            say(table)
-        for line in task.finish(prepared.computer) if task is not None and not left else ():
-            say(line)
+    left = runner.find_outstanding(args.output, outstanding.units).todo
+    print(f"{args.output}: {len(outstanding.units) - len(left)} of {len(outstanding.units)} units are done.")
+    table = cost_table(args.output)
+    if table:
+        print(table)
+    if task is not None and not left:
+        print(*task.finish(prepared.computer), sep="\n")
 
 
 def _coverage_task(args: argparse.Namespace, request: Any) -> Any:
@@ -309,20 +286,3 @@ def _overview(units: Sequence[Any], todo: Sequence[Any]) -> str:
 
 def _silent(*_: Any, **__: Any) -> None:
     """For all processes but the first."""
-
-
-def _launch(argv: list[str], n_processes: int, n_threads: int) -> None:
-    """The same command in several processes, as `torchrun` starts them."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}", "--no_python"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
-    command = [sys.executable, *launcher, sys.executable, "-m", "sgr_diffusers.cli", *_with_command(argv)]
-    # The launcher ends its workers when it is asked to end, but they are not of its process group.
-    process = subprocess.Popen(command, env=environment, preexec_fn=partial(signal_at_end_of_parent, signal.SIGTERM))
-    try:
-        code = process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    if code:
-        raise ValueError(f"a process of the evaluation ended with code {code}; what it says stands above.")

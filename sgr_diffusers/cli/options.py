@@ -6,9 +6,11 @@ from dataclasses import Field, fields
 from typing import Any, TypeVar
 
 from ..pipeline.settings import Rule
+from ..utils.claims import Part
 from ..utils.options import flag_of
+from ..utils.processes import check_numbers
 
-__all__ = ["add_settings", "parser_of", "settings_from"]
+__all__ = ["add_settings", "add_sharing", "check_sharing", "parser_of", "settings_from"]
 
 Settings = TypeVar("Settings")
 
@@ -55,6 +57,34 @@ def _add_option(group: Any, entry: Field) -> None:
     if entry.metadata["several"] and not isinstance(default, str):
         default = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in default)
     group.add_argument(*flags, dest=entry.name, default=entry.default, help=f"{text} (default: {default})", **form)
+
+
+def add_sharing(group: Any) -> None:
+    """Add the options of a command whose work any number of processes share."""
+    group.add_argument(
+        "--num-threads",
+        type=int,
+        default=1,
+        help="number of threads of a process; results are equal to the last bit for any number of processes, not of "
+        "threads",
+    )
+    group.add_argument("--num-processes", type=int, default=1, help="number of processes to start on this machine")
+    group.add_argument(
+        "--part",
+        metavar="K/N",
+        help="begin with the K-th of N parts of the work, and go on with what others have left (default: that of a "
+        "SLURM array, by its variables)",
+    )
+
+
+def check_sharing(args: argparse.Namespace) -> None:
+    """Check the options of `add_sharing`, and put the `Part` that this process begins with in place of its text.
+
+    Raises:
+        ValueError: an option cannot be used.
+    """
+    check_numbers(args.num_processes, args.num_threads)
+    args.part = Part.of_array() if args.part is None else Part.parse(args.part)
 
 
 def settings_from(args: argparse.Namespace, settings_class: type[Settings]) -> Settings:

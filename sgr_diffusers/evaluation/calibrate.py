@@ -17,6 +17,7 @@ from ..data.scan_files import read_annotations, read_mask, split_names
 from ..data.skm_tea import SkmTeaScan
 from ..pipeline.calibrated import calibration_settings, measured_group
 from ..pretrained import BUNDLED, PRETRAINED
+from ..utils.files import whole_file
 from .compute import UnitComputer
 from .counts import count_bounds
 from .identity import library_versions
@@ -293,7 +294,8 @@ class CoverageTask:
         volumes = scan_volumes(results, scans, self._reference)
         table = coverage_table(volumes, Calibration.load(self.folder), self.coverages)
         path = Path(self.request.output) / "coverage.csv"
-        table.to_csv(path, index=False, lineterminator="\n")
+        with whole_file(path) as partial:
+            table.to_csv(partial, index=False, lineterminator="\n")
         return [table.to_string(index=False, float_format="{:.3f}".format), f"Written to {path}"]
 
     def _seen(self) -> dict[str, tuple[str, ...]]:

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..utils.claims import CLAIMS_FOLDER
 from ..utils.differences import difference
-from ..utils.disk import LOCK_FILE
 from ..utils.files import is_partial, write_json
 from .plan import EvaluationPlan
 from .slices import EvaluationData
@@ -85,7 +85,7 @@ def open_results(
                 "folder, or the settings that it was begun with."
             )
     else:
-        if Path(output).is_dir() and not all(is_partial(x) or x.name == LOCK_FILE for x in Path(output).iterdir()):
+        if Path(output).is_dir() and not all(is_partial(x) or x.name == CLAIMS_FOLDER for x in Path(output).iterdir()):
             raise FileExistsError(f"`output` {output} is no results folder, but holds files. Choose another one.")
         content = {"identity": identity, "data": data.name}
         content |= {"slices": {}, "finding_slices": {}, "fingerprint": {}, "plans": [], "runs": []}

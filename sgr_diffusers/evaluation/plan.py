@@ -1,16 +1,16 @@
-"""List the units of work of an evaluation in the order they are done, and divide them among processes.
+"""List the units of work of an evaluation in the order they are done.
 
 A unit is the smallest piece that is computed, stored and resumed: one slice with one method at one acceleration. The
 result of a unit depends on its own fields, the settings and the data, never on other units or on their order.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..pipeline.settings import one_of, real_number, setting, whole_number
 
-__all__ = ["METHODS", "RR_BLOCK", "EvaluationPlan", "Unit", "plan_units", "share_out"]
+__all__ = ["METHODS", "RR_BLOCK", "EvaluationPlan", "Unit", "plan_units"]
 
 METHODS = ("SGR", "RR")
 _NUMBER = real_number("a number", lambda value: True)
@@ -189,14 +189,3 @@ def _samples(scan_id: str, index: int, acceleration: float, start: int, stop: in
         units.append(Unit("RR", scan_id, index, acceleration, None, start, end - start))
         start = end
     return units
-
-
-def share_out(units: Iterable[Unit], n_processes: int, n_classes: int) -> list[list[Unit]]:
-    """Deal units to processes, in order, each to the one with the least to do so far. Every process gets the same."""
-    shares: list[list[Unit]] = [[] for _ in range(n_processes)]
-    loads = [0.0] * n_processes
-    for unit in units:
-        number = loads.index(min(loads))
-        shares[number].append(unit)
-        loads[number] += unit.cost(n_classes)
-    return shares

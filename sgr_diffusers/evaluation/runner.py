@@ -1,14 +1,15 @@
 """Evaluate a pipeline on a data folder by a plan; write a shard for each unit of work to a results folder.
 
-The results folder is the only memory: a run looks at which shards are there and does the others. Several processes
-(`accelerate launch`, `torchrun`) divide them; they tell each other only when to begin and to end.
+The results folder is the only memory: a run looks at which shards are there and does the others. Any number of runs
+and processes share them by claims in the folder.
 """
 
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from ..models.segmentation import SegmentationUNet
 from ..pipeline.calibrated import scheduler_settings, used_strength
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruction.volume import load_pipeline
+from ..utils.claims import Part, exclusive, hand_out, remove_claims
 from .compute import UnitComputer
-from .identity import library_versions, open_results
-from .plan import EvaluationPlan, Unit, plan_units, share_out
+from .identity import CONFIG, library_versions, open_results
+from .plan import EvaluationPlan, Unit, plan_units
 from .settings import EvaluationSettings
 from .slices import choose_data, choose_examples, parse_protocol
-from .store import DamagedShard, read_shard, remove_partial_shards, write_shard
+from .store import DamagedShard, read_shard, remove_partial_shards, shard_path, write_shard
 
 __all__ = [
     "EvaluationRequest",
@@ -93,13 +95,13 @@ class Outstanding:
     Attributes:
         units: all units of the plan.
         todo: units whose shard is missing or damaged, in order.
-        damaged: descriptions of what is wrong with the damaged shards.
+        damaged: descriptions of what is wrong with the shards of damaged units.
         seconds: mean cost in seconds of each kind of unit that is there.
     """
 
     units: list[Unit]
     todo: list[Unit]
-    damaged: list[str]
+    damaged: dict[Unit, str]
     seconds: dict[str, float]
 
 
@@ -109,7 +111,6 @@ class Prepared:
 
     computer: UnitComputer
     outstanding: Outstanding
-    process: Any  # accelerate's PartialState
     n_classes: int
 
 
@@ -135,7 +136,7 @@ def load_segmentation(name: str, folder: str, device: torch.device) -> nn.Module
 
 
 def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
-    """Load the networks, choose the data, open the folder, and see what is left to do; the same on every process.
+    """Load the networks, choose the data, open the folder, and see what is left to do.
 
     Args:
         request: all that the evaluation is asked for, see `EvaluationRequest`.
@@ -144,11 +145,6 @@ def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
     Raises:
         FileNotFoundError, ValueError: data, model or folder do not fit; nothing has been computed.
     """
-    from accelerate import PartialState
-
-    # Without a GPU accelerate sees other processes only if it is told to use the CPU. The timeout is long, since one
-    # process may have done its share long before another.
-    process = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     torch.set_num_threads(request.n_threads)
     with_manual = request.references != "fully_sampled"
     data = choose_data(
@@ -162,12 +158,11 @@ def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
         request.settings.echo,
         with_manual,
     )
-    device = str(process.device)
-    pipe = load_pipeline(request.model, device, request.dtype)
+    pipe = load_pipeline(request.model, None, request.dtype)
     if request.scheduler is not None:
         pipe.scheduler = _scheduler(pipe, request.scheduler)
     if request.segmentation is not None:
-        segmentation = load_segmentation("segmentation", request.segmentation, process.device)
+        segmentation = load_segmentation("segmentation", request.segmentation, pipe.device)
         pipe.register_modules(segmentation_model=segmentation)
     if request.guidance_from is not None:
         if not 0 < request.guidance_from <= 1:
@@ -178,18 +173,23 @@ def prepare(request: EvaluationRequest, write: bool = True) -> Prepared:
         pipe.register_to_config(guidance_from=request.guidance_from)
     second = None
     if request.second_segmentation is not None:
-        second = load_segmentation("second_segmentation", request.second_segmentation, process.device)
+        second = load_segmentation("second_segmentation", request.second_segmentation, pipe.device)
     examples = choose_examples(data, with_manual)
     computer = UnitComputer(pipe, second, request.settings, data, examples, with_manual)
-    writes = write and process.is_main_process
-    identity = _identity(request, computer)
-    with process.main_process_first():  # the others find the folder as the first has left it
-        content = open_results(request.output, identity, request.plan, data, examples, request.command, writes)
-    computer.examples = {(str(scan_id), int(index)) for scan_id, index in content["examples"]}
-    if writes:
-        remove_partial_shards(request.output)
     units = plan_units(_without_default(request, pipe), data.slices, data.finding_slices)
-    return Prepared(computer, find_outstanding(request.output, units), process, len(computer.class_names))
+    known = (request.output, _identity(request, computer), request.plan, data, examples, request.command)
+    content = open_results(*known, write=False)  # refused before anything is written
+    if write:
+        with exclusive(request.output, CONFIG):
+            content = open_results(*known)
+            remove_partial_shards(request.output)
+            outstanding = find_outstanding(request.output, units)
+            for unit in outstanding.damaged:
+                shard_path(request.output, unit).unlink()
+    else:
+        outstanding = find_outstanding(request.output, units)
+    computer.examples = {(str(scan_id), int(index)) for scan_id, index in content["examples"]}
+    return Prepared(computer, outstanding, len(computer.class_names))
 
 
 def _scheduler(pipe: SGRMRIPipeline, name: str) -> Any:
@@ -239,7 +239,7 @@ def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, A
 
 def find_outstanding(output: str | os.PathLike, units: Sequence[Unit]) -> Outstanding:
     """Read the shards of all units, to see which are missing or damaged."""
-    todo, damaged, seconds, counts = [], [], Counter(), Counter()
+    todo, damaged, seconds, counts = [], {}, Counter(), Counter()
     for unit in units:
         try:
             row = read_shard(output, unit)
@@ -247,7 +247,7 @@ def find_outstanding(output: str | os.PathLike, units: Sequence[Unit]) -> Outsta
             todo.append(unit)
         except DamagedShard as error:
             todo.append(unit)
-            damaged.append(str(error))
+            damaged[unit] = str(error)
         else:
             seconds[unit.kind] += row["seconds"] / max(unit.n_samples, 1)
             counts[unit.kind] += 1
@@ -255,38 +255,49 @@ def find_outstanding(output: str | os.PathLike, units: Sequence[Unit]) -> Outsta
     return Outstanding(list(units), todo, damaged, means)
 
 
-def evaluate(prepared: Prepared, output: str | os.PathLike, limit: int | None = None, progress: bool = True) -> int:
-    """Do what is left to do; returns how many units this process has done.
+def evaluate(
+    prepared: Prepared,
+    output: str | os.PathLike,
+    limit: int | None = None,
+    progress: bool = True,
+    part: Part | None = None,
+) -> int:
+    """Do what is left to do, together with all other processes that do so; returns how many units this one has done.
 
     Args:
         prepared: checked evaluation from `prepare`.
         output: results folder.
-        limit: largest number of units to do, of all processes together.
+        limit: largest number of units to do; `None` for no limit.
         progress: whether to show a bar with the time left.
+        part: part of the units to begin with; `None` for the order of the plan.
 
     Raises:
         As `UnitComputer.compute` and the pipeline; what was done before is stored.
     """
     from tqdm import tqdm
 
-    process, computer = prepared.process, prepared.computer
-    process.wait_for_everyone()  # all have seen the same shards before any of them writes one
-    todo = prepared.outstanding.todo[:limit]
-    share = share_out(todo, process.num_processes, prepared.n_classes)[process.process_index]
-    versions = library_versions()
-    costs = [unit.cost(prepared.n_classes) for unit in share]
+    todo, n_done, versions = prepared.outstanding.todo, 0, library_versions()
+    costs = {unit: unit.cost(prepared.n_classes) for unit in todo}
     bar = tqdm(
-        total=sum(costs),
-        disable=not (progress and process.is_local_main_process),
+        total=sum(costs.values()),
+        disable=not progress,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left",
     )
-    with bar:
-        for number, (unit, cost) in enumerate(zip(share, costs, strict=True), start=1):
-            bar.set_description_str(f"unit {number} of {len(share)}: {unit.scan_id} {unit.name}")
-            write_shard(output, unit, computer.compute(unit), versions)
-            bar.update(min(cost, bar.total - bar.n))  # not beyond the end by rounding
-    process.wait_for_everyone()
-    return len(share)
+
+    def is_done(unit: Unit) -> bool:
+        if not shard_path(output, unit).exists():
+            return False
+        bar.update(min(costs.pop(unit, 0), bar.total - bar.n))  # whoever has done it; not beyond the end by rounding
+        return True
+
+    units = hand_out(todo, output, lambda unit: f"{unit.scan_id} {unit.name}", is_done, part)
+    with bar, closing(units):
+        for unit in islice(units, limit):
+            bar.set_description_str(f"{unit.scan_id} {unit.name}")
+            write_shard(output, unit, prepared.computer.compute(unit), versions)
+            n_done += is_done(unit)
+    remove_claims(output)
+    return n_done
 
 
 def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[dict[str, float], str]:

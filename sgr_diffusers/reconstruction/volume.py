@@ -25,6 +25,7 @@ from ..pipeline.settings import CallSettings
 from ..pretrained import BUNDLED, PRETRAINED
 from ..schedulers.checks import check_scheduler
 from ..schedulers.timesteps import fast_timesteps
+from ..utils.processes import local_rank
 from ..utils.processor import has_fast_bfloat16
 from .settings import DTYPES, SamplingSettings
 
@@ -101,7 +102,7 @@ def load_pipeline(
     Args:
         model: folder, Hub repository, or name of a bundled checkpoint (a key of `BUNDLED`); `None` for that of the
             synthetic knees.
-        device: device of the networks; `None` for a GPU if there is one.
+        device: device of the networks; `None` for a GPU if there is one, another for each process on this machine.
         dtype: data type of the prior, one of `DTYPES`; all else stays in single precision.
 
     Raises:
@@ -110,7 +111,8 @@ def load_pipeline(
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {DTYPES}, got {dtype!r}.")
     try:
-        torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        n_gpus = torch.cuda.device_count()
+        torch_device = torch.device(device or (f"cuda:{local_rank() % n_gpus}" if n_gpus else "cpu"))
         torch.zeros(1, device=torch_device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`device` {device!r} cannot be used ({str(error).splitlines()[0]}). Try 'cpu'.") from error

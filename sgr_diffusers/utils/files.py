@@ -23,6 +23,7 @@ __all__ = [
     "RECORD_FILE",
     "check_replaceable",
     "is_partial",
+    "lock_path",
     "recover",
     "recover_all",
     "remove_folder",
@@ -218,7 +219,7 @@ def _partial_folder(path: Path) -> Iterator[Path]:
     try:
         while not partial.exists():  # again where it was taken for abandoned before it was locked
             partial.mkdir()
-            in_use = _lock(partial, waits=True)
+            in_use = lock_path(partial, waits=True)
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -226,12 +227,20 @@ def _partial_folder(path: Path) -> Iterator[Path]:
             os.close(in_use)
 
 
-def _lock(folder: Path, waits: bool) -> int | None:
-    """Lock a folder until the descriptor that is returned is closed, or this process ends; `None` if that fails."""
+def lock_path(path: Path, waits: bool) -> int | None:
+    """Lock a file or folder until the descriptor that is returned is closed, or this process ends.
+
+    Args:
+        path: file or folder to lock.
+        waits: whether to wait until nobody else holds the lock.
+
+    Returns:
+        The descriptor; `None` where the lock is held, or the system or the disk has no locks.
+    """
     try:
         import fcntl
 
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except (ImportError, OSError):  # Windows
         return None
     try:
@@ -244,7 +253,7 @@ def _lock(folder: Path, waits: bool) -> int | None:
 
 def _remove_if_abandoned(leftover: Path) -> None:
     """Delete a temporary folder, or file, that no process uses any more."""
-    descriptor = _lock(leftover, waits=False)
+    descriptor = lock_path(leftover, waits=False)
     if descriptor is not None:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

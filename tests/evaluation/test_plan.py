@@ -1,11 +1,10 @@
 """Units of work: which there are, in which order, and who does them."""
 
 import dataclasses
-import itertools
 
 import pytest
 
-from sgr_diffusers.evaluation.plan import EvaluationPlan, Unit, plan_units, share_out
+from sgr_diffusers.evaluation.plan import EvaluationPlan, Unit, plan_units
 
 SLICES = {"A": (10, 20, 30), "B": (5,)}
 
@@ -50,15 +49,6 @@ def test_names_tell_units_apart():
     plan = EvaluationPlan((4.0, 4.5), ablation_strengths=(0.005, 0.0051), rr_curve_slices=3)
     names = [(u.scan_id, u.name) for u in plan_units(plan, SLICES)]
     assert len(names) == len(set(names))
-
-
-def test_shares_are_the_whole_and_about_equal():
-    units = plan_units(EvaluationPlan(), SLICES)
-    shares = share_out(units, 3, n_classes=4)
-    assert sorted(itertools.chain(*shares), key=units.index) == units
-    costs = [sum(unit.cost(4) for unit in share) for share in shares]
-    assert max(costs) - min(costs) <= max(unit.cost(4) for unit in units)
-    assert share_out(units, 1, 4) == [units]
 
 
 def test_json_round_trip_and_unknown_fields():

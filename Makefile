@@ -32,6 +32,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
-	# Their torchvision has no build beside the CPU build of torch; the test that needs them stubs it.
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps segmentation-models-pytorch timm
+	# Their torchvision has no build beside the CPU build of torch; the tests that need them stub it.
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps segmentation-models-pytorch timm deepinv
 	touch $@

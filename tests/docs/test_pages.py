@@ -2,10 +2,12 @@
 
 import re
 import runpy
+from contextlib import nullcontext
 
 import pytest
 
 from tests.helpers.pages import PAGES, ROOT, blocks
+from tests.helpers.torchvision_stub import torchvision_or_stub
 
 # The fewest steps with one below t = 0.2, from where the bundled checkpoint is guided.
 FEWER = {"num_inference_steps=25": "num_inference_steps=6", "fast_timesteps(25)": "fast_timesteps(3)"}
@@ -18,7 +20,8 @@ def test_python_runs(page, capsys):
     for steps, fewer in FEWER.items():
         code = code.replace(steps, fewer)
     names = {}
-    exec(compile(code, page, "exec"), names)
+    with torchvision_or_stub("deepinv", "sgr_diffusers.interop.deepinv") if "deepinv" in code else nullcontext():
+        exec(compile(code, page, "exec"), names)
     if "out" in names:
         assert names["out"].data_residual.max() < 3 * names["out"].noise_residual.min()
     if page == "README.md":

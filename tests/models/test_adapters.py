@@ -1,9 +1,7 @@
 """Networks of other libraries as segmentation models: real ones, tiny, with random weights, through a guided call."""
 
-import importlib.machinery
+import importlib
 import importlib.util
-import sys
-import types
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from torch import nn
 
 from sgr_diffusers.models.adapters import SegmentationAdapter
 from tests.helpers.pipeline_parts import build, call, draw_problem
+from tests.helpers.torchvision_stub import torchvision_or_stub
 
 SIZE = (16, 12)
 
@@ -40,59 +39,13 @@ def monai_unet():
     )
 
 
-class _Anything(type(nn.Module)):
-    """A class with every attribute that is asked for."""
-
-    def __getattr__(cls, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return name
-
-
-class _StubFinder:
-    """Modules of torchvision with empty classes: timm imports many, the networks here use none.
-
-    There is no build of torchvision beside the CPU build of torch; the one of the registry breaks on import.
-    """
-
-    def find_spec(self, name, path=None, target=None):
-        return importlib.machinery.ModuleSpec(name, self) if name.split(".")[0] == "torchvision" else None
-
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-        module.__path__ = []
-        module.__version__ = "0.0.0"
-        module.__getattr__ = _stub_class
-        return module
-
-    def exec_module(self, module):
-        pass
-
-
-def _stub_class(name):
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return _Anything(name, (nn.Module,), {})
-
-
 @pytest.fixture
 def smp():
     """The real segmentation-models-pytorch, with torchvision stubbed if it is not there."""
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
         pytest.skip("segmentation-models-pytorch is not installed; `make test` installs it")
-    before = set(sys.modules)
-    finder = _StubFinder()
-    if importlib.util.find_spec("torchvision") is None:
-        sys.meta_path.append(finder)
-    try:
+    with torchvision_or_stub("timm", "segmentation_models_pytorch"):
         yield importlib.import_module("segmentation_models_pytorch")
-    finally:
-        if finder in sys.meta_path:
-            sys.meta_path.remove(finder)
-            stubbed = {"torchvision", "timm", "segmentation_models_pytorch"}
-            for name in set(sys.modules) - before:
-                if name.split(".")[0] in stubbed:
-                    del sys.modules[name]
 
 
 def guided_call_moves(model):

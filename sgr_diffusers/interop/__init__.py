@@ -1,0 +1,1 @@
+"""Connects the pipeline to the tools of others; each module needs an extra of the package."""

@@ -101,7 +101,7 @@ class SGRReconstructor(deepinv.models.Reconstructor):
         """
         operator, kspace = from_physics(physics), to_kspace(y)
         maps = operator.coil_maps.expand(*kspace.shape) if operator.coil_maps.ndim == 4 else operator.coil_maps
-        images, *others = self.pipe(
+        images, *_others = self.pipe(
             kspace,
             operator.mask.expand(len(kspace), *operator.shape),
             target="none",

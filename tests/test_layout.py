@@ -41,7 +41,7 @@ ALLOWED = {
         "schedulers",
         "utils",
     ],
-    "interop": ["guidance", "io", "mri", "pipeline", "reconstruction", "schedulers", "utils"],
+    "interop": ["bounds", "guidance", "io", "mri", "pipeline", "reconstruction", "schedulers", "utils"],
     "evaluation": [
         "bounds",
         "calibration",

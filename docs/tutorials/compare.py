@@ -5,6 +5,8 @@
 # plain reconstruction? One slice of one synthetic knee answers neither; see the page of results for many.
 
 # %%
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from sigpy.mri.app import L1WaveletRecon
 
@@ -38,11 +40,21 @@ def error(image):
 mean = pipe(scan.kspace, scan.mask, target="none", num_samples=2, combine="mean", generator=seeded(), **call)
 scale = float(mean.scale[0])
 kspace, maps, mask = (scan.kspace[0] / scale).numpy(), scan.coil_maps[0].numpy(), scan.mask.float().numpy()
-wavelet = min(
-    error(torch.from_numpy(L1WaveletRecon(kspace, maps, weight, weights=mask, show_pbar=False).run()) * scale)
+wavelets = [
+    torch.from_numpy(L1WaveletRecon(kspace, maps, weight, weights=mask, show_pbar=False).run()) * scale
     for weight in (1e-3, 3e-3, 1e-2, 3e-2)
-)
-print(f"error: L1-wavelet {wavelet:.3f}, mean of two samples {error(mean.images[0, 0, 0]):.3f}")
+]
+images = {
+    "undersampled": mean.zero_filled[0],
+    "L1-wavelet": min(wavelets, key=error),
+    "mean of two samples": mean.images[0, 0, 0],
+    "fully sampled": scan.fully_sampled[0],
+}
+figure, axes = plt.subplots(1, 4, figsize=(12, 4), layout="constrained")
+for axis, (title, image) in zip(axes, images.items(), strict=True):
+    axis.imshow(image.abs(), cmap="gray", vmax=float(scan.fully_sampled.abs().quantile(0.995)))
+    axis.set_title(f"{title}, error {error(image):.3f}")
+    axis.set_axis_off()
 
 # %% [markdown]
 # ## The bounds
@@ -61,3 +73,17 @@ for number, name in enumerate(guided.classes):
         for bounds in (repeated, searched)
     ]
     print(f"{name:20} repeated {texts[0]}, guided {texts[1]}")
+
+# %% [markdown]
+# The same as a picture: the thin bars are repeated, the thick ones guided.
+
+# %%
+figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
+places = np.arange(len(guided.classes))
+for bounds, height, text in ((searched, 0.6, "guided"), (repeated, 0.25, f"extremes of {n_samples} samples")):
+    lower, upper = bounds.lower_volume_mm3[0].numpy(), bounds.upper_volume_mm3[0].numpy()
+    axis.barh(places, upper - lower, left=lower, height=height, label=text)
+axis.set_yticks(places, [name.replace("_", " ") for name in guided.classes])
+axis.invert_yaxis()
+axis.set_xlabel("volume in mm³")
+axis.legend()

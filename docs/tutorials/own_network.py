@@ -5,6 +5,7 @@
 # tutorial uses a network of a few lines in place of a trained one, on the checkpoint for scans of any anatomy.
 
 # %%
+import matplotlib.pyplot as plt
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -38,6 +39,20 @@ pipe.register_modules(segmentation_model=Bright().eval())
 out = pipe(scan.kspace, scan.mask, target="both", num_inference_steps=n_steps, voxel_size_mm=scan.voxel_size_mm)
 lower, upper = out.volumes_mm3[0, 0].tolist()
 print(f"bright tissue: {lower:.0f} to {upper:.0f} mm^3")
+
+
+def show(images, segmentations):
+    """Draw images by their titles, with the outline of what is bright in each."""
+    _figure, axes = plt.subplots(1, len(images), figsize=(3.5 * len(images), 4), layout="constrained")
+    for axis, (title, image), labels in zip(axes, images.items(), segmentations, strict=True):
+        axis.imshow(image.abs(), cmap="gray", vmax=float(scan.fully_sampled.abs().quantile(0.995)))
+        axis.contour(labels == 1, [0.5], colors=["orange"], linewidths=0.7)
+        axis.set_title(title)
+        axis.set_axis_off()
+
+
+lower_image, upper_image = out.images[0, 0]
+show({"as little as possible": lower_image, "as much as possible": upper_image}, out.segmentations[0, 0])
 
 # %% [markdown]
 # ## A guidance
@@ -75,3 +90,8 @@ half = plain.segmentations.shape[-2] // 2
 for name, part in {"upper": slice(0, half), "lower": slice(half, None)}.items():
     change = (pushed.segmentations == 1)[..., part, :].sum() - (plain.segmentations == 1)[..., part, :].sum()
     print(f"change in the {name} half: {change:+d} pixels")
+
+show(
+    {"unguided": plain.images[0, 0, 0], "more in the upper half": pushed.images[0, 0, 0]},
+    [plain.segmentations[0, 0, 0], pushed.segmentations[0, 0, 0]],
+)

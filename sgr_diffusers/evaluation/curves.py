@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ..figures.colours import BLUE, ORANGE, VERMILION
 from .scores import SCORES, ScoreTables
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ _TITLES = {
     "width": r"$V_{unc}\,/\,V$ of the reference",
 }
 _STYLES = {
-    "SGR": {"color": "tab:blue", "marker": "o", "label": "SGR"},
-    "RR": {"color": "tab:orange", "marker": "s", "label": "RR"},
-    "RR_equal_budget": {"color": "tab:red", "marker": "^", "label": "RR, equal budget"},
+    "SGR": {"color": BLUE, "marker": "o", "label": "SGR"},
+    "RR": {"color": ORANGE, "marker": "s", "label": "RR"},
+    "RR_equal_budget": {"color": VERMILION, "marker": "^", "label": "RR, equal budget"},
 }
 _REFERENCES = {"fully_sampled": "against the fully sampled image", "manual": "against manual labels"}
 
@@ -87,7 +88,7 @@ def ablation_figure(tables: ScoreTables) -> "Figure | None":
     figure, axes = _grid(1, len(SCORES))
     references = [name for name in _REFERENCES if name in set(sgr["reference"])]
     for ax, name in zip(axes[0], SCORES, strict=True):
-        for reference, colour in zip(references, ("tab:blue", "tab:green"), strict=False):
+        for reference, colour in zip(references, (BLUE, ORANGE), strict=False):
             part = sgr[sgr["reference"] == reference]
             style = {"color": colour, "marker": "o", "label": _REFERENCES[reference]}
             _band(ax, part["strength"], part, name, style)

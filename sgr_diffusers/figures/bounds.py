@@ -2,8 +2,7 @@
 
 Colours compare a bound with S_f, the segmentation of the fully sampled image. Blue: in both. Yellow: they differ on
 the side where they may (S_low leaves out a part of S_f, S_up holds more than S_f). Vermilion with a cross: they differ
-on the side where they must not (S_low holds what is not in S_f, S_up leaves out a part of S_f). The colours are those
-of Okabe and Ito, which people with any colour vision can tell apart.
+on the side where they must not (S_low holds what is not in S_f, S_up leaves out a part of S_f).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from ..bounds import uncertain_share
-from .intervals import BLUE, ORANGE, Intervals, draw_intervals, interval_legend
+from .colours import BLUE, ORANGE, SKY_BLUE, VERMILION, YELLOW, class_colour
+from .intervals import Intervals, draw_intervals, interval_legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,14 +39,12 @@ __all__ = [
 AGREES, DEVIATES, VIOLATES, UNCERTAIN = 1, 2, 3, 4
 COLOURS = {
     AGREES: (BLUE, "in the bound and in the fully sampled image"),
-    DEVIATES: ((0.94, 0.89, 0.26), "left open by the measurement"),
-    VIOLATES: ((0.84, 0.37, 0.00), "bound violated (crosses)"),
+    DEVIATES: (YELLOW, "left open by the measurement"),
+    VIOLATES: (VERMILION, "bound violated (crosses)"),
     UNCERTAIN: (ORANGE, "uncertainty boundary: in the upper bound, not in the lower"),
 }
 OPACITY = {AGREES: 0.6, DEVIATES: 0.7, VIOLATES: 0.9, UNCERTAIN: 0.85}
-_OUTLINE = (0.34, 0.71, 0.91)  # of S_f; white would vanish on bright cartilage
-# Labels of several classes in one image, where there is no bound to compare.
-_CLASS_COLOURS = ((0.34, 0.71, 0.91), (0.90, 0.60, 0.00), (0.80, 0.47, 0.65), (0.94, 0.89, 0.26), (0.00, 0.62, 0.45))
+_OUTLINE = SKY_BLUE  # of S_f; white would vanish on bright cartilage
 
 Image = Float[np.ndarray, "y x"]
 Pixels = Bool[np.ndarray, "y x"]
@@ -281,7 +279,7 @@ def _legend_handles(
         handles.append(Line2D([], [], color=_OUTLINE, label=outline_name))
     handles += interval_legend([panel for row in rows for panel in row.panels if isinstance(panel, Intervals)])
     if any(panel.classes for panel in panels):
-        handles += [Patch(color=_class_colour(k), label=name) for k, name in enumerate(class_names, start=1)]
+        handles += [Patch(color=class_colour(k), label=name) for k, name in enumerate(class_names, start=1)]
     return handles
 
 
@@ -307,7 +305,7 @@ def _draw_panel(axes: Any, panel: Panel, row: PanelRow) -> set[int]:
         labels = panel.overlay[row.window]
         colours = np.zeros((*labels.shape, 4))
         for key in np.unique(labels[labels > 0]).tolist():
-            colours[labels == key] = (*_class_colour(key), 0.6) if panel.classes else (*COLOURS[key][0], OPACITY[key])
+            colours[labels == key] = (*class_colour(key), 0.6) if panel.classes else (*COLOURS[key][0], OPACITY[key])
             used |= set() if panel.classes else {key}
         axes.imshow(colours, extent=extent, interpolation="nearest", zorder=3)  # over the outline
         if VIOLATES in used:
@@ -334,7 +332,3 @@ def pixel_edges(mask: Pixels) -> tuple[np.ndarray, np.ndarray]:
         np.concatenate([first.ravel(), second.ravel()]) for first, second in zip(horizontal, vertical, strict=True)
     )
     return xs, ys
-
-
-def _class_colour(number: int) -> tuple[float, float, float]:
-    return _CLASS_COLOURS[(number - 1) % len(_CLASS_COLOURS)]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Integer
 
+from .colours import class_colour
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -28,11 +30,12 @@ def contact_sheet(
         n_columns: number of slices in a row.
         class_names: names of labels 1, 2, ..., for a legend.
     """
-    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    colours = colormaps["tab10"]
+    n_labels = 0 if labels is None else int(labels.max())
+    colours = ListedColormap([class_colour(label) for label in range(max(n_labels, len(class_names), 1) + 1)])
     layers = 1 if labels is None else 2
     n_rows = -(-len(images) // n_columns) * layers
     aspect = images.shape[1] / images.shape[2]
@@ -47,10 +50,10 @@ def contact_sheet(
             ax.imshow(image, cmap="gray", vmin=0, vmax=1.1 * np.quantile(image, 0.99))
             if layer:
                 overlay = np.ma.masked_equal(labels[number], 0)
-                ax.imshow(overlay, cmap=colours, vmin=0, vmax=9, alpha=0.75, interpolation="nearest")
+                ax.imshow(overlay, cmap=colours, vmin=0, vmax=colours.N - 1, alpha=0.75, interpolation="nearest")
             elif titles:
                 ax.set_title(titles[number], fontsize=7)
     if class_names:
-        handles = [Patch(color=colours(label), label=name) for label, name in enumerate(class_names, start=1)]
+        handles = [Patch(color=class_colour(label), label=name) for label, name in enumerate(class_names, start=1)]
         figure.legend(handles=handles, loc="outside upper center", ncol=len(handles), fontsize=8, frameon=False)
     return figure

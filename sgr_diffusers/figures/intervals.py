@@ -2,7 +2,7 @@
 
 A bar is an interval. Where it is a calibrated one, a diamond is the volume of the unguided image (the point estimate),
 and two dots are the volumes of the images that were made for its ends: filled where the image has the volume of its
-end, open where the data allow an image only so far. A line is the volume in the fully sampled image.
+end, open where it falls short of it. A line is the volume in the fully sampled image.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BLUE", "ORANGE", "Intervals", "draw_intervals", "interval_legend"]
+from .colours import BLUE, ORANGE
 
-BLUE, ORANGE = (0.00, 0.45, 0.70), (0.90, 0.60, 0.00)
+__all__ = ["Intervals", "draw_intervals", "interval_legend"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def interval_legend(charts: Sequence[Intervals]) -> list[Any]:
         return []
     handles: list[Any] = [Patch(color=ORANGE, label="calibrated interval")]
     handles.append(Line2D([], [], linestyle="", label="unguided image", **_DIAMOND))
-    texts = {True: "image at an end of the interval", False: "image that the data do not let get there"}
+    texts = {True: "image at its end of the interval", False: "image short of its end: the data allow no more"}
     handles += [Line2D([], [], linestyle="", label=texts[end], **_dot(end)) for end in (True, False) if end in reached]
     return handles
 

@@ -82,7 +82,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="share of the training time below which images are pushed; 1 for all steps",
     )
     parser.add_argument("--note", help="text for the card on what the records of the training do not say")
-    parser.add_argument("--case-scan", type=int, default=0, help="number of the test scan that gives the case")
     parser.add_argument(
         "--without-code", action="store_true", help="leave out the code, for a checkpoint inside of the package"
     )
@@ -123,7 +122,7 @@ def assemble(args: argparse.Namespace, output: Path) -> None:
     if args.without_code:
         drop_code(output)
     scans = list_scans(args.data_dir, "test")
-    scan = scans[args.case_scan]
+    scan = scans[0]
     with h5py.File(scan.kspace_file) as file:
         config = json.loads(file.attrs["config"]) if "config" in file.attrs else None
         accelerations = sorted(float(name.split("_")[-1].rstrip("x")) for name in file["masks"])

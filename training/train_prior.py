@@ -42,10 +42,8 @@ SETTINGS = {
         "no_phase": True,
     }
 }
-ARCHITECTURE = ("block_out_channels", "layers_per_block", "attention_head_dim", "dropout")
-RECIPE = (
-    "prediction_type snr_gamma timestep_sampling no_mirror no_phase max_shift slices has_class min_foreground"
-).split()
+ARCHITECTURE = ("block_out_channels", "attention_head_dim", "dropout")
+RECIPE = ("prediction_type snr_gamma timestep_sampling no_mirror no_phase max_shift slices min_foreground").split()
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -56,7 +54,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--block-out-channels", type=int, nargs="+", help="number of channels of each level (default: the preset's)"
     )
-    parser.add_argument("--layers-per-block", type=int, help="number of layers of each level (default: the preset's)")
     parser.add_argument(
         "--attention-head-dim", type=int, help="number of channels of an attention head (default: the preset's)"
     )
@@ -87,22 +84,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--validation-timesteps", type=int, nargs="+", default=[10, 50, 100, 200, 300, 400, 500, 600, 750, 900]
     )
     parser.add_argument(
-        "--validation-samples",
-        type=int,
-        default=4,
-        help="number of unconditional samples that are drawn as pictures",
+        "--validation-samples", type=int, default=4, help="number of unconditional samples that are drawn as pictures"
     )
     parser.add_argument(
-        "--validation-pictures",
-        type=int,
-        default=2,
-        help="number of reconstructions that are drawn as pictures",
-    )
-    parser.add_argument(
-        "--validation-acceleration",
-        type=float,
-        default=8,
-        help="acceleration of the reconstructions; the nearest stored mask is taken",
+        "--validation-pictures", type=int, default=2, help="number of reconstructions that are drawn as pictures"
     )
     parser.add_argument(
         "--validation-inference-steps",
@@ -155,7 +140,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         model = create_model(args)
     scheduler = create_scheduler(args.prediction_type)
 
-    selection = read_selection(args.slices, args.min_foreground, tuple(args.has_class))
+    selection = read_selection(args.slices, args.min_foreground)
     common = {"echo": args.echo, "with_labels": False}
     dataset = slices_of(
         args.data_dir,
@@ -175,20 +160,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         held_out.scans,
         args.validation_samples,
         args.validation_pictures,
-        args.validation_acceleration,
         args.validation_inference_steps,
         dataset.size,
         args.echo,
         options.seed,
     )
-    record = run_training(
+    return run_training(
         model,
         dataset,
         options,
         accelerator,
-        vars(args),
-        recipe={key: getattr(args, key) for key in RECIPE},
-        data_dir=args.data_dir,
+        args,
+        RECIPE,
         compute_loss=PriorLoss(
             scheduler, args.snr_gamma, args.timestep_sampling, not args.no_mirror, not args.no_phase, args.max_shift
         ),
@@ -197,8 +180,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         foreground=dataset.foreground if options.foreground_fraction else None,
         validate=PriorValidation(scheduler, images, args.validation_timesteps, options.seed, pictures),
     )
-    accelerator.end_training()
-    return record
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ SETTINGS = {
     }
 }
 RECIPE = (
-    "flip_average mirror_axes max_shift max_noise gain_range slices has_class min_foreground "
+    "flip_average mirror_axes max_shift max_noise gain_range slices min_foreground "
     "adversarial_fraction adversarial_norm adversarial_radius adversarial_steps"
 ).split()
 
@@ -67,25 +67,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--max-noise", type=float, default=0.05, help="largest standard deviation of Gaussian noise")
     parser.add_argument(
-        "--gain-range",
-        type=float,
-        default=0.15,
-        help="largest deviation from 1 of a factor on the image",
+        "--gain-range", type=float, default=0.15, help="largest deviation from 1 of a factor on the image"
     )
     attack = parser.add_argument_group("adversarial training (multi-step projected gradient descent on the image)")
     attack.add_argument("--adversarial-fraction", type=float, default=0.0, help="share of each batch that is attacked")
     attack.add_argument("--adversarial-norm", default="linf", choices=ATTACK_NORMS)
     attack.add_argument(
-        "--adversarial-radius",
-        type=float,
-        default=0.05,
-        help="radius of an attack, in units of the 0.99 quantile",
+        "--adversarial-radius", type=float, default=0.05, help="radius of an attack, in units of the 0.99 quantile"
     )
     attack.add_argument(
-        "--adversarial-steps",
-        type=int,
-        default=5,
-        help="number of forward and backward passes of an attack",
+        "--adversarial-steps", type=int, default=5, help="number of forward and backward passes of an attack"
     )
     attack.add_argument("--adversarial-validation-slices", type=int, default=64)
     TrainingOptions.add_arguments(
@@ -130,26 +121,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         model = create_model(args, class_names)
     check_segmentation_model(model, class_names)
 
-    selection = read_selection(args.slices, args.min_foreground, tuple(args.has_class))
-    common = {
-        "echo": args.echo,
-        "preload": not args.no_preload,
-        "skip_memory_check": options.skip_memory_check,
-    }
+    selection = read_selection(args.slices, args.min_foreground)
+    common = {"echo": args.echo, "preload": not args.no_preload, "skip_memory_check": options.skip_memory_check}
     dataset = slices_of(args.data_dir, "train", selection, size=args.size, **common)
     check_shift(args.max_shift, dataset.size)
     held_out = slices_of(args.data_dir, "val", size=dataset.size, **common)
     validation = SegmentationValidation(
         held_out, class_names, attack, args.adversarial_validation_slices, options.seed
     )
-    record = run_training(
+    return run_training(
         model,
         dataset,
         options,
         accelerator,
-        vars(args),
-        recipe={key: getattr(args, key) for key in RECIPE},
-        data_dir=args.data_dir,
+        args,
+        RECIPE,
         compute_loss=SegmentationLoss(
             model, args.mirror_axes, args.max_shift, args.max_noise, args.gain_range, attack
         ),
@@ -158,8 +144,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         validate=validation,
         keep_best=validation.main_result,
     )
-    accelerator.end_training()
-    return record
 
 
 if __name__ == "__main__":

@@ -50,7 +50,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--noisy-share", type=float, default=0.25, help="share of images with noise")
     parser.add_argument("--bank-slices", type=int, default=1000, help="slices of synthetic knees")
     parser.add_argument("--bank", help="file that keeps these slices for the next run (default: OUTPUT_DIR/bank.npz)")
-    parser.add_argument("--bank-processes", type=int, default=1, help="processes that render them")
     parser.add_argument("--validation-images", type=int, default=32, help="images of each validation")
     TrainingOptions.add_arguments(parser, output_dir="runs/varied", learning_rate=8e-4, lr_warmup_steps=300)
     return parser.parse_args(arguments)
@@ -66,14 +65,14 @@ def read_pictures(path: str | None, folds: list[int] | None) -> torch.Tensor | N
     return torch.from_numpy(images[chosen])
 
 
-def kept_bank(path: Path, n_slices: int, seed: int, n_processes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def kept_bank(path: Path, n_slices: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Read a bank of synthetic knees from a file, or render it and write the file where there is none.
 
     Raises:
         ValueError: if the file holds another bank.
     """
     if not path.exists():
-        regions, pictures = render_bank(n_slices, seed, n_processes)
+        regions, pictures = render_bank(n_slices, seed)
         with whole_file(path) as partial:
             np.savez_compressed(partial, regions=regions, pictures=pictures, seed=seed)
     with np.load(path) as bank:
@@ -112,11 +111,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         network = create_network(args)
     pictures = read_pictures(args.pictures, args.folds)
     bank_path = Path(args.bank or Path(options.output_dir, "bank.npz"))
-    bank = kept_bank(bank_path, args.bank_slices, 10_000 * options.seed, args.bank_processes)
+    bank = kept_bank(bank_path, args.bank_slices, 10_000 * options.seed)
     if args.network == "segmentation":
         order = balanced_order(bank[0], torch.Generator().manual_seed(options.seed))
         bank = tuple(part[order] for part in bank)
-    held_out = render_bank(16, _HELD_OUT_SEED)
+    held_out = render_bank(min(16, args.validation_images), _HELD_OUT_SEED)
     shares = VariedImages.shares if args.network == "prior" else (0.75, 0.25, 0, 0)
     source = VariedImages(
         *(part.to(device) for part in bank),

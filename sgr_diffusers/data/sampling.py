@@ -50,7 +50,7 @@ class SliceSampler(Sampler):
             )
         self.n_items = n_items
         self.seed = seed
-        self.foreground = None if foreground is None else np.flatnonzero(foreground)
+        self.foreground = np.flatnonzero(() if foreground is None else foreground)
         self.fraction = Fraction(foreground_fraction).limit_denominator(1000)
         self.start = start
         self.stride = stride

@@ -5,6 +5,8 @@ Images of the prior are real ``(batch, 2, y, x)`` (real, imaginary), those of th
 (magnitude), labels integer ``(batch, y, x)``.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Complex, Float, Int, Shaped
 from torch import Generator, Tensor
@@ -58,7 +60,7 @@ def _quantile(values: Tensor, quantile: float) -> Tensor:
     return torch.lerp(above[..., 0], above[..., :2][..., -1], (rank - lower).to(values))
 
 
-def center_fit(image: Shaped[Tensor, "*batch y x"], size: tuple[int, int]) -> Shaped[Tensor, "*batch out_y out_x"]:
+def center_fit(image: Shaped[Tensor, "*batch y x"], size: Sequence[int]) -> Shaped[Tensor, "*batch out_y out_x"]:
     """Crop, or pad with zeros, about the centre to `size` (y, x); the pixel ``n // 2`` stays the centre."""
     padding = []
     for have, want in zip(reversed(image.shape[-2:]), reversed(size), strict=True):
@@ -77,12 +79,12 @@ def draw_flips(n: int, probability: float | int, generator: Generator) -> Bool[T
     return torch.rand(n, generator=generator) < probability
 
 
-def draw_shifts(n: int, largest: tuple[int, int], generator: Generator) -> Int[Tensor, "n 2"]:
+def draw_shifts(n: int, largest: Sequence[int], generator: Generator) -> Int[Tensor, "n 2"]:
     """Draw `n` displacements (y, x) in whole pixels, uniform in [-largest, largest] along each axis."""
     return torch.stack([torch.randint(-limit, limit + 1, (n,), generator=generator) for limit in largest], dim=1)
 
 
-def mirror(batch: Shaped[Tensor, "batch *rest"], flips: Bool[Tensor, " batch"], axis: int = -1) -> Tensor:
+def mirror(batch: Shaped[Tensor, " batch *rest"], flips: Bool[Tensor, " batch"], axis: int = -1) -> Tensor:
     """Mirror the chosen entries along `axis`. Along x (left-right), a right knee becomes a valid left one.
 
     The same `flips` are to be given for an image and its labels.
@@ -91,7 +93,7 @@ def mirror(batch: Shaped[Tensor, "batch *rest"], flips: Bool[Tensor, " batch"], 
     return torch.where(flips, batch.flip(axis), batch)
 
 
-def shift(batch: Shaped[Tensor, "batch *rest"], shifts: Int[Tensor, "batch 2"]) -> Tensor:
+def shift(batch: Shaped[Tensor, " batch *rest"], shifts: Int[Tensor, " batch 2"]) -> Tensor:
     """Displace every entry by whole pixels (y, x). What leaves on one side enters on the other, as aliasing would."""
     moved = [
         entry.roll((int(down), int(right)), dims=(-2, -1)) for entry, (down, right) in zip(batch, shifts, strict=True)

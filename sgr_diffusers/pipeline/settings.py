@@ -13,7 +13,7 @@ from typing import Any
 from ..guidance.targets import TARGETS
 from ..mri.methods import CONSISTENCY, FINAL_CONSISTENCY, NOISE_AWARE_ITERATIONS
 
-__all__ = ["CallSettings", "Rule", "one_of", "real_number", "setting", "whole_number"]
+__all__ = ["CallSettings", "Rule", "check_settings", "one_of", "real_number", "setting", "whole_number"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def setting(
     return field(default=default, metadata={"rule": rule, "several": several, **words})
 
 
-def _check_settings(settings: Any) -> None:
+def check_settings(settings: Any) -> None:
     """Check all fields of a dataclass of settings by their rules.
 
     Raises:
@@ -194,7 +194,7 @@ class CallSettings:
 
     def __post_init__(self) -> None:
         """Check all settings."""
-        _check_settings(self)
+        check_settings(self)
         if self.combine is not None and self.num_samples < 2:
             raise ValueError(f"`combine` needs `num_samples` of 2 or more, got {self.num_samples}.")
         if self.num_samples > 1 and self.target != "none":
@@ -214,6 +214,11 @@ class CallSettings:
         default = NOISE_AWARE_ITERATIONS if consistency == "noise_aware" else config.cg_iterations
         iterations = default if self.cg_iterations is None else self.cg_iterations
         return replace(self, consistency=consistency, cg_iterations=iterations)
+
+    @property
+    def sets_maps(self) -> bool:
+        """Whether a setting of the estimation of coil maps is given."""
+        return not (self.calibration_width is self.kernel_width is self.crop is None)
 
     def call_arguments(self) -> dict[str, Any]:
         """Return the arguments of `SGRMRIPipeline.__call__` that these settings stand for."""

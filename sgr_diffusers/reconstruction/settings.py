@@ -24,7 +24,7 @@ class SamplingSettings(CallSettings):
         ValueError: as `CallSettings`, or `fast` and `timesteps` are both given.
     """
 
-    num_inference_steps: int | None = setting(
+    num_inference_steps: Any = setting(  # noqa: RUF009 - `None` may be given; a number from then on
         None,
         whole_number(1, 10_000),
         "number of reverse steps",

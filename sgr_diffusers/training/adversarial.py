@@ -120,7 +120,7 @@ def attack_loss(
 
 
 def _is_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Pixels whose label has the largest logit, `(batch, y, x)`."""
+    """Return the pixels whose label has the largest logit, `(batch, y, x)`."""
     logits, at_label = logits.detach(), labels[:, None]
     # on the CPU a hundred times faster than argmax
     others = logits.scatter(1, at_label, -torch.inf).amax(dim=1)
@@ -147,7 +147,7 @@ def _per_sample(name: str, value: PerSample, images: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside of the block; each module's own mode, of which some may be frozen, after it."""
+    """Put a network into evaluation mode inside of the block, and each module back into its own mode after it."""
     were_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -158,7 +158,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _random_direction(images: Tensor, norm: str, generator: Generator) -> Tensor:
-    """A random point of the unit ball for each sample."""
+    """Draw a random point of the unit ball for each sample."""
     if norm == "linf":
         drawn = torch.rand(images.shape, generator=generator, device=generator.device)
         return 2 * drawn.to(images) - 1
@@ -169,7 +169,7 @@ def _random_direction(images: Tensor, norm: str, generator: Generator) -> Tensor
 
 
 def _unit_length(values: Tensor) -> Tensor:
-    """Each sample divided by its l2 norm; zero stays zero."""
+    """Divide each sample by its l2 norm; zero stays zero."""
     # By the largest value first: the square of a small gradient would underflow.
     largest = values.abs().amax(dim=(1, 2, 3), keepdim=True)
     values = values / torch.where(largest > 0, largest, 1.0)
@@ -178,7 +178,7 @@ def _unit_length(values: Tensor) -> Tensor:
 
 
 def _project(images: Tensor, change: Tensor, radius: Tensor, norm: str) -> Tensor:
-    """`change` brought into the ball so that it leaves no pixel negative."""
+    """Bring `change` into the ball so that it leaves no pixel negative."""
     if norm == "linf":
         change = change.clamp(-radius, radius)
     else:

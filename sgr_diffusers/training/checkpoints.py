@@ -24,6 +24,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from torch import nn
 
+from ..utils.differences import difference
 from ..utils.disk import disk_errors
 from ..utils.files import recover_all, remove_folder, rename_folder, replaced_folder, write_json
 from .files import find_damage, seal_folder
@@ -222,7 +223,7 @@ class Checkpoints:
         save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
     def _write_state(self, final: Path) -> Path:
-        """Everything but the manifest, beside the final place."""
+        """Write everything but the manifest, beside the final place."""
         partial = final.with_name(f".{final.name}.partial")
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
@@ -269,15 +270,16 @@ class Checkpoints:
             logger.info("No checkpoint in %s yet: starting from the beginning.", self.output_dir)
             return
         restored = TrainingState.from_json(json.loads((path / STATE_FILE).read_text()))
-        different = _differences(restored.identity, self.state.identity)
+        now = json.loads(json.dumps(dataclasses.asdict(self.state), default=str))  # as a file holds it
+        different = difference(restored.identity, now["identity"])
         if different:
             raise ValueError(
                 f"`resume_from_checkpoint`: {path} belongs to a run of another configuration. Different are\n"
-                + "\n".join(different)
+                + "\n".join(f"  {line}" for line in different)
                 + "\nUse the same options, or start a new run from the weights (--init-from)."
             )
-        for line in _differences(restored.schedule, self.state.schedule):
-            logger.warning("resumed with another schedule or machine, and so not bit for bit: %s", line.strip())
+        for line in difference(restored.schedule, now["schedule"]):
+            logger.warning("resumed with another schedule or machine, and so not bit for bit: %s", line)
         self.accelerator.load_state(str(path))
         restored.identity, restored.schedule = self.state.identity, self.state.schedule
         vars(self.state).update(vars(restored))
@@ -340,13 +342,3 @@ class Checkpoints:
             for shadow, parameter in zip(self.ema.shadow_params, averaged.parameters(), strict=True):
                 shadow.copy_(parameter.detach())
             self.ema.optimization_step = json.loads((Path(input_dir) / STATE_FILE).read_text())["step"]
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """One line for each value that differs. Both went through json: there are no tuples."""
-    here = json.loads(json.dumps(here, default=str))
-    return [
-        f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in dict.fromkeys([*there, *here])
-        if there.get(key) != here.get(key)
-    ]

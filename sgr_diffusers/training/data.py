@@ -46,17 +46,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=from_1, nargs=2, help="crop or pad slices to (y, x); needed where scans differ")
     parser.add_argument("--echo", type=from_1, default=1, help="number of the echo to train on")
     parser.add_argument(
-        "--slices",
-        default="all",
-        help="slices to train on: all, paper, n for every n-th, or start:stop:step",
+        "--slices", default="all", help="slices to train on: all, paper, n for every n-th, or start:stop:step"
     )
     parser.add_argument(
-        "--min-foreground",
-        type=from_0,
-        default=0,
-        help="least number of pixels of tissue in a training slice",
+        "--min-foreground", type=from_0, default=0, help="least number of pixels of tissue in a training slice"
     )
-    parser.add_argument("--has-class", nargs="+", default=[], help="names of classes; train on slices that show them")
     parser.add_argument("--no-preload", action="store_true", help="read slices from disk instead of holding them all")
     parser.add_argument(
         "--max-shift",
@@ -78,7 +72,7 @@ def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
     For data that is read without worker processes. What making an item raises comes when that item is asked for.
     """
-    end = object()
+    end: Any = object()
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, end)
         while (item := coming.result()) is not end:
@@ -86,21 +80,20 @@ def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item
 
 
-def read_selection(slices: str, min_foreground: int = 0, has_class: tuple[str, ...] = ()) -> SliceSelection:
+def read_selection(slices: str, min_foreground: int = 0) -> SliceSelection:
     """Parse a selection of slices from a command line.
 
     Args:
         slices: slices to take: "all", "paper", a number n for every n-th slice of a scan, or "start:stop" or
             "start:stop:step".
         min_foreground: least number of pixels of any tissue.
-        has_class: names of classes of which at least one must be there.
 
     Raises:
         ValueError: it cannot be understood.
     """
     if slices == "paper":
-        if min_foreground or has_class:
-            raise ValueError("`slices` paper has its own conditions: pass no `min_foreground` and no `has_class`.")
+        if min_foreground:
+            raise ValueError("`slices` paper has its own conditions: pass no `min_foreground`.")
         return parse_selection("paper")
     try:
         parts = [int(part) if part else None for part in slices.split(":")] if slices != "all" else [1]
@@ -111,7 +104,7 @@ def read_selection(slices: str, min_foreground: int = 0, has_class: tuple[str, .
         raise ValueError(
             f"`slices` must be all, paper, a number, or start:stop:step, got {slices!r} ({error})."
         ) from error
-    return SliceSelection(known.every, known.start, known.stop, tuple(has_class), min_foreground)
+    return SliceSelection(known.every, known.start, known.stop, min_foreground=min_foreground)
 
 
 def scans_of(data_dir: str | os.PathLike, split: str) -> list[SkmTeaScan]:

@@ -84,7 +84,10 @@ class Log:
                         picture.unlink()
         if accelerator.log_with:
             # Events after the step that a run is resumed from are written again, not twice.
-            settings = {"tensorboard": {"purge_step": state.step + 1}, "wandb": {"dir": str(self.output_dir)}}
+            settings: dict[str, dict[str, Any]] = {
+                "tensorboard": {"purge_step": state.step + 1},
+                "wandb": {"dir": str(self.output_dir)},
+            }
             settings["wandb"]["name"] = settings["wandb"]["group"] = self.output_dir.name
             simple = {key: value if isinstance(value, (int, float)) else str(value) for key, value in config.items()}
             accelerator.init_trackers(options.tracker_project_name, simple, init_kwargs=settings)

@@ -5,7 +5,6 @@ n depends on (seed, n, micro-step, process) alone: a run that was interrupted en
 not, as long as its end is given in steps.
 """
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +18,11 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.training_utils import EMAModel
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..data.sampling import SliceSampler
 from ..utils.disk import disk_errors
 from .checkpoints import Checkpoints, averaged_weights, is_sharded, prepare_output_dir
-from .compiling import check_compiled, compile_network
 from .data import read_ahead
 from .learning_rate import learning_rate_factor
 from .log import Log, Validation
@@ -50,7 +48,7 @@ SCHEDULE = (
 
 def fit(
     model: ModelMixin,
-    dataset: Dataset,
+    dataset: Any,
     compute_loss: LossFunction,
     options: TrainingOptions,
     accelerator: Accelerator,
@@ -90,7 +88,6 @@ def fit(
     Raises:
         FileExistsError: the folder holds an earlier run that is not to be resumed.
         ValueError: when resuming a run of another configuration, or from a damaged checkpoint.
-        RuntimeError: with `compile`, the compiled network's gradient is wrong.
         FloatingPointError: when the loss or its gradient becomes NaN or infinite; names the step and the slices.
         DiskError: something could not be written.
     """
@@ -116,10 +113,6 @@ def fit(
     run.start_clock_and_log()
     first_draw = state.step * options.gradient_accumulation_steps * options.train_batch_size
     batches = _batches(dataset, foreground, options, accelerator, first_draw)
-    if options.compile:
-        first = next(batches)
-        check_compiled(run.wrapped, compute_loss, first, accelerator, options.seed)
-        batches = itertools.chain([first], batches)
     while (done := run.progress()) < 1:
         learning_rate = run.step(batches, done)
         if state.step % options.logging_steps == 0:
@@ -133,7 +126,7 @@ def fit(
 
 
 def _identity(model: ModelMixin, options: TrainingOptions, accelerator: Accelerator) -> dict[str, Any]:
-    """What a resumed run must have in common with the interrupted one, except for the data."""
+    """Return what a resumed run must have in common with the interrupted one, except for the data."""
     configuration = {f"model.{key}": value for key, value in model.config.items() if not key.startswith("_")}
     machine = {"processes": accelerator.num_processes, "distribution": str(accelerator.distributed_type.value)}
     return {key: getattr(options, key) for key in IDENTITY} | machine | configuration
@@ -168,7 +161,7 @@ class _Run:
         if options.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if options.compile:
-            compile_network(model, accelerator.device)
+            model.compile(options={"fallback_random": True})  # dropout keeps its masks
         model.to(accelerator.device)
         self.ema = None
         if options.ema_decay:
@@ -279,13 +272,9 @@ class _Run:
 
 
 def _batches(
-    dataset: Dataset,
-    foreground: np.ndarray | None,
-    options: TrainingOptions,
-    accelerator: Accelerator,
-    first_draw: int,
+    dataset: Any, foreground: np.ndarray | None, options: TrainingOptions, accelerator: Accelerator, first_draw: int
 ) -> Iterator[dict[str, Any]]:
-    """This process's part of every common batch, without end, on its device; `first_draw` as a single process."""
+    """Yield this process's part of every common batch on its device; it has drawn `first_draw` slices before."""
     own_batch, n_processes = options.train_batch_size, accelerator.num_processes
     sampler = SliceSampler(
         len(dataset),
@@ -313,7 +302,7 @@ def _batches(
 def _check_finite(
     losses: list[float], norm: Tensor | float | None, batches: list[dict[str, Any]], checkpoints: Checkpoints
 ) -> float:
-    """Mean loss of a step over micro-steps and processes, which all stop together when one of them has a bad one.
+    """Return the mean loss of a step; all processes stop together when one of them has a loss that is not finite.
 
     Called before the optimizer steps: what is written to look at is what the bad step started from.
     """

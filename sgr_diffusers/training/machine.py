@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -70,14 +71,19 @@ def check_accelerator(accelerator: Accelerator, options: TrainingOptions) -> Non
 
     Raises:
         ImportError: 8-bit AdamW without bitsandbytes.
-        ValueError: averaged weights where a process holds a part of them only, or rounded ones; 8-bit AdamW without
-            a GPU.
+        ValueError: averaged weights where a process holds a part of them only, or rounded ones; 8-bit AdamW or a
+            compiled network without a GPU.
     """
     if options.use_8bit_adam:
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ImportError("`use_8bit_adam`: bitsandbytes is not installed. Run `pip install bitsandbytes`.")
         if accelerator.device.type != "cuda":
             raise ValueError(f"`use_8bit_adam` needs a GPU, the device is {accelerator.device}.")
+    if options.compile and accelerator.device.type == "cpu":
+        raise ValueError(
+            "`compile` is for GPUs: on CPUs, torch.compile (PyTorch 2.13) has given layers of the prior a zero "
+            "gradient while the loss was right. Leave it out."
+        )
     if options.ema_decay and is_sharded(accelerator):
         raise ValueError(
             f"`ema_decay` {options.ema_decay}: weights cannot be averaged while they are sharded (FSDP, or ZeRO stage "
@@ -101,7 +107,7 @@ def create_optimizer(
     parameters: Iterable[nn.Parameter], options: TrainingOptions, device: torch.device
 ) -> torch.optim.Optimizer:
     """Create AdamW by the options, which `check_accelerator` has passed."""
-    settings = {
+    settings: dict[str, Any] = {
         "lr": options.learning_rate,
         "betas": (options.adam_beta1, options.adam_beta2),
         "eps": options.adam_epsilon,

@@ -105,10 +105,9 @@ class PriorPictures:
     """What pictures to make of a prior in training.
 
     Attributes:
-        scans: held-out scans, of which slices are undersampled and reconstructed.
+        scans: held-out scans, of which slices are undersampled, by the stored mask nearest to 8x, and reconstructed.
         n_samples: number of unconditional samples.
         n_slices: number of reconstructed slices, in the middle of so many scans.
-        acceleration: acceleration of the undersampling; the stored mask nearest to it is taken.
         n_steps: number of steps of sampling.
         size: size (y, x) of the samples.
         echo: echo of the scans.
@@ -118,7 +117,6 @@ class PriorPictures:
     scans: Sequence[SkmTeaScan]
     n_samples: int
     n_slices: int
-    acceleration: float | int
     n_steps: int
     size: tuple[int, int]
     echo: int = 1
@@ -140,7 +138,7 @@ class PriorPictures:
             accelerations = [float(name.removeprefix("poisson_").rstrip("x")) for name in scan.mask_names]
             if not accelerations:
                 raise ValueError(f"{scan.kspace_file} stores no masks: pass --validation-pictures 0.")
-            mask = scan.mask(min(accelerations, key=lambda one: abs(one - self.acceleration)))
+            mask = scan.mask(min(accelerations, key=lambda acceleration: abs(acceleration - 8)))
             parts = scan.kspace(row, self.echo), mask, scan.coil_maps(row), scan.target(row, self.echo)
             self._slices.append([torch.from_numpy(np.ascontiguousarray(part)) for part in parts])
 
@@ -155,18 +153,16 @@ class PriorPictures:
         pipe.set_progress_bar_config(disable=True)
         rows, scores = [], []
         for kspace, mask, maps, target in self._slices:
-            images = (
-                pipe(
-                    kspace * mask,
-                    mask,
-                    target="none",
-                    coil_maps=maps,
-                    num_inference_steps=self.n_steps,
-                    generator=torch.Generator().manual_seed(self.seed),
-                )
-                .images[0, 0, 0]
-                .cpu()
+            generator = torch.Generator().manual_seed(self.seed)
+            out: Any = pipe(
+                kspace * mask,
+                mask,
+                target="none",
+                coil_maps=maps,
+                num_inference_steps=self.n_steps,
+                generator=generator,
             )
+            images = out.images[0, 0, 0].cpu()
             scores.append(psnr(images[None], target[None]))
             full, reconstructed = target.abs().numpy(), images.abs().numpy()
             white = 1.1 * float(np.quantile(full, 0.99))
@@ -230,12 +226,7 @@ class PriorValidation:
 
 @torch.no_grad()
 def sample_images(
-    unet: UNet2DModel,
-    scheduler: DDIMScheduler,
-    n: int,
-    size: tuple[int, int],
-    generator: Generator,
-    n_steps: int = 50,
+    unet: UNet2DModel, scheduler: DDIMScheduler, n: int, size: tuple[int, int], generator: Generator, n_steps: int = 50
 ) -> Float[Tensor, "n 2 y x"]:
     """Draw unconditional samples of the prior by DDIM, without fresh noise.
 

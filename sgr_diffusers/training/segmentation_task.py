@@ -129,6 +129,7 @@ class SegmentationLoss:
             # The slices of a batch are in random order already. A share between two numbers is met on average.
             n_attacked = int(self.attack.fraction * n + float(draw_uniform(1, 0, 1, generator)))
             if n_attacked:
+                assert self.model is not None  # it is given with an attack
                 worse = self.attack(self.model, magnitude[:n_attacked], labels[:n_attacked], generator)
                 magnitude = torch.cat([worse, magnitude[n_attacked:]])
         return self.criterion(network(magnitude).float(), labels[:, None])
@@ -189,6 +190,7 @@ class SegmentationValidation:
         }
 
     def _attacked(self, network: nn.Module, batch_size: int = 16) -> Iterator[dict[str, Any]]:
+        assert self.attack is not None
         foreground = np.flatnonzero(self.held_out.foreground)
         n = min(self.n_attacked, len(foreground))
         chosen = foreground[np.linspace(0, len(foreground) - 1, n).round().astype(int)] if n else []

@@ -1,6 +1,8 @@
 """Run a training with checked networks, data and losses, from the first look at the machine to the record."""
 
+import argparse
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,8 @@ def run_training(
     dataset: SkmTeaSlices,
     options: TrainingOptions,
     accelerator: Accelerator,
-    arguments: dict[str, Any],
-    recipe: dict[str, Any],
-    data_dir: str,
+    args: argparse.Namespace,
+    recipe: Sequence[str],
     **settings: Any,
 ) -> dict[str, Any]:
     """Check the repository, train, write ``training_record.json``, and publish if that is asked for.
@@ -45,9 +46,8 @@ def run_training(
         dataset: data set to train it on.
         options: options of the run.
         accelerator: accelerator from `create_accelerator`.
-        arguments: arguments of the command line, for the record.
-        recipe: those of the script's own arguments that change what is learned: a resumed run must have the same.
-        data_dir: data folder or repository as it was given.
+        args: parsed command line, with `data_dir`, for the record.
+        recipe: names of the script's own arguments that change what is learned: a resumed run must have the same.
         **settings: settings of `fit`.
 
     Returns:
@@ -63,18 +63,19 @@ def run_training(
     )
     repository = create_repository(options) if accelerator.is_main_process else None
     data = describe_data(dataset)
+    identity = {**data, **{name: getattr(args, name) for name in recipe}}
     output_dir = Path(options.output_dir)
     with only_run(output_dir, "output_dir") if accelerator.is_main_process else nullcontext():
-        state = fit(model, dataset, options=options, accelerator=accelerator, identity={**data, **recipe}, **settings)
+        state = fit(model, dataset, options=options, accelerator=accelerator, identity=identity, **settings)
     details = {
         "data": {
             **data,
-            "data_dir": str(data_dir),
+            "data_dir": str(args.data_dir),
             "name": known_data(dataset.scans),
             "scans": len(dataset.scans),
             "slices": len(dataset),
         },
-        "arguments": arguments,
+        "arguments": vars(args),
         "parameters": n_parameters,
     }
     record = training_record(options, state, accelerator, **details)
@@ -83,4 +84,5 @@ def run_training(
         with disk_errors(str(path), "The weights are written: free some space and continue from the last checkpoint."):
             write_json(path, record)
         upload_run(options, record, repository)
+    accelerator.end_training()
     return record

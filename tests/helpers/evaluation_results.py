@@ -8,8 +8,24 @@ import numpy as np
 from sgr_diffusers.evaluation.identity import CONFIG
 from sgr_diffusers.evaluation.plan import EvaluationPlan, Unit
 from sgr_diffusers.evaluation.store import pack_labels, pack_magnitude, write_shard
+from sgr_diffusers.utils.weights import weights_hash
 
 SIZE = (4, 6)
+
+
+def quality_record(pipe, **entries):
+    """A record as the quality benchmark leaves it of a pipeline."""
+    record = {
+        "command": "python benchmark",
+        "weights": "-".join(weights_hash(network) for network in (pipe.unet, pipe.segmentation_model)),
+        "split": "test",
+        "scans": ["a"],
+        "steps": 7,
+        "seed": 0,
+        "dice": {"meniscus": 0.4321},
+        "psnr_4x": {"zero_filled": 20.0, "cg_sense": 30.0, "unguided": 31.5},
+    }
+    return record | entries
 
 
 def labels(**cells):

@@ -122,6 +122,10 @@ def test_an_existing_folder_is_replaced_on_demand_only(files, tmp_path, capsys):
             "no key in it is or ends in model.0.conv.unit0.conv.weight or model.0.conv.weight",
         ),
         (["--prior", "{}/ema.pt", "--prior-entry", "ema"], "must be one of those in"),
+        (
+            "--prior {0}/ema.pt --num-head-channels 16 --segmentation {0}/ema.pt --segmentation-entry x".split(),
+            "must be one of those in",
+        ),
         (["--prior", "{}/ema.pt", "--flip-average"], "--flip-average: has an effect only with --segmentation FILE.pt"),
         (["--to-authors", "{}", "--num-head-channels", "16"], "--num-head-channels: has an effect only with --prior"),
         (["--to-authors", "{}"], "model_index.json"),

@@ -13,6 +13,7 @@ from sgr_diffusers.publishing.model_card import model_card
 from sgr_diffusers.publishing.stages import run_snippet, stage_model, stage_space
 from sgr_diffusers.reconstruction.volume import load_pipeline
 from sgr_diffusers.utils.weights import weights_hash
+from tests.helpers.evaluation_results import quality_record
 
 TABLE1 = """acceleration,method,reference,precision_lower,recall_upper,uncertain_share,ssim,psnr,n_scans
 8.0,SGR,fully_sampled,0.98765,0.9911,0.3219,0.8571,30.84,8
@@ -97,17 +98,7 @@ def test_an_evaluation_without_its_record_is_refused(folder, tmp_path, name):
 
 def write_quality(folder, **entries):
     """A record as the quality benchmark leaves it, for whatever weights are there."""
-    pipe = load_pipeline(folder, "cpu")
-    measured = {
-        "command": "python benchmark",
-        "weights": "-".join(weights_hash(network) for network in (pipe.unet, pipe.segmentation_model)),
-        "split": "val",
-        "scans": ["a"],
-        "steps": 7,
-        "seed": 0,
-        "dice": {"meniscus": 0.4321},
-        "psnr_4x": {"zero_filled": 20.0, "cg_sense": 30.0, "unguided": 31.5},
-    }
+    measured = quality_record(load_pipeline(folder, "cpu"), split="val")
     measured["bounds_4x"] = dict.fromkeys(("ordered", "uncertain_share", "precision_lower", "recall_upper"), 0.875)
     measured["bounds_4x"] |= {"psnr_lower": -0.25, "psnr_upper": -0.125}
     (folder / "evaluation/quality.json").write_text(json.dumps({**measured, **entries}))

@@ -11,7 +11,7 @@ import torch
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.data.synthetic.knee import SyntheticKneeConfig, write_synthetic_dataset
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
-from sgr_diffusers.utils.weights import weights_hash
+from tests.helpers.evaluation_results import quality_record
 
 ROOT = Path(__file__).parents[2]
 TINY = SyntheticKneeConfig(
@@ -37,21 +37,13 @@ def test_train_assemble_load_and_reconstruct(tmp_path):
     script("train_prior")([*common, "--output-dir", prior, "--block-out-channels", "8", "32", *quick])
     script("train_segmentation")([*common, "--output-dir", segmentation])
     folders = ["--data-dir", str(data), "--prior", prior, "--segmentation", segmentation, "--output-dir", output]
+    folders += ["--note", "Hardly trained."]
     script("assemble_pipeline")(folders)
     assert "## Evaluation\n\nNot measured." in Path(output, "README.md").read_text()
     assert f'{output}/case.h5"' in Path(output, "README.md").read_text()
     pipe = SGRMRIPipeline.from_pretrained(output)
     quality = tmp_path / "quality.json"
-    measured = {
-        "command": "python benchmark",
-        "weights": f"{weights_hash(pipe.unet)}-{weights_hash(pipe.segmentation_model)}",
-        "split": "test",
-        "scans": ["a"],
-        "steps": 7,
-        "seed": 0,
-        "dice": {"meniscus": 0.4321},
-        "psnr_4x": {"zero_filled": 20.0, "cg_sense": 30.0, "unguided": 31.5},
-    }
+    measured = quality_record(pipe)
     quality.write_text(json.dumps({**measured, "weights": "of-others"}))
     with pytest.raises(ValueError, match=r"quality.json is of other weights"):
         script("assemble_pipeline")([*folders, "--quality", str(quality)])
@@ -64,7 +56,7 @@ def test_train_assemble_load_and_reconstruct(tmp_path):
 
     card = (tmp_path / "pipeline" / "README.md").read_text()
     record = json.loads((tmp_path / "pipeline" / "training" / "1_prior.json").read_text())
-    assert f"Seed 3, 2 steps, {record['images']} images" in card
+    assert f"Seed 3, 2 steps, {record['images']} images" in card and "Hardly trained." in card
     assert "meniscus 0.432" in card and "| 4x | 20.00 dB | 30.00 dB | 31.50 dB |" in card
 
     for folder in (tmp_path, segmentation, prior, data):

@@ -11,20 +11,10 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
-from sgr_diffusers.training import loop
 from sgr_diffusers.training.checkpoints import is_sharded
-from sgr_diffusers.training.compiling import check_compiled
 from sgr_diffusers.training.machine import check_accelerator, create_accelerator, create_optimizer
 from sgr_diffusers.training.options import TrainingOptions
-from tests.helpers.tiny_training import (
-    Slices,
-    assert_same_bits,
-    finish,
-    forget_accelerator,
-    start_processes,
-    tiny_model,
-    train,
-)
+from tests.helpers.tiny_training import finish, forget_accelerator, start_processes, train
 
 CONFIGS = Path(__file__).parents[2] / "training/accelerate_configs"
 
@@ -79,11 +69,7 @@ def test_deepspeed_is_told_the_batch():
     )
     check_accelerator(accelerator, options)
     config = accelerator.state.deepspeed_plugin.deepspeed_config
-    assert config == {
-        "train_micro_batch_size_per_gpu": 3,
-        "gradient_accumulation_steps": 4,
-        "gradient_clipping": 0.5,
-    }
+    assert config == {"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 4, "gradient_clipping": 0.5}
     with pytest.raises(ValueError, match="keeps the weights rounded"):
         check_accelerator(accelerator, TrainingOptions(max_train_steps=1, mixed_precision="bf16"))
 
@@ -99,9 +85,13 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
         create_accelerator(TrainingOptions(str(tmp_path), max_train_steps=1, report_to=("wandb",)))
 
 
-def test_8_bit_adam_says_what_it_needs():
-    with pytest.raises((ImportError, ValueError), match=r"pip install bitsandbytes|needs a GPU"):
-        check_accelerator(Accelerator(cpu=True), TrainingOptions(max_train_steps=1, use_8bit_adam=True))
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("use_8bit_adam", r"pip install bitsandbytes|needs a GPU"), ("compile", "zero gradient.*Leave it out")],
+)
+def test_what_needs_a_gpu_says_so(option, message):
+    with pytest.raises((ImportError, ValueError), match=message):
+        check_accelerator(Accelerator(cpu=True), TrainingOptions(max_train_steps=1, **{option: True}))
 
 
 def test_precision_that_was_told_to_the_launcher_is_not_ignored_in_silence(tmp_path, monkeypatch, caplog):
@@ -157,57 +147,6 @@ def picture(network):
     from sgr_diffusers.training.log import Validation
 
     return Validation({"score": 1.0}, {"grey": np.arange(32, dtype=np.uint8).reshape(2, 4, 4)})
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is:DeprecationWarning")  # of torch.compile itself
-def test_a_compiled_network_has_the_same_loss(tmp_path):
-    _, plain = train(tmp_path / "plain")  # with dropout
-    _, compiled = train(tmp_path / "compiled", compile=True)
-    losses, same = ([entry["loss"] for entry in state.history if "loss" in entry] for state in (plain, compiled))
-    assert len(losses) == 3
-    assert losses == pytest.approx(same, rel=1e-4)
-
-
-def forgetful_compiler(graph, inputs):
-    """Right outputs, but nothing in front of the last convolution learns: what inductor has done on CPUs."""
-    last = [node for node in graph.graph.nodes if "conv2d" in str(node.target)][-1]
-    with graph.graph.inserting_before(last):
-        last.args = (graph.graph.call_method("detach", (last.args[0],)), *last.args[1:])
-    graph.recompile()
-    return graph.forward
-
-
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache:UserWarning")  # in diffusers
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_network_whose_compiled_gradient_is_wrong_is_not_trained(tmp_path, monkeypatch, precision):
-    compile_with = {"backend": forgetful_compiler}
-    monkeypatch.setattr(loop, "compile_network", lambda network, device: network.compile(**compile_with))
-    with pytest.raises(RuntimeError, match=r"gradient of this network wrong on cpu: \d+ of \d+ parameters.*100 %"):
-        train(tmp_path / "wrong", compile=True, mixed_precision=precision)
-    assert not list(tmp_path.glob("wrong/checkpoint-*"))
-    # The check itself changes nothing: neither weights nor what is drawn.
-    torch._dynamo.reset()
-    forget_accelerator()
-    compile_with["backend"] = "eager"
-    train(tmp_path / "right", compile=True, mixed_precision=precision)
-    forget_accelerator()
-    train(tmp_path / "plain", mixed_precision=precision)
-    assert_same_bits(tmp_path / "right/checkpoint-7", tmp_path / "plain/checkpoint-7")
-
-
-def test_inputs_that_the_network_itself_searched_for_are_searched_once():
-    model, accelerator = tiny_model(), Accelerator(cpu=True)
-    model.compile(backend="eager")
-    batch, calls = {"image": Slices.images[:3]}, []
-
-    def loss(network, batch, generator):
-        calls.append(len(calls))  # as a search would, that ends elsewhere when its rounding differs
-        return network(batch["image"] + calls[-1], 3).sample.square().mean()
-
-    check_compiled(model, loss, batch, accelerator, seed=0)
-    assert calls == [0, 1]
-    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def sharded(output_dir, **options):

@@ -129,7 +129,7 @@ def test_segmentation_is_trained_on_attacked_images(data, tmp_path):
 def test_resume_with_another_recipe_is_refused(data, tmp_path):
     options = ["--data-dir", data, "--output-dir", tmp_path / "out", *SHARED, "--channels", 4, 8, "--strides", 2]
     script("train_segmentation", *options)
-    with pytest.raises(ValueError, match=r"max_noise: 0.05 there, 0.1 here"):
+    with pytest.raises(ValueError, match=r"max_noise: 0.05 there, 0.1 now"):
         script("train_segmentation", *options, "--resume-from-checkpoint", "latest", "--max-noise", 0.1)
 
 

@@ -36,9 +36,10 @@ def pictures(tmp_path):
 
 
 def test_prior_resumes_to_the_bit(tmp_path, pictures):
-    options = ["--pictures", pictures, "--folds", 1, 3]
+    options = ["--pictures", pictures, "--folds", 1, 3, "--noisy-share", 0.6]
     record = train("prior", tmp_path / "whole", *options, "--max-train-steps", 3)
-    assert record["data"]["pictures"] == 2 and record["history"][-1]["val_eps_mse"] > 0
+    assert record["data"] == {"bank_slices": 2, "noisy_share": 0.6, "folds": [1, 3], "pictures": 2}
+    assert record["history"][-1]["val_eps_mse"] > 0
     train("prior", tmp_path / "parts", *options, "--max-train-steps", 2)
     resumed = [*options, "--max-train-steps", 3, "--resume-from-checkpoint", "latest"]
     train("prior", tmp_path / "parts", *resumed)

@@ -6,17 +6,13 @@ giving it a new pose and a new appearance takes a millisecond on a GPU.
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
-from ...utils.processes import end_with_parent
 from .anatomy import Knee
 from .canvas import REGIONS
 from .fields import smooth_fields, uniform, view_per_image
@@ -38,6 +34,7 @@ __all__ = [
 
 BANK_SHAPE = (304, 256)  # pixels (anterior to posterior, right to left)
 BANK_PIXEL_MM = 0.6
+SLICES_PER_KNEE = 8
 PICTURE_UNIT = 180  # grey value of a picture at intensity 1
 _CLASSES = ("patellar_cartilage", "femoral_cartilage", "tibial_cartilage", "meniscus")
 # label 1..4 of each region number, 0 for what is not segmented
@@ -155,32 +152,17 @@ def sample_smooth(
     return torch.nn.functional.grid_sample(source, grid, align_corners=True)[:, 0]
 
 
-def render_bank(
-    n_slices: int, seed: int = 0, n_processes: int = 1, slices_per_knee: int = 8
-) -> tuple[UInt8[Tensor, "slices y x"], UInt8[Tensor, "slices y x"]]:
+def render_bank(n_slices: int, seed: int = 0) -> tuple[UInt8[Tensor, "slices y x"], UInt8[Tensor, "slices y x"]]:
     """Render the region numbers and the standard pictures of many knees.
 
     Args:
         n_slices: number of slices.
         seed: seed of the first knee; each knee has the next one, so that banks of distant seeds share no knee.
-        n_processes: number of worker processes; 1 renders in this one.
-        slices_per_knee: number of slices of each knee.
     """
-    seeds = range(seed, seed + -(-n_slices // slices_per_knee))
-    render = partial(_slices_of_knee, slices_per_knee=slices_per_knee)
-    if n_processes == 1:
-        knees = [render(seed_of_knee) for seed_of_knee in seeds]
-    else:
-        with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-            knees = list(pool.map(render, seeds))
-    regions, pictures = (np.concatenate(parts)[:n_slices] for parts in zip(*knees, strict=True))
+    knees = range(seed, seed + -(-n_slices // SLICES_PER_KNEE))
+    slices = [(regions.copy(), picture) for knee in knees for regions, picture in knee_slices(knee, SLICES_PER_KNEE)]
+    regions, pictures = (np.stack(parts[:n_slices]) for parts in zip(*slices, strict=True))
     return torch.from_numpy(regions), torch.from_numpy(pictures)
-
-
-def _slices_of_knee(seed: int, slices_per_knee: int) -> tuple[np.ndarray, np.ndarray]:
-    torch.set_num_threads(1)
-    slices = [(regions.copy(), picture) for regions, picture in knee_slices(seed, slices_per_knee)]
-    return tuple(np.stack(parts) for parts in zip(*slices, strict=True))
 
 
 def balanced_order(regions: UInt8[Tensor, "slices y x"], generator: Generator) -> Int[Tensor, " slices"]:

@@ -54,7 +54,8 @@ class PageEvents:
         """Look into the case chosen, and offer what it has; an earlier result is hidden."""
         import gradio as gr
 
-        new, problem = self.bundled, ""
+        new: CaseInfo | None = self.bundled
+        problem = ""
         if source == OWN:
             try:
                 new = None if upload is None else self.read_safely(describe_case, upload, self.limits)
@@ -166,7 +167,7 @@ class PageEvents:
             return str(error), message(str(error), "error"), *unchanged
         rows = new.rows()
         largest = max(rows, key=lambda row: row["upper_mm3"])["class"]
-        names = [(tissue_label(name), name) for name in new.bounds.classes]
+        choices = [(tissue_label(name), name) for name in new.bounds.classes]
         return (
             "",
             message("Done: the result is below.", "done"),
@@ -174,7 +175,7 @@ class PageEvents:
             gr.update(visible=True),
             gr.update(visible=False),
             headline_view(new),
-            gr.update(choices=names, value=largest),
+            gr.update(choices=choices, value=largest),
             gr.update(value=True),
             *result_views(new, largest, zoom=True),
             interval_plot(rows),

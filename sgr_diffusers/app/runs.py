@@ -187,7 +187,7 @@ def run_case(
         known = scan
         if scan.coil_maps is None:  # once for both reconstructions, and within the time
             measurement = check_measurement(scan.kspace, scan.mask, None, scan.kspace.device)
-            known = replace(scan, coil_maps=measurement.known_or_estimated_maps())
+            known = replace(scan, coil_maps=measurement.known_or_estimated_maps(settings))
             setup = time.monotonic() - start
         bounds = reconstruct_volume(pipe, known, settings, after_step)
         plain = None if plain_settings is None else reconstruct_volume(pipe, known, plain_settings, after_step)

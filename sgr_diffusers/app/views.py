@@ -152,12 +152,14 @@ def result_views(result: CaseResult, class_name: str, zoom: bool = True) -> tupl
     place = bounds.classes.index(class_name)
     lower, upper = bounds.masks[0, place]
     lower_image, upper_image = bounds.magnitudes[0, place]
-    if result.plain is None:
+    reference = None
+    if result.plain is not None:
+        base, base_title = result.plain.magnitudes[0, 0, 0], "Plain reconstruction"
+        base_mask = result.plain.masks[0, place, 0]
+    else:
+        assert bounds.fully_sampled is not None and bounds.reference_masks is not None  # else there is a plain one
         base, base_title = bounds.fully_sampled[0], "Fully sampled"
         reference = base_mask = bounds.reference_masks[0, place]
-    else:
-        base, base_title, reference = result.plain.magnitudes[0, 0, 0], "Plain reconstruction", None
-        base_mask = result.plain.masks[0, place, 0]
     whole = (slice(0, base.shape[0]), slice(0, base.shape[1]))
     window = joint_window([lower, upper, base_mask], min_size=40, margin=6) if zoom else whole
     frame = _frame(window, base, scan.voxel_size_mm, scan.orientation)
@@ -235,8 +237,12 @@ def _round_up(value: float) -> float:
 
 
 def _frame(
-    window: Window, image: Float[np.ndarray, "y x"], voxel_size_mm: Sequence[float], orientation: Sequence[str] | None
+    window: Window,
+    image: Float[np.ndarray, "y x"],
+    voxel_size_mm: Sequence[float] | None,
+    orientation: Sequence[str] | None,
 ) -> _Frame:
+    assert voxel_size_mm is not None  # the page asks for it where the file does not state it
     peak = float(np.quantile(image[window], 0.995)) or 1.0
     directions = None if orientation is None else (orientation[1], orientation[2])
     return _Frame(window, peak, (voxel_size_mm[1], voxel_size_mm[2]), directions)

@@ -78,7 +78,7 @@ def quantile_intervals(calibration: SampleVolumes, test: SampleVolumes, coverage
 
 
 def retrieval_errors(volumes: SampleVolumes, interval: Interval) -> Float[np.ndarray, "end scan class"]:
-    """Distance of the nearest sample from each end of the interval, relative to the end or to a voxel if that is more.
+    """Return the distance of the nearest sample from each end of the interval, relative to the end or to a voxel.
 
     Args:
         volumes: samples of scans.

@@ -11,7 +11,7 @@ __all__ = ["clopper_pearson", "coverage_spread"]
 def coverage_spread(
     n_scans: int, alpha: float, n_sides: int = 2, n_test: int | None = None
 ) -> stats.distributions.rv_frozen:
-    """Distribution of the coverage that calibration sets of `n_scans` scans give, a frozen distribution of scipy.
+    """Return the distribution (of scipy, frozen) of the coverage that calibration sets of `n_scans` scans give.
 
     With continuous scores, the coverage of one quantile of rank k is Beta(k, n + 1 - k). An interval has two quantiles
     at `alpha / 2`, each of which leaves out m = n + 1 - k of n + 1 equally probable places for a new score. The
@@ -38,6 +38,6 @@ def coverage_spread(
 
 
 def clopper_pearson(n_covered: int, n_test: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact confidence interval of the coverage, from the number of test scans that were covered."""
+    """Compute the exact confidence interval of the coverage from the number of test scans that were covered."""
     interval = stats.binomtest(n_covered, n_test).proportion_ci(level, method="exact")
     return float(interval.low), float(interval.high)

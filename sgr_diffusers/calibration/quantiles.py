@@ -36,7 +36,7 @@ class Group:
     measured: tuple[float, float]
 
     def holds(self, measured: float, mask_family: str) -> bool:
-        """Whether a mask with this measured acceleration belongs to the group, within 5 %."""
+        """Return whether a mask with this measured acceleration belongs to the group, within 5 %."""
         lowest, highest = self.measured
         is_near = lowest * (1 - _TOLERANCE) <= measured <= highest * (1 + _TOLERANCE)
         return is_near and mask_family == self.mask_family
@@ -78,7 +78,7 @@ class GroupQuantiles:
         classes: Sequence[str] | None = None,
         all_at_once: bool = False,
     ) -> tuple[Float[np.ndarray, "*scan class"], Float[np.ndarray, "*scan class"]]:
-        """Calibrated interval (low, high) in mm^3 of each class, for one scan or several.
+        """Return the calibrated interval (low, high) in mm^3 of each class, for one scan or several.
 
         Args:
             lower_mm3: V_low of each class, the slices of a scan together.
@@ -142,7 +142,7 @@ def calibrate(volumes: Mapping[Group, ScanVolumes], coverages: Sequence[float]) 
 
 
 def one_sided_quantile(scores: Float[np.ndarray, " scan"], alpha: float) -> float:
-    """Quantile that the score of a new scan exceeds with probability `alpha` at most; infinite for too few scans."""
+    """Return the quantile that a new score exceeds with probability `alpha` at most; infinite for too few scans."""
     rank = quantile_rank(len(scores), alpha)
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf
 
@@ -159,7 +159,7 @@ def quantile_rank(n_scans: int, alpha: float) -> int:
 
 
 def scans_needed(coverage: float) -> int:
-    """Fewest calibration scans for which both quantiles of an interval are finite: 2 / alpha - 1, rounded up.
+    """Return the least number of scans for which both quantiles of an interval are finite: 2 / alpha - 1, rounded up.
 
     Raises:
         ValueError: `coverage` is not between 0 and 1.

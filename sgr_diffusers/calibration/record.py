@@ -151,11 +151,11 @@ class Calibration:
         Raises:
             CalibrationMismatch: something differs; the message lists what.
         """
-        found = difference(_plain(self.settings), _plain(now))
-        if found:
+        different = difference(_plain(self.settings), _plain(now))
+        if different:
             raise CalibrationMismatch(
-                f"`coverage` was calibrated with other settings: {'; '.join(found)} ('there' is {FILE_NAME}). Use the "
-                "calibrated settings, leave out `coverage`, or calibrate these settings."
+                f"`coverage` was calibrated with other settings: {'; '.join(different)} ('there' is {FILE_NAME}). Use "
+                "the calibrated settings, leave out `coverage`, or calibrate these settings."
             )
 
     def check_unseen(self, scan_ids: Iterable[str]) -> None:
@@ -238,7 +238,7 @@ def _check_type(name: str, value: Any, expected: Any) -> None:
 
 
 def _is_of_type(value: Any, expected: Any) -> bool:
-    """Whether a value, and what is in it, is of a type of the dataclasses above; an integer is a float, too."""
+    """Return whether a value and its entries are of a type of the dataclasses above; an integer is a float, too."""
     inner = get_args(expected)
     if isinstance(expected, UnionType):
         return any(_is_of_type(value, one) for one in inner)
@@ -254,7 +254,7 @@ def _is_of_type(value: Any, expected: Any) -> bool:
 
 
 def _plain(settings: CalibrationSettings) -> dict[str, Any]:
-    """Values as JSON keeps them, so that tuples equal lists."""
+    """Return the values as JSON keeps them, so that tuples equal lists."""
     return json.loads(json.dumps(asdict(settings)))
 
 

@@ -23,9 +23,9 @@ __all__ = ["confident_strength", "controlled_strength", "excess_losses", "hoeffd
 
 
 def miss_losses(
-    upper: Bool[np.ndarray, "strength *voxels"], reference: Bool[np.ndarray, "*voxels"]
+    upper: Bool[np.ndarray, " strength *voxels"], reference: Bool[np.ndarray, " *voxels"]
 ) -> Float[np.ndarray, " strength"]:
-    """Share of the reference that the union of S_up over the strengths up to each strength leaves out.
+    """Return the share of the reference that the union of S_up over strengths up to each strength leaves out.
 
     Args:
         upper: S_up of one scan and class for each strength, in rising order of strength.
@@ -36,9 +36,9 @@ def miss_losses(
 
 
 def excess_losses(
-    lower: Bool[np.ndarray, "strength *voxels"], reference: Bool[np.ndarray, "*voxels"]
+    lower: Bool[np.ndarray, " strength *voxels"], reference: Bool[np.ndarray, " *voxels"]
 ) -> Float[np.ndarray, " strength"]:
-    """Largest excess of S_low beyond the reference over the strengths from each strength on, at most 1.
+    """Return the largest excess of S_low beyond the reference over strengths from each strength on, at most 1.
 
     Args:
         lower: S_low of one scan and class for each strength, in rising order of strength.
@@ -48,7 +48,7 @@ def excess_losses(
     return np.maximum.accumulate(excess[::-1])[::-1]
 
 
-def _share(part: Bool[np.ndarray, "strength *voxels"], whole: Bool[np.ndarray, "*voxels"]) -> np.ndarray:
+def _share(part: Bool[np.ndarray, " strength *voxels"], whole: Bool[np.ndarray, " *voxels"]) -> np.ndarray:
     n_part = part.reshape(len(part), -1).sum(axis=1)
     return n_part / max(int(whole.sum()), 1)
 
@@ -56,7 +56,7 @@ def _share(part: Bool[np.ndarray, "strength *voxels"], whole: Bool[np.ndarray, "
 def controlled_strength(
     losses: Float[np.ndarray, "scan strength"], strengths: Float[np.ndarray, " strength"], alpha: float
 ) -> float:
-    """Smallest strength b with n / (n + 1) R(b) + 1 / (n + 1) <= alpha, where R is the mean loss of n scans.
+    """Find the smallest strength b with n / (n + 1) R(b) + 1 / (n + 1) <= alpha, R being the mean loss of n scans.
 
     Args:
         losses: monotone loss of each calibration scan at each strength.
@@ -84,7 +84,7 @@ def confident_strength(
     alpha: float,
     delta: float = 0.1,
 ) -> float:
-    """Smallest strength that fixed-sequence testing reaches from the largest one downward.
+    """Find the smallest strength that fixed-sequence testing reaches from the largest one downward.
 
     Args:
         losses: loss of each calibration scan at each strength.
@@ -108,7 +108,7 @@ def confident_strength(
 
 
 def hoeffding_bentkus(losses: Float[np.ndarray, " scan"], alpha: float) -> float:
-    """P-value of the hypothesis that the mean loss exceeds `alpha`: the smaller of Hoeffding's and Bentkus' bound."""
+    """Compute the p-value of a mean loss above `alpha`, the smaller of Hoeffding's and Bentkus' bound."""
     n_scans, mean = len(losses), min(float(losses.mean()), alpha)
     divergence = special.rel_entr(mean, alpha) + special.rel_entr(1 - mean, 1 - alpha)
     hoeffding = math.exp(-n_scans * divergence)

@@ -64,7 +64,7 @@ class ScanVolumes:
             raise ValueError("`voxel_mm3` must be above 0, got 0.")
 
     def scores(self) -> tuple[Float[np.ndarray, "scan class"], Float[np.ndarray, "scan class"]]:
-        """One-sided scores (s_low, s_up) of all scans and classes."""
+        """Return the one-sided scores (s_low, s_up) of all scans and classes."""
         width = width_mm3(self.lower_mm3, self.upper_mm3, self.voxel_mm3[:, None])
         below = self.lower_mm3.astype(np.float64) - self.reference_mm3
         above = self.reference_mm3.astype(np.float64) - self.upper_mm3
@@ -76,7 +76,7 @@ def width_mm3(
     upper_mm3: Float[np.ndarray, "*scan class"],
     voxel_mm3: Float[np.ndarray, "*scan 1"] | float,
 ) -> Float[np.ndarray, "*scan class"]:
-    """Width w of the bounds plus one voxel; one voxel where guidance failed to order the bounds."""
+    """Return the width w of the bounds plus one voxel; one voxel where guidance failed to order the bounds."""
     return np.maximum(upper_mm3.astype(np.float64) - lower_mm3, 0.0) + voxel_mm3
 
 
@@ -87,7 +87,7 @@ def calibrated_interval(
     lower_quantile: Float[np.ndarray, " class"],
     upper_quantile: Float[np.ndarray, " class"],
 ) -> tuple[Float[np.ndarray, "*scan class"], Float[np.ndarray, "*scan class"]]:
-    """Interval [V_low - q_low w, V_up + q_up w] in mm^3, clipped at 0.
+    """Return the interval [V_low - q_low w, V_up + q_up w] in mm^3, clipped at 0.
 
     It is narrower than the bounds where a quantile is negative, and open to infinity where one is infinite.
 

@@ -1,17 +1,16 @@
 """Parses the arguments of `sgr app` and starts the server. Only parsing is here."""
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from ..pipeline.settings import whole_number
-from .options import parser_of
+from .options import add_command, parser_of
 
 __all__ = ["add_app"]
 
 
-def add_app(add_command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
-    """Add the command to a parser; `add_command` is the one of `cli`."""
+def add_app(commands: Any) -> None:
+    """Add `sgr app` to the subparsers of `sgr`."""
     command = add_command(
         commands,
         "app",
@@ -28,18 +27,10 @@ def add_app(add_command: Callable[..., argparse.ArgumentParser], commands: Any) 
         help="port to listen at (default: the first free port from 7860 on)",
     )
     command.add_argument(
-        "--max-upload-mb",
-        type=float,
-        default=500.0,
-        metavar="MB",
-        help="size of the largest file that is taken",
+        "--max-upload-mb", type=float, default=500.0, metavar="MB", help="size of the largest file that is taken"
     )
     command.add_argument(
-        "--max-minutes",
-        type=float,
-        default=10.0,
-        metavar="MIN",
-        help="duration of the longest reconstruction",
+        "--max-minutes", type=float, default=10.0, metavar="MIN", help="duration of the longest reconstruction"
     )
     command.add_argument("--max-queue", type=int, default=20, metavar="N", help="largest number of visitors that wait")
 

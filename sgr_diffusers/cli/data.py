@@ -4,20 +4,20 @@ Only parsing is here; what is heavy is imported by the command that needs it.
 """
 
 import argparse
-from collections.abc import Callable
+import itertools
 from pathlib import Path
 from typing import Any
 
 from ..pipeline.settings import whole_number
-from .options import parser_of
+from .options import add_command, add_group, parser_of
 
 __all__ = ["add_data", "add_synthesize"]
 
 _FROM_ZERO, _FROM_ONE = (parser_of(whole_number(least)) for least in (0, 1))
 
 
-def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
-    """Add `sgr synthesize` to a parser; `add_command` is the one of `cli`."""
+def add_synthesize(commands: Any) -> None:
+    """Add `sgr synthesize` to the subparsers of `sgr`."""
     command = add_command(
         commands,
         "synthesize",
@@ -26,7 +26,7 @@ def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands
         "sgr synthesize runs/knee --scans 100 8 16 --workers 2",
     )
     command.add_argument("output", type=Path, metavar="OUT", help="folder of the data set")
-    three = {"nargs": 3, "metavar": ("X", "Y", "Z")}
+    three: dict[str, Any] = {"nargs": 3, "metavar": ("X", "Y", "Z")}
     command.add_argument(
         "--scans",
         type=int,
@@ -64,24 +64,17 @@ def add_synthesize(add_command: Callable[..., argparse.ArgumentParser], commands
     )
     command.add_argument("--snr", type=float, default=100.0, help="signal over noise of the fully sampled image")
     command.add_argument(
-        "--finding-probability",
-        type=float,
-        default=0.12,
-        help="probability of each rare finding in a scan",
+        "--finding-probability", type=float, default=0.12, help="probability of each rare finding in a scan"
     )
     command.add_argument("--seed", type=_FROM_ZERO, default=0, help="seed of the data set")
     command.add_argument("--workers", type=_FROM_ONE, default=1, help="number of processes")
 
 
-def add_data(add_command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
-    """Add `sgr data` and its parts to a parser; `add_command` is the one of `cli`."""
-    group = commands.add_parser(
-        "data",
-        help="fetch, check and look at data in the SKM-TEA layout",
-        description="Fetch, check and look at data in the SKM-TEA layout.",
-        epilog="example: sgr data check runs/knee",
+def add_data(commands: Any) -> None:
+    """Add `sgr data` and its parts to the subparsers of `sgr`."""
+    parts = add_group(
+        commands, "data", "Fetch, check and look at data in the SKM-TEA layout", "sgr data check runs/knee"
     )
-    parts = group.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     command = add_command(
         parts,
         "fetch-mini",
@@ -170,15 +163,12 @@ def _run_data_import_brain_tumour(args: argparse.Namespace) -> None:
 def _run_data_check(args: argparse.Namespace) -> None:
     from ..data.check import check_folder, report_text
 
-    reports = []
-    # line by line: a full data set takes minutes
-    for line in report_text(
-        reports.append(report) or report for report in check_folder(args.data, read_arrays=args.read)
-    ):
+    reports, shown = itertools.tee(check_folder(args.data, read_arrays=args.read))
+    for line in report_text(shown):  # line by line: a full data set takes minutes
         print(line, flush=True)
-    n_bad = sum(bool(report.faults) for report in reports)
-    if n_bad:
-        raise ValueError(f"{n_bad} of {len(reports)} scans of {args.data} cannot be used.")
+    is_bad = [bool(report.faults) for report in reports]
+    if any(is_bad):
+        raise ValueError(f"{sum(is_bad)} of {len(is_bad)} scans of {args.data} cannot be used.")
 
 
 def _run_data_preview(args: argparse.Namespace) -> None:

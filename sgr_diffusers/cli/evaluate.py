@@ -7,7 +7,7 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..evaluation.plan import METHODS, EvaluationPlan
 from ..evaluation.settings import EvaluationSettings
 from ..reconstruction.settings import DTYPES
 from ..utils.processes import end_with_launcher, helpers, is_helper
-from .options import add_settings, add_sharing, check_sharing, settings_from
+from .options import add_command, add_settings, add_sharing, check_sharing, settings_from
 
 __all__ = ["add_arguments", "add_evaluation_commands", "run"]
 
@@ -24,13 +24,8 @@ _SORTED = ("accelerations", "ablation_strengths", "rr_curve_accelerations")
 REFERENCES = ("both", "fully_sampled", "manual")
 
 
-def add_evaluation_commands(commands: Any, add_command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add `evaluate` and `report` to the parsers of the `sgr` command.
-
-    Args:
-        commands: subparsers of `sgr`.
-        add_command: function that adds one subcommand: (commands, name, function to run, summary, example).
-    """
+def add_evaluation_commands(commands: Any) -> None:
+    """Add `evaluate`, `calibrate` and `report` to the subparsers of `sgr`."""
     add_arguments(
         add_command(
             commands,
@@ -86,9 +81,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--model", help="folder or Hub repository of the pipeline (default: the bundled one)")
     command.add_argument(
-        "--segmentation",
-        metavar="DIR",
-        help="segmentation model that guides and measures in place of the pipeline's",
+        "--segmentation", metavar="DIR", help="segmentation model that guides and measures in place of the pipeline's"
     )
     command.add_argument(
         "--coverage",
@@ -243,11 +236,8 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
     from ..evaluation.runner import EvaluationRequest
 
     plan = settings_from(args, EvaluationPlan)
-    plan = replace(
-        plan,
-        methods=tuple(method for method in METHODS if method in plan.methods),
-        **{name: tuple(sorted(set(getattr(plan, name)))) for name in _SORTED},
-    )
+    lists: dict[str, Any] = {name: tuple(sorted(set(getattr(plan, name)))) for name in _SORTED}
+    plan = replace(plan, methods=tuple(method for method in METHODS if method in plan.methods), **lists)
     if args.fast and args.scheduler is not None:
         raise ValueError("--fast chooses the scheduler itself: leave out --scheduler.")
     return EvaluationRequest(

@@ -23,7 +23,7 @@ from .app import add_app
 from .convert import add_convert_arguments, run_convert
 from .data import add_data, add_synthesize
 from .evaluate import add_evaluation_commands
-from .options import add_settings, parser_of, settings_from
+from .options import add_command, add_settings, parser_of, settings_from
 from .publish import add_publish
 
 __all__ = ["create_parser", "main"]
@@ -82,29 +82,17 @@ def create_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_reconstruct(commands)
-    add_synthesize(_add_command, commands)
-    add_data(_add_command, commands)
+    add_synthesize(commands)
+    add_data(commands)
     _add_convert(commands)
-    add_evaluation_commands(commands, _add_command)
-    add_publish(commands, _add_command)
-    add_app(_add_command, commands)
+    add_evaluation_commands(commands)
+    add_publish(commands)
+    add_app(commands)
     return parser
 
 
-def _add_command(commands: Any, name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name,
-        help=summary[0].lower() + summary[1:],
-        description=f"{summary}.",
-        epilog=f"example: {example}",
-    )
-    command.set_defaults(run=run, check=lambda args: None)
-    command.add_argument("--traceback", action="store_true", help="show where an error came from")
-    return command
-
-
 def _add_demo(commands: Any) -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "demo",
         _run_demo,
@@ -137,7 +125,7 @@ def _add_demo(commands: Any) -> None:
 
 
 def _add_reconstruct(commands: Any) -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "reconstruct",
         _run_reconstruct,
@@ -212,7 +200,7 @@ def _add_reconstruct(commands: Any) -> None:
 
 
 def _add_convert(commands: Any) -> None:
-    command = _add_command(
+    command = add_command(
         commands,
         "convert",
         run_convert,

@@ -1,4 +1,4 @@
-"""Makes options of a command from a dataclass of settings, and settings from parsed arguments."""
+"""Makes subcommands, options of a command from a dataclass of settings, and settings from parsed arguments."""
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
@@ -10,9 +10,46 @@ from ..utils.claims import Part
 from ..utils.options import flag_of
 from ..utils.processes import check_numbers
 
-__all__ = ["add_settings", "add_sharing", "check_sharing", "parser_of", "settings_from"]
+__all__ = [
+    "add_command",
+    "add_group",
+    "add_settings",
+    "add_sharing",
+    "check_sharing",
+    "parser_of",
+    "settings_from",
+]
 
 Settings = TypeVar("Settings")
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand.
+
+    Args:
+        commands: subparsers of the command.
+        name: name of the subcommand.
+        run: function to call with the parsed arguments.
+        summary: what it does, without a full stop.
+        example: example of a call.
+    """
+    command = commands.add_parser(name, **_texts(summary, example))
+    command.set_defaults(run=run, check=lambda args: None)
+    command.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return command
+
+
+def add_group(commands: Any, name: str, summary: str, example: str) -> Any:
+    """Add a subcommand that has subcommands itself, and return their subparsers; arguments as of `add_command`."""
+    group = commands.add_parser(name, **_texts(summary, example))
+    return group.add_subparsers(dest=f"{name}_command", required=True, metavar="COMMAND")
+
+
+def _texts(summary: str, example: str) -> dict[str, str]:
+    help_text = summary[0].lower() + summary[1:]
+    return {"help": help_text, "description": f"{summary}.", "epilog": f"example: {example}"}
 
 
 def parser_of(rule: Rule) -> Callable[[str], Any]:
@@ -50,10 +87,12 @@ def _add_option(group: Any, entry: Field) -> None:
     if rule is None:
         group.add_argument(*flags, dest=entry.name, action="store_true", help=text)
         return
-    form = {"choices": rule.choices} if rule.choices else {"type": parser_of(rule), "metavar": short.upper()}
+    form: dict[str, Any] = {"choices": rule.choices}
+    if not rule.choices:
+        form = {"type": parser_of(rule), "metavar": short.upper()}
     if entry.metadata["several"]:
         form["nargs"] = "+"
-    default = entry.metadata["unset"] if entry.default in (None, ()) else entry.default
+    default: Any = entry.metadata["unset"] if entry.default in (None, ()) else entry.default
     if entry.metadata["several"] and not isinstance(default, str):
         default = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in default)
     group.add_argument(*flags, dest=entry.name, default=entry.default, help=f"{text} (default: {default})", **form)
@@ -94,7 +133,8 @@ def settings_from(args: argparse.Namespace, settings_class: type[Settings]) -> S
         args: parsed arguments of a parser with `add_settings`.
         settings_class: dataclass of settings.
     """
-    values = {entry.name: getattr(args, entry.name) for entry in fields(settings_class) if hasattr(args, entry.name)}
+    names = [entry.name for entry in fields(settings_class)]  # type: ignore[arg-type]  # any dataclass
+    values = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return settings_class(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     )

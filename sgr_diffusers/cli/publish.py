@@ -6,26 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .options import add_command, add_group
+
 __all__ = ["add_publish"]
 
-AddCommand = Callable[..., argparse.ArgumentParser]
 
-
-def add_publish(commands: Any, add_command: AddCommand) -> None:
-    """Add the command to a parser.
-
-    Args:
-        commands: subparsers of `sgr`.
-        add_command: function that makes one subcommand: (subparsers, name, function to run, summary, example).
-    """
-    group = commands.add_parser(
+def add_publish(commands: Any) -> None:
+    """Add `sgr publish` and its parts to the subparsers of `sgr`."""
+    parts = add_group(
+        commands,
         "publish",
-        help="publish a pipeline, a data set or the Space on the Hub",
-        description="Publish a pipeline, a data set or the Space on the Hub. The token is that of `hf auth login` or "
-        "of HF_TOKEN.",
-        epilog="example: sgr publish model runs/pipeline --repo org/knee-sgr --dry-run",
+        "Publish a pipeline, a data set or the Space on the Hub, with the token of `hf auth login` or HF_TOKEN",
+        "sgr publish model runs/pipeline --repo org/knee-sgr --dry-run",
     )
-    parts = group.add_subparsers(dest="publish_command", required=True, metavar="COMMAND")
     command = add_command(
         parts,
         "model",

@@ -61,8 +61,10 @@ def unpack(
                 if path == folder:
                     raise UnsafeArchiveError(f"member {member.name!r} is a file without a name of its own")
                 if not (path.is_file() and path.stat().st_size == member.size):
+                    content = file.extractfile(member)
+                    assert content is not None  # of a folder or a link
                     with whole_file(path) as part, part.open("wb") as target:
-                        shutil.copyfileobj(file.extractfile(member), target)
+                        shutil.copyfileobj(content, target)
                 files.append(path)
     except UnsafeArchiveError as error:
         raise UnsafeArchiveError(f"{archive} was refused: {error}. Do not trust where it came from.") from error

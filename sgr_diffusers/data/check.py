@@ -59,7 +59,9 @@ def check_folder(root: str | os.PathLike, read_arrays: bool = False) -> Iterator
 
 def _check_scan(root: str, split: str, scan_id: str, shape: tuple[int, int, int], read_arrays: bool) -> ScanReport:
     path, labels = scan_files.kspace_path(root, scan_id), scan_files.labels_path(root, scan_id)
-    faults, masks, n_coils, n_echoes, n_labelled = [], (), None, None, None
+    faults: list[str] = []
+    masks: tuple[str, ...] = ()
+    n_coils = n_echoes = n_labelled = None
     try:
         scan_files.check_kspace_file(scan_id, path, shape, echo=1, acceleration=None)
         n_echoes, n_coils = scan_files.array_shape(scan_id, path, "kspace")[3:]

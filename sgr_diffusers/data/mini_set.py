@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -96,7 +97,7 @@ def fetch_mini(
                 (folder / stale).unlink(missing_ok=True)
         report(f"{part}: fetching {name}")
         tarball = fetch(name)
-        unpacked = unpack(tarball, folder, rename=lambda path, part=part: _below(part, path))
+        unpacked = unpack(tarball, folder, rename=partial(_below, part))
         report(f"{part}: {len(unpacked)} files, {sum(path.stat().st_size for path in unpacked) / 1e6:.0f} MB unpacked")
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in unpacked}
         done |= {part: version, f"{part} files": sizes}

@@ -157,7 +157,7 @@ class _OpenFile:
         """Nothing is opened yet."""
         self.lock = threading.Lock()
         self.state: tuple[int, ...] | None = None
-        self.file: h5py.File | None = None
+        self.file: Any = None  # an h5py.File
         self.datasets: dict[str, h5py.Dataset] = {}
 
     def refresh(self, path: str, state: tuple[int, ...]) -> None:
@@ -200,7 +200,7 @@ def _why_not_open(path: str, error: OSError | ValueError) -> str:
         check_regular_file(path)
     except (OSError, ValueError) as fault:
         return str(fault)
-    return hdf5_open_fault(Path(path), error)[1] + "."
+    return hdf5_open_fault(Path(path), error)[1] + "." if isinstance(error, OSError) else str(error)
 
 
 def close_files() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,7 +13,7 @@ from jaxtyping import Integer, UInt8
 
 from .scan_files import DataFault, file_state, open_bytes
 
-__all__ = ["N_FILE_LABELS", "FileLabels", "file_labels"]
+__all__ = ["N_FILE_LABELS", "FileLabels", "check_labels_file", "file_labels"]
 
 N_FILE_LABELS = 7  # 0 background, 1..6 tissues
 _MOST_EXTENSIONS = 1 << 20  # bytes between the header of a NIfTI file and its array
@@ -28,7 +29,7 @@ class FileLabels:
         slices: zlib streams of uint8 `(y, x)`; empty where there is nothing but background.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     counts: Integer[np.ndarray, "slice 7"]
     slices: tuple[bytes, ...]
 
@@ -39,33 +40,36 @@ class FileLabels:
         return np.frombuffer(zlib.decompress(self.slices[index]), np.uint8).reshape(self.shape[1:]).copy()
 
 
-def file_labels(
-    scan_id: str, path: str, matrix_shape: tuple[int, int, int], header_only: bool = False
-) -> FileLabels | None:
+def file_labels(scan_id: str, path: str, matrix_shape: Sequence[int]) -> FileLabels:
     """Read the labels of a scan as the file has them, once in a process (a third of a second at full size).
 
     Args:
         scan_id: name of the scan, for messages.
         path: path or URL of the NIfTI file.
         matrix_shape: matrix size (slice, y, x) that the annotations state.
-        header_only: flag to only check that the file is there and has this shape; returns `None`.
 
     Raises:
         DataFault: the file is missing or damaged, has another shape or labels outside 0..6.
     """
-    matrix_shape = tuple(matrix_shape)
     try:
-        if header_only:
-            _nifti(scan_id, path, matrix_shape)
-            return None
-        return _labels_in_process(scan_id, path, matrix_shape, file_state(path))
+        state = file_state(path)
     except FileNotFoundError:
-        raise DataFault(
-            scan_id, path, "the scan has no segmentation. Fetch it, or load with `classes=None`, without labels."
-        ) from None
+        raise _missing(scan_id, path) from None
+    return _labels_in_process(scan_id, path, tuple(matrix_shape), state)
 
 
-def _nifti(scan_id: str, path: str, matrix_shape: tuple[int, ...], header_only: bool = True) -> Any:
+def check_labels_file(scan_id: str, path: str, matrix_shape: Sequence[int]) -> None:
+    """Check that the labels of a scan are there and have this shape, by the head of their file; else a DataFault."""
+    _nifti(scan_id, path, tuple(matrix_shape), header_only=True)
+
+
+def _missing(scan_id: str, path: str) -> DataFault:
+    return DataFault(
+        scan_id, path, "the scan has no segmentation. Fetch it, or load with `classes=None`, without labels."
+    )
+
+
+def _nifti(scan_id: str, path: str, matrix_shape: tuple[int, ...], header_only: bool = False) -> Any:
     import nibabel
 
     try:
@@ -86,7 +90,7 @@ def _nifti(scan_id: str, path: str, matrix_shape: tuple[int, ...], header_only: 
         image = nibabel.Nifti1Image.from_stream(io.BytesIO(content))
         return np.asanyarray(image.dataobj)
     except FileNotFoundError:
-        raise
+        raise _missing(scan_id, path) from None
     except DataFault:
         raise
     except Exception as error:  # nibabel, gzip and zlib raise a dozen kinds
@@ -97,7 +101,7 @@ def _nifti(scan_id: str, path: str, matrix_shape: tuple[int, ...], header_only: 
 
 @lru_cache(maxsize=256)
 def _labels_in_process(scan_id: str, path: str, matrix_shape: tuple[int, ...], state: tuple[int, ...]) -> FileLabels:
-    labels = _nifti(scan_id, path, matrix_shape, header_only=False)
+    labels = _nifti(scan_id, path, matrix_shape)
     low, high = labels.min(), labels.max()
     if not (low >= 0 and high < N_FILE_LABELS) or (labels.dtype.kind == "f" and (labels % 1).any()):
         raise DataFault(

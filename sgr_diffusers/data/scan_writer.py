@@ -114,11 +114,7 @@ def remove_leftovers(root: str | os.PathLike) -> None:
 
 
 def write_annotations(
-    root: str | os.PathLike,
-    split: str,
-    info: Mapping[str, Any],
-    images: Sequence[Mapping[str, Any]],
-    **more: Any,
+    root: str | os.PathLike, split: str, info: Mapping[str, Any], images: Sequence[Mapping[str, Any]], **more: Any
 ) -> None:
     """Write the annotation file of a split.
 

@@ -68,7 +68,7 @@ class SliceSelection:
         """
         meets = np.zeros(n_slices, dtype=bool)
         meets[self.start : self.stop] = True
-        if self.needs_labels:
+        if self.needs_labels and counts is not None:
             meets &= self._labels_suffice(counts, class_names)
         return np.flatnonzero(meets)
 

@@ -118,7 +118,7 @@ class SkmTeaScan:
     @property
     def foreground(self) -> Bool[np.ndarray, " slice"]:
         """For each slice, whether any tissue class occurs in it. Raises as `labels` does."""
-        return self._labels().counts[:, 1:].any(axis=1)
+        return np.asarray(self._labels().counts[:, 1:].any(axis=1))
 
     def target(self, index: int | slice = slice(None), echo: int = 1) -> Complex64[np.ndarray, "*slices y x"]:
         """Return the fully sampled, coil-combined image of one slice or a range of slices, in the scanner's unit.

@@ -18,7 +18,7 @@ import numpy as np
 from . import scan_files
 from .lazy_features import LazySlice
 from .scan_files import DataFault
-from .scan_labels import file_labels
+from .scan_labels import check_labels_file, file_labels
 from .selection import SliceSelection
 from .skm_tea import CLASS_NAMES
 
@@ -111,7 +111,8 @@ class SkmTeaBuilder(datasets.GeneratorBasedBuilder):
 
     def _pooled(self, scans: list[dict[str, Any]]) -> list[list[int] | None]:
         """Slices of each scan where the stride runs through all of them; `None` for a scan that cannot be read."""
-        chosen, passed = [], 0
+        chosen: list[list[int] | None] = []
+        passed = 0
         for scan in scans:
             try:
                 self._check_scan(scan)
@@ -132,7 +133,8 @@ class SkmTeaBuilder(datasets.GeneratorBasedBuilder):
         scan_files.check_kspace_file(scan_id, path, shape, self.config.echo, self.config.acceleration)
         if self.config.labels is not None and not self.config.selection.needs_labels:
             labels = scan_files.labels_path(self.config.root, scan_id)
-            file_labels(scan_id, labels, shape, header_only=not self.config.check_content)
+            check = file_labels if self.config.check_content else check_labels_file
+            check(scan_id, labels, shape)
 
     def _candidates(self, scan: dict[str, Any]) -> np.ndarray:
         selection, shape, counts = self.config.selection, tuple(scan["matrix_shape"]), None
@@ -188,12 +190,7 @@ class SkmTeaBuilder(datasets.GeneratorBasedBuilder):
 
     def _row(self, scan: dict[str, Any], number: int) -> dict[str, Any]:
         acceleration = self.config.acceleration
-        reference = {
-            "scan": scan["scan_id"],
-            "slice": number,
-            "echo": self.config.echo,
-            "acceleration": acceleration,
-        }
+        reference = {"scan": scan["scan_id"], "slice": number, "echo": self.config.echo, "acceleration": acceleration}
         row = {name: reference for name in (*ARRAYS, *(["labels"] if self.config.labels is not None else []))}
         return {
             **row,

@@ -41,7 +41,7 @@ def mean(values: Float[np.ndarray, "*batch item"]) -> Float[np.ndarray, "*batch"
 
 
 def _without_nan(statistic: Callable, values: np.ndarray) -> np.ndarray:
-    """NaN where there is no value at all, without the warning that numpy has for it."""
+    """Compute a statistic; NaN where there is no value at all, without the warning that numpy has for it."""
     result = np.full(values.shape[:-1], np.nan)
     has_value = ~np.isnan(values).all(axis=-1)
     if has_value.any():

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,14 +68,14 @@ def scan_volumes(
         ids = tuple(sorted(part["scan_id"].unique()))
         voxels = np.array([np.prod(scans[scan_id].voxel_size_mm) for scan_id in ids])
         wide = {name: part.pivot(index="scan_id", columns="label", values=name).loc[list(ids)] for name in columns}
-        arrays = [wide[name].to_numpy(float) * voxels[:, None] for name in columns]
+        lower, upper, reference_mm3 = (wide[name].to_numpy(float) * voxels[:, None] for name in columns)
         group = _group(float(acceleration), [scans[scan_id] for scan_id in ids])
-        volumes[group] = ScanVolumes(ids, results.class_names, *arrays, voxels)
+        volumes[group] = ScanVolumes(ids, results.class_names, lower, upper, reference_mm3, voxels)
     return volumes
 
 
 def _group(acceleration: float, scans: Sequence[SkmTeaScan]) -> Group:
-    """Group of the masks of one nominal acceleration."""
+    """Return the group of the masks of one nominal acceleration."""
     masks = [measured_group(read_mask(scan.scan_id, str(scan.kspace_file), acceleration)) for scan in scans]
     measured, families = zip(*masks, strict=True)
     if len(set(families)) > 1:
@@ -99,7 +100,7 @@ def seen_scans(checkpoint: Path, data_dir: str, split: str) -> dict[str, tuple[s
     Returns:
         Ids of the scans of "train" and "tune".
     """
-    seen = defaultdict(set)
+    seen: dict[str, set[str]] = defaultdict(set)
     path = checkpoint / SCANS_FILE
     if path.is_file():
         for name, scan_ids in json.loads(path.read_text()).items():
@@ -204,7 +205,8 @@ def coverage_table(
                 bounds = scans.lower_mm3, scans.upper_mm3
                 low, high = quantiles.interval(*bounds, voxels, scans.classes, all_at_once=at_once)
                 held, width = (low <= truth) & (truth <= high), high - low
-                columns = {ALL_CLASSES: (held.all(axis=1), width.sum(axis=1), np.subtract(*bounds[::-1]).sum(axis=1))}
+                whole = held.all(axis=1), width.sum(axis=1), np.subtract(*bounds[::-1]).sum(axis=1)
+                columns: dict[str, tuple[Any, ...]] = {ALL_CLASSES: whole}
                 if not at_once:
                     columns = {
                         name: (held[:, k], width[:, k], bounds[1][:, k] - bounds[0][:, k])

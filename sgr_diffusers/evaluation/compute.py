@@ -105,14 +105,14 @@ class UnitComputer:
         }
 
     def _volume_peak(self, scan_id: str) -> float:
-        """Largest magnitude of the fully sampled slices that are evaluated."""
+        """Return the largest magnitude of the fully sampled slices that are evaluated."""
         return max(float(np.abs(self._target(scan_id, index)).max()) for index in self.data.slices[scan_id])
 
     def _target(self, scan_id: str, index: int) -> np.ndarray:
         return read_target(scan_id, str(self.data.scans[scan_id].kspace_file), index, self.settings.echo)
 
     def _labels(self, images: Tensor, model: nn.Module) -> np.ndarray:
-        """Labels (image, y, x) of complex images in the scale of the prior."""
+        """Return the labels (image, y, x) of complex images in the scale of the prior."""
         parts = images.split(self.settings.batch_size)
         multiple = size_multiple(self.pipe.unet)
         with torch.no_grad():
@@ -163,11 +163,11 @@ class UnitComputer:
         else:
             call = replace(settings, target="none", guidance_strength=None, num_samples=unit.n_samples)
         generator = _generator(seed, is_guided)
-        out = pipe(kspace[None], mask.copy(), coil_maps=maps[None], generator=generator, **call.call_arguments())
+        out: Any = pipe(kspace[None], mask.copy(), coil_maps=maps[None], generator=generator, **call.call_arguments())
         row["seed"] = seed
         row["strength_used"] = used_strength(pipe, call, settings.visited_timesteps) if is_guided else None
         images, n_targets = out.images[0].flatten(0, 1), len(out.targets)
-        second: Sequence[np.ndarray | None] = [None] * len(images)
+        second = None
         if self.second is not None:  # in the scale that the pipeline gives its own model
             second = self._labels(images / out.scale, self.second)
         target = torch.from_numpy(self._target(unit.scan_id, unit.slice))
@@ -188,7 +188,7 @@ class UnitComputer:
                     "target": out.targets[k % n_targets] if is_guided else "sample",
                     "sample": 0 if is_guided else unit.first_sample + k,
                     "labels": pack_labels(labels[k]),
-                    "second_labels": None if second[k] is None else pack_labels(second[k]),
+                    "second_labels": None if second is None else pack_labels(second[k]),
                     "magnitude": pack_magnitude(magnitude.numpy(), peak) if is_example else None,
                     "ssim": _slice_ssim(magnitude, target, peak),
                     "squared_error": _squared_error(magnitude, target, peak),
@@ -215,7 +215,7 @@ def _slice_ssim(magnitude: Tensor, target: Tensor, peak: float) -> float | None:
 
 
 def _seed(seed: int, unit: Unit) -> int:
-    """Seed of a slice's noise. Each further unit of samples has another one; accelerations and strengths share it."""
+    """Return the seed of a slice's noise: one for each unit of samples, shared by accelerations and strengths."""
     name = int.from_bytes(hashlib.sha256(unit.scan_id.encode()).digest()[:4], "big")
     state = np.random.SeedSequence([seed, name, unit.slice, unit.first_sample]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))

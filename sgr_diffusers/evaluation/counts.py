@@ -125,15 +125,15 @@ def _count_guided(
         column = "labels" if segmenter == "guiding" else "second_labels"
         for label in range(1, n_classes + 1):
             lower, upper = (labels_of(row, images[label, target][column]) == label for target in ("lower", "upper"))
-            finding = {} if truth.finding is None else truth.finding == label
+            finding = np.zeros(lower.shape, bool) if truth.finding is None else truth.finding == label
             yield {
                 **head,
                 "segmenter": segmenter,
                 "reference": reference,
                 "label": label,
                 **_count_pair(lower, upper, truth_map == label),
-                "finding": 0 if truth.finding is None else int(finding.sum()),
-                "finding_lower": 0 if truth.finding is None else int((finding & lower).sum()),
+                "finding": int(finding.sum()),
+                "finding_lower": int((finding & lower).sum()),
             }
 
 

@@ -41,7 +41,7 @@ def _grid(n_rows: int, n_columns: int) -> tuple["Figure", Any]:
 
 
 def _band(ax: Any, x: pd.Series, rows: pd.DataFrame, name: str, style: dict[str, Any], **line: Any) -> None:
-    """Median with quartiles."""
+    """Draw the median with quartiles."""
     ax.plot(x, rows[name], markersize=4, **{**style, **line})
     ax.fill_between(x, rows[f"{name}_q25"], rows[f"{name}_q75"], color=style["color"], alpha=0.18, linewidth=0)
 

@@ -64,8 +64,8 @@ def _views(results: EvaluationResults, row: dict[str, Any], label: int) -> dict[
         samples = results.samples(scan_id, index, unit.acceleration)[: results.rr_samples]
         if len(samples) == results.rr_samples:
             masks = np.stack([labels_of(row, sample["labels"]) == label for sample in samples])
-            pair = [samples[number] for number in extreme_samples(volume_mm3(masks))]
-            views[unit.acceleration, "RR"] = _view(row, label, zero_filled, *pair, target, reference)
+            lowest, highest = (samples[number] for number in extreme_samples(volume_mm3(masks)))
+            views[unit.acceleration, "RR"] = _view(row, label, zero_filled, lowest, highest, target, reference)
     return views
 
 
@@ -103,10 +103,9 @@ def bounds_figure(results: EvaluationResults) -> "Figure | None":
         for method in ("SGR", "RR"):
             view = example.views.get((highest, method))
             if view is not None:
-                captions = {
-                    name: f"{int(mask.sum())} voxels"
-                    for name, mask in (("reference", view.reference), ("lower", view.lower), ("upper", view.upper))
-                } | {"boundary": view.share_caption}
+                names = ("lower", "upper", "reference")  # as `masks` has them
+                captions = {name: f"{int(mask.sum())} voxels" for name, mask in zip(names, view.masks, strict=True)}
+                captions["boundary"] = view.share_caption
                 label = f"{_name(results, example)}\n{method}, {highest:g}x"
                 rows.append(bound_row(view, label, window, captions))
     return draw_rows(rows, "Bounds by guidance (SGR) and by repeated reconstruction (RR)") if rows else None
@@ -121,7 +120,7 @@ def boundaries_figure(results: EvaluationResults) -> "Figure | None":
             panels = []
             for acceleration in sorted({key[0] for key in example.views}):
                 view = example.views.get((acceleration, method))
-                if view is None:
+                if view is None or view.lower is None or view.upper is None or view.upper_image is None:
                     continue
                 boundary = np.where(view.upper & ~view.lower, UNCERTAIN, 0).astype(np.uint8)
                 panels.append(

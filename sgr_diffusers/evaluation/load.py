@@ -56,7 +56,7 @@ class EvaluationResults:
 
     def samples(self, scan_id: str, index: int, acceleration: float) -> list[dict[str, Any]]:
         """Return the images of all unguided samples of a slice, by number, up to the first that is missing."""
-        images = {}
+        images: dict[int, dict[str, Any]] = {}
         for unit, row in self.rows.items():
             if (unit.kind, unit.scan_id, unit.slice, unit.acceleration) == ("RR", scan_id, index, acceleration):
                 images |= {image["sample"]: image for image in row["images"]}

@@ -60,7 +60,7 @@ def ssim(images: Images, target: Images, data_range: float | None = None) -> flo
 
     metric = SSIMMetric(spatial_dims=2, data_range=1.0, win_size=11, kernel_sigma=1.5)
     # In units of the data range: the metric works in single precision whatever it is given.
-    return float(metric(*((part / peak).float()[:, None] for part in (magnitude, reference))).mean())
+    return float(torch.as_tensor(metric(*((part / peak).float()[:, None] for part in (magnitude, reference)))).mean())
 
 
 def dice(segmentation: Pixels, reference: Pixels) -> float:

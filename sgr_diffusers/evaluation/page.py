@@ -117,7 +117,7 @@ def render_page(
 
 
 def _score_sections(tables: ScoreTables, strength: float) -> Iterator[dict[str, Any]]:
-    """All scores at the default strength, their paired differences, and those of scans with a rare finding."""
+    """Yield all scores at the default strength, their paired differences, and scores of scans with a rare finding."""
     is_default = (tables.scores["method"] != "SGR") | ((tables.scores["strength"] - strength).abs() <= 1e-6 * strength)
     everything = tables.scores[(tables.scores["group"] == "all") & is_default]
     yield {
@@ -136,9 +136,7 @@ def _score_sections(tables: ScoreTables, strength: float) -> Iterator[dict[str, 
         "title": "SGR − RR, paired",
         "note": "Median (coverage, SSIM, PSNR: mean) of the differences in the same scan and class.",
         "rows": _score_table(
-            tables.differences,
-            ("acceleration", "baseline", "segmenter", "reference"),
-            (*SCORES, "covered", *QUALITY),
+            tables.differences, ("acceleration", "baseline", "segmenter", "reference"), (*SCORES, "covered", *QUALITY)
         ),
     }
     grouped = tables.scores[(tables.scores["group"] != "all") & is_default & (tables.scores["segmenter"] == "guiding")]
@@ -150,7 +148,7 @@ def _score_sections(tables: ScoreTables, strength: float) -> Iterator[dict[str, 
 
 
 def _finding_sections(tables: ScoreTables) -> Iterator[dict[str, Any]]:
-    """What becomes of rare findings, where there are any."""
+    """Yield what becomes of rare findings, where there are any."""
     if len(tables.findings):
         yield {
             "title": "Rare findings",
@@ -173,7 +171,7 @@ def _finding_sections(tables: ScoreTables) -> Iterator[dict[str, Any]]:
 
 
 def _sample_sections(tables: ScoreTables) -> Iterator[dict[str, Any]]:
-    """Scores against the number of samples, where there are slices with more samples."""
+    """Yield scores against the number of samples, where there are slices with more samples."""
     if len(tables.curve):
         yield {
             "title": "Number of samples",
@@ -188,7 +186,7 @@ def _sample_sections(tables: ScoreTables) -> Iterator[dict[str, Any]]:
 
 
 def _cost_section(results: EvaluationResults) -> dict[str, Any]:
-    """Seconds of a slice, and the shares of its parts."""
+    """Return the seconds of a slice, and the shares of its parts."""
     parts = ("unet_forward", "unet_backward", "segmentation", "physics", "rest")
     return {
         "title": "Cost of a slice",

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..pipeline.settings import one_of, real_number, setting, whole_number
+from ..pipeline.settings import check_settings, one_of, real_number, setting, whole_number
 
 __all__ = ["METHODS", "RR_BLOCK", "EvaluationPlan", "Unit", "plan_units"]
 
 METHODS = ("SGR", "RR")
-_NUMBER = real_number("a number", lambda value: True)
-_WHOLE = whole_number(0)
+_ACCELERATION = real_number("1 or larger", lambda value: value >= 1)
+_STRENGTH = real_number("0 or larger", lambda value: value >= 0)
 RR_BLOCK = 16  # samples of a unit of repeated reconstruction; the number of the paper's baseline
 
 
@@ -62,26 +62,30 @@ class EvaluationPlan:
     """How far an evaluation goes. A results folder may be taken further by another plan; no result depends on it."""
 
     accelerations: tuple[float, ...] = setting(
-        (4.0, 8.0, 12.0, 16.0), _NUMBER, "accelerations of the stored masks", "data", several=True
+        (4.0, 8.0, 12.0, 16.0), _ACCELERATION, "accelerations of the stored masks", "data", several=True
     )
     methods: tuple[str, ...] = setting(METHODS, one_of(METHODS), "methods to evaluate", several=True)
     ablation_strengths: tuple[float, ...] = setting(
         (),
-        _NUMBER,
+        _STRENGTH,
         "further strengths b for SGR (paper Fig. 6); 0 is read from the unguided samples",
         option="strengths",
         unset="none",
         several=True,
     )
-    ablation_acceleration: float | None = setting(None, _NUMBER, "acceleration of the ablation", unset="the highest")
-    ablation_slices: int | None = setting(
-        None, _WHOLE, "number of slices of each scan in the ablation", unset="all that are evaluated"
+    ablation_acceleration: float | None = setting(
+        None, _ACCELERATION, "acceleration of the ablation", unset="the highest"
     )
-    rr_samples: int = setting(16, _WHOLE, "number of samples of repeated reconstruction; 16 in the paper")
-    rr_curve_slices: int = setting(0, _WHOLE, "number of slices of each scan that get --rr-curve-samples samples")
-    rr_curve_samples: int = setting(64, _WHOLE, "number of samples of these slices")
+    ablation_slices: int | None = setting(
+        None, whole_number(1), "number of slices of each scan in the ablation", unset="all that are evaluated"
+    )
+    rr_samples: int = setting(16, whole_number(2), "number of samples of repeated reconstruction; 16 in the paper")
+    rr_curve_slices: int = setting(
+        0, whole_number(0), "number of slices of each scan that get --rr-curve-samples samples"
+    )
+    rr_curve_samples: int = setting(64, whole_number(2), "number of samples of these slices")
     rr_curve_accelerations: tuple[float, ...] = setting(
-        (), _NUMBER, "accelerations at which these samples are taken", unset="the highest", several=True
+        (), _ACCELERATION, "accelerations at which these samples are taken", unset="the highest", several=True
     )
 
     def __post_init__(self) -> None:
@@ -90,19 +94,10 @@ class EvaluationPlan:
         Raises:
             ValueError: an argument is out of range.
         """
-        if not self.accelerations or min(self.accelerations) < 1:
-            raise ValueError(f"`accelerations` must be at least one number from 1, got {self.accelerations}.")
-        if not self.methods or set(self.methods) - set(METHODS):
-            raise ValueError(f"`methods` must be among {METHODS}, got {self.methods}.")
-        if self.rr_samples < 2:
-            raise ValueError(f"`rr_samples` must be at least 2, a lower and an upper one, got {self.rr_samples}.")
-        if any(not 0 <= strength < float("inf") for strength in self.ablation_strengths):
-            raise ValueError(f"`ablation_strengths` must be 0 or larger, got {self.ablation_strengths}.")
-        if self.rr_curve_slices < 0 or (self.ablation_slices is not None and self.ablation_slices < 1):
-            raise ValueError(
-                f"`rr_curve_slices` must be 0 or larger and `ablation_slices` 1 or larger, got {self.rr_curve_slices} "
-                f"and {self.ablation_slices}."
-            )
+        check_settings(self)
+        for name in ("accelerations", "methods"):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` must have at least one entry, got none.")
         if self.rr_curve_slices and self.rr_curve_samples < self.rr_samples:
             raise ValueError(
                 f"`rr_curve_samples` must be at least `rr_samples` {self.rr_samples}, got {self.rr_curve_samples}."
@@ -121,14 +116,11 @@ class EvaluationPlan:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "EvaluationPlan":
         """Return the plan that `to_json` wrote; fields that it does not know yet have their defaults."""
-        known = {entry.name for entry in fields(cls)}
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in content.items()
-                if key in known
-            }
-        )
+        names = [entry.name for entry in fields(cls) if entry.name in content]
+        known: dict[str, Any] = {
+            name: tuple(content[name]) if isinstance(content[name], list) else content[name] for name in names
+        }
+        return cls(**known)
 
 
 def plan_units(

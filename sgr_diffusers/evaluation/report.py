@@ -77,7 +77,7 @@ def write_report(
 
 
 def _write_figures(folder: Path, results: EvaluationResults, tables: ScoreTables) -> dict[str, tuple[str, Path]]:
-    """PNG files of all figures there is something to draw of."""
+    """Write a PNG file of each figure that there is something to draw of."""
     drawn: dict[str, tuple[str, Any]] = {
         "figure3_bounds": ("Fig. 3: bounds", bounds_figure(results)),
         "figure4_boundaries": ("Fig. 4: uncertainty boundary against acceleration", boundaries_figure(results)),

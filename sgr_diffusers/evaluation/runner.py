@@ -5,7 +5,7 @@ and processes share them by claims in the folder.
 """
 
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -239,7 +239,8 @@ def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, A
 
 def find_outstanding(output: str | os.PathLike, units: Sequence[Unit]) -> Outstanding:
     """Read the shards of all units, to see which are missing or damaged."""
-    todo, damaged, seconds, counts = [], {}, Counter(), Counter()
+    todo, damaged = [], {}
+    seconds: dict[str, list[float]] = defaultdict(list)
     for unit in units:
         try:
             row = read_shard(output, unit)
@@ -249,9 +250,8 @@ def find_outstanding(output: str | os.PathLike, units: Sequence[Unit]) -> Outsta
             todo.append(unit)
             damaged[unit] = str(error)
         else:
-            seconds[unit.kind] += row["seconds"] / max(unit.n_samples, 1)
-            counts[unit.kind] += 1
-    means = {kind: seconds[kind] / counts[kind] for kind in counts}
+            seconds[unit.kind].append(row["seconds"] / max(unit.n_samples, 1))
+    means = {kind: float(np.mean(of_units)) for kind, of_units in seconds.items()}
     return Outstanding(list(units), todo, damaged, means)
 
 
@@ -325,9 +325,9 @@ def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[di
 
 
 def _seconds(computer: UnitComputer, unit: Unit, n_steps: int) -> float:
-    timesteps = computer.settings.visited_timesteps
-    if timesteps is not None:  # spread over all of them, for not all cost alike
-        timesteps = tuple(timesteps[round(k)] for k in np.linspace(0, len(timesteps) - 1, n_steps))
+    visited, timesteps = computer.settings.visited_timesteps, None
+    if visited is not None:  # spread over all of them, for not all cost alike
+        timesteps = tuple(visited[round(k)] for k in np.linspace(0, len(visited) - 1, n_steps))
     settings = replace(computer.settings, num_inference_steps=n_steps, fast=False, timesteps=timesteps)
     trial = UnitComputer(computer.pipe, computer.second, settings, computer.data, (), computer.with_manual)
     return trial.compute(unit)["seconds"]

@@ -123,7 +123,7 @@ def _scans_with_finding(results: EvaluationResults) -> set[str]:
 
 
 def _quality(results: EvaluationResults, done: dict[float, set[tuple[str, int]]]) -> pd.DataFrame:
-    """SSIM (mean over slices) and PSNR (of all pixels) of each image of each volume, in slices of the protocol."""
+    """Compute SSIM (mean over slices) and PSNR (of all pixels) of each image of a volume, in the protocol's slices."""
     main = {(scan_id, n) for scan_id, numbers in results.config["slices"].items() for n in numbers}
     rows = []
     for unit, row in results.rows.items():
@@ -163,7 +163,7 @@ def _matrix(volumes: pd.DataFrame, name: str, columns: str = "label") -> Float[n
 def _estimates(
     volumes: pd.DataFrame, names: Sequence[str], statistic: Callable, seed: int, columns: str = "label"
 ) -> dict[str, float]:
-    summary = {}
+    summary: dict[str, float] = {}
     for name in names:
         values = _matrix(volumes, name, columns)
         estimate = bootstrap.estimate(values, statistic, seed)
@@ -204,7 +204,7 @@ def _score_rows(
 
 
 def _n_slices(volumes: pd.DataFrame, head: dict[str, Any], scans: set[str]) -> int:
-    """Slices that RR was done in, summed over volumes and classes."""
+    """Count the slices that RR was done in, summed over volumes and classes."""
     names = ["acceleration", "segmenter", "reference"]
     same = np.logical_and.reduce([volumes[name] == head[name] for name in names])
     return int(volumes[same & (volumes["method"] == "RR") & volumes["scan_id"].isin(scans)]["n_slices"].sum())
@@ -213,7 +213,7 @@ def _n_slices(volumes: pd.DataFrame, head: dict[str, Any], scans: set[str]) -> i
 def _difference_rows(
     volumes: pd.DataFrame, quality: pd.DataFrame, default: float, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """SGR - RR of the same volume and class; for SSIM and PSNR of the same scan, means over its images."""
+    """Subtract RR from SGR in the same volume and class; for SSIM and PSNR in the same scan, means over its images."""
     sgr = volumes[(volumes["method"] == "SGR") & np.isclose(volumes["strength"], default)]
     for baseline in ("RR", "RR_equal_budget"):
         other = volumes[volumes["method"] == baseline]
@@ -235,7 +235,7 @@ def _difference_rows(
 
 
 def _growth_rows(volumes: pd.DataFrame, default: float, seed: int) -> Iterator[dict[str, Any]]:
-    """Ratio of the medians at the highest and the lowest acceleration, which share the scans of each resample."""
+    """Divide the medians at the highest and the lowest acceleration, which share the scans of each resample."""
     ends = volumes["acceleration"].min(), volumes["acceleration"].max()
     if ends[0] == ends[1]:
         return
@@ -261,12 +261,9 @@ def _growth_rows(volumes: pd.DataFrame, default: float, seed: int) -> Iterator[d
 
 def _quality_differences(quality: pd.DataFrame, default: float, seed: int) -> dict[str, float]:
     means = []
-    for is_own in (
-        (quality["method"] == "SGR") & np.isclose(quality["strength"], default),
-        quality["method"] == "RR",
-    ):
+    for is_own in ((quality["method"] == "SGR") & np.isclose(quality["strength"], default), quality["method"] == "RR"):
         means.append(quality[is_own].groupby("scan_id")[list(QUALITY)].mean())
-    columns = {}
+    columns: dict[str, float] = {}
     for name in QUALITY:
         values = (means[0][name] - means[1][name]).to_numpy(np.float64)[:, None]
         estimate = bootstrap.estimate(values, bootstrap.mean, seed)
@@ -275,7 +272,7 @@ def _quality_differences(quality: pd.DataFrame, default: float, seed: int) -> di
 
 
 def _curve_rows(counts: pd.DataFrame, default: float, seed: int) -> Iterator[dict[str, Any]]:
-    """RR against its number of samples; with several disjoint sets of as many, their values are averaged first."""
+    """Score RR against its number of samples; values of several disjoint sets of as many are averaged first."""
     curve = counts[counts["method"] == "RR_curve"]
     for acceleration, part in curve.groupby("acceleration", sort=True):
         slices = set(zip(part["scan_id"], part["slice"], strict=True))
@@ -303,7 +300,7 @@ def _curve_rows(counts: pd.DataFrame, default: float, seed: int) -> Iterator[dic
 
 
 def _finding_rows(counts: pd.DataFrame, default: float) -> Iterator[dict[str, Any]]:
-    """Tissue that a finding took away, in all slices that show it, scan by scan and class by class.
+    """Count the tissue that a finding took away, in all slices that show it, scan by scan and class by class.
 
     The bounds admit the finding where S_low leaves its voxels out; one that S_low fills up was overlooked.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from ..data.scan_files import check_kspace_file, read_annotations
-from ..data.scan_labels import file_labels
+from ..data.scan_labels import check_labels_file, file_labels
 from ..data.selection import PAPER, SliceSelection, parse_selection
 from ..data.skm_tea import SKM_TEA, SkmTeaScan, known_data, list_scans, merge_labels
 from ..data.synthetic.findings import labels_without_findings
@@ -113,9 +113,9 @@ def choose_data(
         for acceleration in accelerations:
             check_kspace_file(scan.scan_id, str(scan.kspace_file), scan.matrix_shape, echo, acceleration)
         if with_labels:
-            file_labels(scan.scan_id, str(scan.labels_file), scan.matrix_shape, header_only=True)
-    slices = _select(listed if protocol == PAPER else chosen, protocol)
-    slices = {scan.scan_id: _spread(slices[scan.scan_id], n_slices_per_scan) for scan in chosen}
+            check_labels_file(scan.scan_id, str(scan.labels_file), scan.matrix_shape)
+    allowed = _select(listed if protocol == PAPER else chosen, protocol)
+    slices = {scan.scan_id: _spread(allowed[scan.scan_id], n_slices_per_scan) for scan in chosen}
     slices = {scan_id: numbers for scan_id, numbers in slices.items() if numbers}
     if not slices:
         raise ValueError(
@@ -152,7 +152,7 @@ def _select(
 
 
 def _spread(numbers: Integer[np.ndarray, " slice"], n: int | None) -> tuple[int, ...]:
-    """The middles of `n` equal parts of a list of slices; all of them where there are no more."""
+    """Return the middles of `n` equal parts of a list of slices; all of them where there are no more."""
     if n is None or len(numbers) <= n:
         return tuple(numbers.tolist())
     return tuple(numbers[((np.arange(n) + 0.5) * len(numbers) / n).astype(int)].tolist())
@@ -178,7 +178,7 @@ def _fingerprint(root: str, split: str, scans: Iterable[SkmTeaScan]) -> dict[str
 
 
 def _finding_slices(scan: SkmTeaScan, n: int) -> tuple[int, ...]:
-    """The slices from which the scan's findings took most tissue, where that is known."""
+    """Return the slices from which the scan's findings took most tissue, where that is known."""
     counts = file_labels(scan.scan_id, str(scan.labels_file), scan.matrix_shape).counts[:, 1:].sum(axis=1)
     taken = {}
     for index in np.flatnonzero(counts).tolist() if scan.findings else ():

@@ -152,7 +152,7 @@ def remove_partial_shards(folder: str | os.PathLike) -> None:
 
 
 def pack_labels(labels: UInt8[np.ndarray, "y x"]) -> bytes:
-    """Label map, compressed."""
+    """Compress a label map."""
     return zlib.compress(np.ascontiguousarray(labels).tobytes(), 9)
 
 

@@ -171,7 +171,7 @@ def check_claims(rows: Sequence[Mapping[str, Any]], growth: Sequence[Mapping[str
             for method in ("SGR", "RR")
         }
         span = f"from {accelerations[0]:g}x to {accelerations[-1]:g}x"
-        for method, holds, limit in (
+        for method, holds, most in (
             ("SGR", factors["SGR"] >= 3, "at least 3x"),
             ("RR", factors["RR"] < 2.5, "less than 2.5x"),
         ):
@@ -179,7 +179,7 @@ def check_claims(rows: Sequence[Mapping[str, Any]], growth: Sequence[Mapping[str
             for row in growth:
                 if (row["method"], row["segmenter"], row["reference"]) == (method, "guiding", reference):
                     numbers += f" (95 %: {row['growth_ci_low']:.2f} to {row['growth_ci_high']:.2f})"
-            claims.append(_claim(f"{method}'s V_unc / V_up grows {limit} {span}", holds, numbers))
+            claims.append(_claim(f"{method}'s V_unc / V_up grows {most} {span}", holds, numbers))
     for name, limit, text in (("ssim", 0.005, "SSIM"), ("psnr", 0.2, "PSNR")):
         apart = [sgr[name] - rr[name] for sgr, rr in pairs]
         numbers = ", ".join(f"{a:g}x {d:+.4f}" for a, d in zip(accelerations, apart, strict=True))

@@ -175,6 +175,8 @@ def bound_row(view: BoundPanels, label: str, window: Window, captions: Mapping[s
         captions: text below the panels of "reference", "lower", "upper" and "boundary", such as volumes.
     """
     captions = captions or {}
+    images = (view.fully_sampled, view.upper_image, view.lower_image, view.zero_filled)
+    brightest = next(image for image in images if image is not None)
     panels = []
     if view.fully_sampled is not None:
         caption = captions.get("reference", "")
@@ -187,12 +189,9 @@ def bound_row(view: BoundPanels, label: str, window: Window, captions: Mapping[s
             panels.append(Panel(f"{name} bound", image, overlay, caption=captions.get(name, "")))
     if view.lower is not None and view.upper is not None:
         overlay = np.where(view.upper & ~view.lower, UNCERTAIN, 0).astype(np.uint8)
-        under = view.upper_image if view.fully_sampled is None else view.fully_sampled
-        panels.append(
-            Panel("uncertainty boundary", under, overlay, view.reference, caption=captions.get("boundary", ""))
-        )
-    brightest = [image for image in (view.fully_sampled, view.upper_image, view.lower_image) if image is not None]
-    peak = float(np.quantile((brightest or [view.zero_filled])[0][window], 0.995))
+        caption = captions.get("boundary", "")
+        panels.append(Panel("uncertainty boundary", brightest, overlay, view.reference, caption=caption))
+    peak = float(np.quantile(brightest[window], 0.995))
     return PanelRow(label, panels, window, peak or 1.0)
 
 

@@ -48,7 +48,7 @@ def contact_sheet(
         for layer in range(layers):
             ax = axes[row * layers + layer, column]
             ax.imshow(image, cmap="gray", vmin=0, vmax=1.1 * np.quantile(image, 0.99))
-            if layer:
+            if layer and labels is not None:
                 overlay = np.ma.masked_equal(labels[number], 0)
                 ax.imshow(overlay, cmap=colours, vmin=0, vmax=colours.N - 1, alpha=0.75, interpolation="nearest")
             elif titles:

@@ -84,10 +84,10 @@ def interval_legend(charts: Sequence[Intervals]) -> list[Any]:
     return handles
 
 
-_DIAMOND = {"marker": "D", "markersize": 4, "color": "white", "markeredgecolor": "black", "markeredgewidth": 0.8}
+_MARK = {"markersize": 4, "markeredgecolor": "black", "markeredgewidth": 0.8}
+_DIAMOND: dict[str, Any] = {**_MARK, "marker": "D", "color": "white"}
 
 
 def _dot(is_attained: bool) -> dict[str, Any]:
     """Properties of the mark of an image at an end."""
-    face = "black" if is_attained else "white"
-    return {"marker": "o", "markersize": 4, "color": face, "markeredgecolor": "black", "markeredgewidth": 0.8}
+    return {**_MARK, "marker": "o", "color": "black" if is_attained else "white"}

@@ -204,7 +204,7 @@ class SegmentationGuidance(Guidance):
         return push_shares(measured.sum(dim=0), goals, self._voxel_mm3)
 
     def _tissue(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Classes and direction of each image: our own where they are set, else those of its branch."""
+        """Return classes and direction of each image: those of the guidance, or of the branch where it has none."""
         if self._numbers is not None:
             class_number = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
             class_number[:, list(self._numbers)] = True
@@ -268,6 +268,6 @@ def compare_with_goals(
 
 @torch.no_grad()
 def images_to_push(guidance: Sequence[Guidance], tensors: dict[str, Tensor]) -> list[bool]:
-    """For each image of a batch, whether any guidance wants to push it."""
+    """Return whether any guidance wants to push each image of a batch."""
     wanted = [g.wants_push(**{name: tensors[name] for name in g.tensor_inputs}) for g in guidance]
     return torch.stack([each.cpu() for each in wanted]).any(dim=0).tolist()

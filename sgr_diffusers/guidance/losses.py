@@ -64,7 +64,7 @@ def class_log_odds(logits: Float[Tensor, "batch out_class y x"], classes: Classe
 
 
 def _own_and_others(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Each sample's logits of its classes and of all others, both `(batch, out_class, y, x)`, elsewhere -infinity."""
+    """Return each sample's logits of its classes and of all others, `(batch, out_class, y, x)`; elsewhere -inf."""
     if classes.ndim == 1:
         classes = F.one_hot(classes.long(), logits.shape[1]).bool()
     is_own = classes[:, :, None, None]

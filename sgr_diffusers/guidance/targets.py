@@ -9,7 +9,7 @@ TARGETS = {"lower": ("lower",), "upper": ("upper",), "both": ("lower", "upper"),
 
 
 def resolve_classes(classes: Sequence[str | int] | str | int | None, class_names: Sequence[str]) -> tuple[int, ...]:
-    """Label numbers, from 1, of classes given by name or number; all of them for `None`.
+    """Return the label numbers, from 1, of classes given by name or number; all of them for `None`.
 
     Raises:
         ValueError: a class is unknown, given twice, or none is given.

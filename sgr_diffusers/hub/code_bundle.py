@@ -100,7 +100,7 @@ def _bundle() -> dict[str, str]:
     main = root[f"{PIPELINE_FILE}.py"]
     missing = sorted(Path(name).stem for name in root if f"from .{Path(name).stem} import" not in main)
     also = "".join(f"from .{name} import __name__ as _{name}\n" for name in missing if name != PIPELINE_FILE)
-    first = re.search(r"^from \.", main, flags=re.MULTILINE).start()
+    first = main.index("\nfrom .") + 1
     comment = "# Not used here, but diffusers copies only the files that this one names.\n"
     root[f"{PIPELINE_FILE}.py"] = f"{main[:first]}{comment}{also}\n{main[first:]}"
     files = {name: _HEADER + text for name, text in sorted(root.items())}
@@ -119,21 +119,22 @@ def _needed_modules() -> list[str]:
     return modules
 
 
-def _package_imports(module: str) -> list[tuple[ast.ImportFrom, str]]:
+def _package_imports(module: str) -> list[tuple[ast.Import | ast.ImportFrom, str]]:
     """Imports of a module from the package, with the module that each names."""
     parents = module.split(".")[:-1]
     imports = []
     for node in ast.walk(ast.parse(_source(module))):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            is_relative = isinstance(node, ast.ImportFrom) and node.level > 0
-            if any(name.split(".")[0] == PACKAGE.name for name in names) or (is_relative and not node.module):
+            origin = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            names = [origin] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            level = node.level if isinstance(node, ast.ImportFrom) else 0
+            if any(name.split(".")[0] == PACKAGE.name for name in names) or (level and not origin):
                 raise ValueError(
                     f"sgr_diffusers/{module.replace('.', '/')}.py, line {node.lineno}: what goes to the Hub must "
                     "import names from modules of the package relatively, `from .module import name`."
                 )
-            if is_relative:
-                imports.append((node, ".".join([*parents[: len(parents) - node.level + 1], node.module])))
+            if level:
+                imports.append((node, ".".join([*parents[: len(parents) - level + 1], origin])))
     return imports
 
 
@@ -153,9 +154,9 @@ def _rewrite(module: str, names: dict[str, str]) -> str:
 def _alone(path: str) -> str:
     """Source of a module that imports nothing from the package, with what it needs of `sgr_shapes` in it."""
     text = (PACKAGE / path).read_text(encoding="utf-8")
-    line = re.search(r"^from jaxtyping import (.+)\n", text, flags=re.MULTILINE)
-    classes = "\n\n".join(_SHAPE_CLASS.format(name=name.strip()) for name in line.group(1).split(","))
-    text = text[: line.start()] + text[line.end() :]
+    [(line, names)] = re.findall(r"^(from jaxtyping import (.+)\n)", text, flags=re.MULTILINE)
+    classes = "\n\n".join(_SHAPE_CLASS.format(name=name.strip()) for name in names.split(","))
+    text = text.replace(line, "")
     last = list(re.finditer(r"^(from|import) .+\n", text, flags=re.MULTILINE))[-1].end()
     return f"{text[:last]}\n\n{classes}\n\n{text[last:].lstrip()}"
 

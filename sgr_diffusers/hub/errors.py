@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["hub_errors", "redact"]
 
@@ -24,13 +25,14 @@ def hub_errors(what: str) -> Iterator[None]:
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
+    of_connection: Any = HfHubHTTPError.__bases__
     try:
         yield
     except HfHubHTTPError as error:
         raise OSError(f"the Hub refuses {what}: {redact(_one_line(error))}") from None
     except OSError:
         raise
-    except HfHubHTTPError.__bases__ as error:
+    except of_connection as error:
         reason = redact(_one_line(error)) or type(error).__name__
         raise ConnectionError(f"{what}: the Hub at {constants.ENDPOINT} cannot be reached ({reason}).") from None
 

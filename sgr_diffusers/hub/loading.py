@@ -31,7 +31,7 @@ def drop_code(folder: str | os.PathLike) -> None:
     write_json(folder / INDEX, _package_index(read_json(folder / INDEX)))
 
 
-def use_package_classes(pipeline_class: type) -> None:
+def use_package_classes(pipeline_class: Any) -> None:
     """Let `pipeline_class.from_pretrained` take the classes of this package where a repository names its own code.
 
     diffusers has no hook for it: to diffusers, a list in `_class_name` means code of the repository. Only this class
@@ -41,9 +41,10 @@ def use_package_classes(pipeline_class: type) -> None:
     def _dict_from_json_file(cls: type, json_file: str | os.PathLike) -> dict[str, Any]:
         if Path(json_file).name != INDEX:
             return super(pipeline_class, cls)._dict_from_json_file(json_file)
-        check_cached_files(Path(json_file).parent)
-        index = read_model_index(json_file)
-        check_folder(Path(json_file).parent)
+        path = Path(json_file)
+        check_cached_files(path.parent)
+        index = read_model_index(path)
+        check_folder(path.parent)
         return _package_index(index)
 
     pipeline_class._dict_from_json_file = classmethod(_dict_from_json_file)

@@ -224,7 +224,8 @@ def _check_denoising_variance(table: Any, where: str) -> None:
     """Refuse a table other than two lists of positive numbers, of which the first rises."""
     if table is None:
         return
-    columns = [table.get(key) for key in ("noise_to_signal", "error")] if isinstance(table, dict) else [None]
+    known = table if isinstance(table, dict) else {}
+    columns: list[Any] = [known.get("noise_to_signal"), known.get("error")]
     is_table = all(isinstance(column, list) and 0 < len(column) <= 100 for column in columns)
     is_table = is_table and len({len(column) for column in columns}) == 1
     numbers = itertools.chain(*columns) if is_table else ()
@@ -263,7 +264,7 @@ def _check_counts(content: Any, file: str | Path) -> None:
         raise UnsafeCheckpointError(f"{_short(file)} must hold a JSON object, got {type(content).__name__}.")
     level = [("", content)]
     while level:
-        below = []
+        below: list[tuple[str, Any]] = []
         for name, value in level:
             most = _LARGEST.get(name, _LARGEST_COUNT)
             if isinstance(value, int) and abs(value) > most:

@@ -9,20 +9,19 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers import ModelMixin
 from torch import nn
 
 from .code_bundle import code_files
-from .model_index import (
-    OWN_CLASS,
-    OWN_SEGMENTATION,
-    PIPELINE_FILE,
-    SEGMENTATION_FILE,
-    read_json,
-)
+from .model_index import OWN_CLASS, OWN_SEGMENTATION, PIPELINE_FILE, SEGMENTATION_FILE, read_json
 from .shared_components import shared_components
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as _Base
+else:  # diffusers takes every pipeline class of a repository's code for the pipeline
+    _Base = object
 
 __all__ = ["INDEX", "RepositoryMixin", "make_portable", "write_json"]
 
@@ -52,7 +51,7 @@ confidence interval and carries no probability.
 """
 
 
-class RepositoryMixin:
+class RepositoryMixin(_Base):
     """Loads and saves a pipeline, beyond what `DiffusionPipeline` does: safetensors only, code included."""
 
     @classmethod
@@ -156,7 +155,7 @@ def make_portable(folder: str | os.PathLike, segmentation_class: type | None = N
         return []
     index["_class_name"] = [PIPELINE_FILE, OWN_CLASS]
     library, class_name = index.get("segmentation_model") or (None, None)
-    is_own = class_name == OWN_SEGMENTATION and library.split(".")[-1] in ("sgr_diffusers", SEGMENTATION_FILE)
+    is_own = class_name == OWN_SEGMENTATION and str(library).split(".")[-1] in ("sgr_diffusers", SEGMENTATION_FILE)
     if is_own:
         index["segmentation_model"] = [SEGMENTATION_FILE, OWN_SEGMENTATION]
     files = code_files((segmentation_class or object) if is_own else None)

@@ -104,8 +104,7 @@ class MapsStep(_Block):
         rest: list[Any] = [block.timesteps, block.generator, block.latents, block.voxel_size_mm, "pt", None, None]
         checked = pipe.check_inputs(*data, block.settings, block.classes, block.guidance, *rest)
         block.measurement, block.class_names, block.class_numbers = checked
-        widths = block.calibration_width, block.kernel_width, block.crop
-        block.coil_maps = block.measurement.known_or_estimated_maps(*widths)
+        block.coil_maps = block.measurement.known_or_estimated_maps(block.settings)
 
 
 class PrepareStep(_Block):

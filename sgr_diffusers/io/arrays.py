@@ -218,7 +218,7 @@ def _slices_first(array: np.ndarray, name: str, path: Path) -> np.ndarray:
 
 def _chosen(
     array: np.ndarray, indices: tuple[int, ...], name: str, path: Path
-) -> Complex64[np.ndarray, "slice *rest"]:
+) -> Complex64[np.ndarray, " slice *rest"]:
     with np.errstate(over="ignore"):  # what overflows is infinite, and said so
         chosen = np.ascontiguousarray(array[list(indices)], np.complex64)
     check_finite(chosen, name, path, indices)

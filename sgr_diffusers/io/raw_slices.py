@@ -107,7 +107,7 @@ def common_mask(masks: Bool[np.ndarray, "slice y x"]) -> Bool[np.ndarray, "..."]
     return masks[0].copy() if (masks == masks[0]).all() else masks
 
 
-def check_finite(array: Complex[np.ndarray, "slice *rest"], name: str, path: Path, indices: Iterable[int]) -> None:
+def check_finite(array: Complex[np.ndarray, " slice *rest"], name: str, path: Path, indices: Iterable[int]) -> None:
     """Check slice by slice that all values are finite.
 
     Raises:

@@ -48,6 +48,9 @@ class SegmentationAdapter(nn.Module):
         ValueError: an unknown intensity, or `channels` does not name the classes.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         model: nn.Module,

@@ -91,7 +91,7 @@ def estimate_coil_maps(
 def _calibration(
     kspace: Complex[Tensor, "coil y x"], mask: Shaped[Tensor, "y x"], width: int | None
 ) -> Complex[Tensor, "coil rows columns"]:
-    """The calibration region in complex128."""
+    """Return the calibration region in complex128."""
     largest = _LARGEST_WIDTH if width is None else width
     if not isinstance(largest, Integral) or largest < _LEAST_WIDTH:
         raise ValueError(f"`calibration_width` must be a whole number of at least {_LEAST_WIDTH}, got {width!r}.")
@@ -117,7 +117,7 @@ def _calibration(
 def _completed(
     kspace: Complex[Tensor, "coil y x"], mask: Bool[Tensor, "y x"], region: tuple[slice, slice]
 ) -> Complex[Tensor, "coil rows columns"]:
-    """The calibration region, made larger where enough is measured about it."""
+    """Enlarge the calibration region where enough is measured about it."""
     window = tuple(_centred(slice(0, n), n, _COMPLETED_WIDTH) for n in mask.shape)
     in_window = torch.zeros_like(mask)
     in_window[window] = True
@@ -129,7 +129,7 @@ def _completed(
 
 
 def _centred(side: slice, n: int, largest: int) -> slice:
-    """The part of a side, at most `largest` long, that lies about the k-space centre `n // 2` as well as it can."""
+    """Return the part of a side, at most `largest` long, whose middle is nearest to the k-space centre `n // 2`."""
     length = min(side.stop - side.start, largest)
     start = min(max(n // 2 - length // 2, side.start), side.stop - length)
     return slice(start, start + length)
@@ -150,7 +150,7 @@ def _kernel_width(calibration: Complex[Tensor, "coil rows columns"], wanted: int
 def _signal_kernels(
     calibration: Complex[Tensor, "coil rows columns"], width: int, noise_std: float
 ) -> Complex[Tensor, "kernel coil width width"]:
-    """Right singular vectors of the calibration matrix, weighted by the share of signal in them."""
+    """Compute right singular vectors of the calibration matrix, weighted by the share of signal in them."""
     patches = calibration.unfold(1, width, 1).unfold(2, width, 1)  # coil, rows, columns, width, width
     matrix = patches.permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
     _, singular_values, vectors = torch.linalg.svd(matrix, full_matrices=False)
@@ -164,7 +164,7 @@ def _signal_kernels(
 def _largest_eigenvectors(
     kernels: Complex[Tensor, "kernel coil width width"], shape: Sequence[int]
 ) -> tuple[Complex[Tensor, "coil y x"], Float[Tensor, "y x"]]:
-    """In each pixel, the unit eigenvector with the largest eigenvalue of the coil matrix that the kernels make."""
+    """Compute the unit eigenvector of the largest eigenvalue of the coil matrix of the kernels in each pixel."""
     width = kernels.shape[-1]
     # The matrix of a pixel is a Fourier series whose coefficients are the correlations of the kernels.
     size = 2 * width - 1
@@ -187,7 +187,7 @@ def _largest_eigenvectors(
 def _kept(
     eigenvalues: Float[Tensor, "y x"], kspace: Complex[Tensor, "coil y x"], crop: float | None
 ) -> Shaped[Tensor, "y x"]:
-    """Where the maps are not set to zero."""
+    """Return the pixels in which the maps are not set to zero."""
     energy = ifft2c(kspace.to(torch.complex64)).abs().square().sum(dim=0)
     is_kept = eigenvalues >= (_CROP if crop is None else crop)
     erased = float((energy * ~is_kept).sum() / energy.sum())

@@ -26,9 +26,7 @@ class CoilCompression(NamedTuple):
 
 
 def compress_coils(
-    kspace: Complex[Tensor, "slice coil y x"],
-    n_coils: int,
-    coil_maps: Complex[Tensor, "slice coil y x"] | None = None,
+    kspace: Complex[Tensor, "slice coil y x"], n_coils: int, coil_maps: Complex[Tensor, "slice coil y x"] | None = None
 ) -> CoilCompression:
     """Compress coils by a singular value decomposition of all samples (Buehrer et al., MRM 57:1131-1139, 2007).
 

@@ -199,7 +199,7 @@ def _check_acceleration(
 
 
 def _radius_beyond(shape: tuple[int, int], calibration_shape: tuple[int, int]) -> np.ndarray:
-    """Distance from the calibration box `(y, x)`, 1 at the middle of each edge of k-space."""
+    """Return the distance from the calibration box `(y, x)`, 1 at the middle of each edge of k-space."""
     squares = []
     for n, box in zip(shape, calibration_shape, strict=True):
         distance = np.maximum(np.abs(np.arange(n) - n / 2) - box / 2, 0)
@@ -207,10 +207,4 @@ def _radius_beyond(shape: tuple[int, int], calibration_shape: tuple[int, int]) -
     return np.sqrt(squares[0][:, None] + squares[1][None, :])
 
 
-__all__ = [
-    "SamplingMask",
-    "calibration_region",
-    "mask_family",
-    "pad_mask",
-    "poisson_disc_mask",
-]
+__all__ = ["SamplingMask", "calibration_region", "mask_family", "pad_mask", "poisson_disc_mask"]

@@ -40,7 +40,7 @@ def estimate_noise_std(
     return torch.stack([_variance_of_slice(*each) for each in slices]).sqrt().float()
 
 
-def _variance_of_slice(kspace: Complex[Tensor, "coil y x"], mask: Bool[Tensor, "y x"]) -> Float[Tensor, "coil"]:
+def _variance_of_slice(kspace: Complex[Tensor, "coil y x"], mask: Bool[Tensor, " y x"]) -> Float[Tensor, " coil"]:
     is_measured = mask & (kspace != 0).any(dim=0)
     floor = (_LEAST_SHARE**2 * kspace.abs().square().mean()).clamp_min(torch.finfo(torch.float32).tiny)
     candidates = []
@@ -64,7 +64,7 @@ def _variance_of_slice(kspace: Complex[Tensor, "coil y x"], mask: Bool[Tensor, "
 def _outermost_patches(
     kspace: Complex[Tensor, "coil y x"], is_measured: Bool[Tensor, "y x"], width: int
 ) -> Complex[Tensor, "entry patch"]:
-    """Fully measured patches that are farthest from the k-space centre; entries are those of all coils."""
+    """Return the fully measured patches that are farthest from the k-space centre, with the entries of all coils."""
     patches = is_measured.unfold(0, width, 1).unfold(1, width, 1).all(dim=-1).all(dim=-1).nonzero()
     centre = torch.tensor(kspace.shape[1:], device=kspace.device) / 2
     order = ((patches + width // 2) / centre - 1).norm(dim=1).argsort(descending=True)
@@ -76,14 +76,14 @@ def _outermost_patches(
 
 def noise_residual(
     kspace: Complex[Tensor, "batch coil y x"], mask: Bool[Tensor, "batch y x"], noise_std: Float[Tensor, "batch coil"]
-) -> Float[Tensor, "batch"]:
+) -> Float[Tensor, " batch"]:
     """Compute the residual ||A x - y|| / ||y|| that noise alone leaves: the expected residual of the true image."""
     noise_energy = 2 * noise_std.square().sum(dim=1) * mask.sum(dim=(1, 2))
     return noise_energy.sqrt() / torch.linalg.vector_norm(kspace * mask[:, None], dim=(1, 2, 3))
 
 
 def warn_of_residual(
-    data_residual: Float[Tensor, "batch class target"], noise_residual: Float[Tensor, "batch"]
+    data_residual: Float[Tensor, "batch class target"], noise_residual: Float[Tensor, " batch"]
 ) -> None:
     """Warn of slices whose reconstruction misses the measurement by more than 3 times what noise explains."""
     largest = data_residual.amax(dim=(1, 2))

@@ -173,7 +173,7 @@ class SenseOperator:
         return self._apply(select)
 
     def _apply(self, function: Callable[[Tensor, int], Tensor]) -> "SenseOperator":
-        """Operator whose tensors are `function(tensor, n)` of ours, n the number of axes that are not batch axes."""
+        """Make an operator whose tensors are `function(tensor, n)` of ours; n axes of a tensor are not batch axes."""
         new = object.__new__(SenseOperator)
         new.coil_maps = function(self.coil_maps, 3)
         new.mask = function(self.mask, 2)
@@ -209,7 +209,7 @@ class _Normal(torch.autograd.Function):
 
 
 def _normal(image: Tensor, operator: SenseOperator) -> Tensor:
-    """A^H A, without a graph."""
+    """Compute A^H A without a graph."""
     factors = (operator.coil_maps, operator._conjugate_maps, operator._fft_mask)
     if image.device.type == "cpu":
         return _normal_in_blocks(image, *factors)
@@ -219,7 +219,7 @@ def _normal(image: Tensor, operator: SenseOperator) -> Tensor:
 
 
 def _normal_in_blocks(image: Tensor, coil_maps: Tensor, conjugate_maps: Tensor, fft_mask: Tensor) -> Tensor:
-    """A^H A on a CPU, in blocks of images and coils small enough for the cache.
+    """Compute A^H A on a CPU, in blocks of images and coils small enough for the cache.
 
     The page faults and cache misses of large coil arrays would cost more than the Fourier transforms: this is two
     to three times faster. How a sample is cut into blocks of coils does not depend on the batch it is in, so
@@ -248,10 +248,4 @@ def _normal_in_blocks(image: Tensor, coil_maps: Tensor, conjugate_maps: Tensor, 
     return result
 
 
-__all__ = [
-    "SenseOperator",
-    "channels_to_complex",
-    "complex_to_channels",
-    "fft2c",
-    "ifft2c",
-]
+__all__ = ["SenseOperator", "channels_to_complex", "complex_to_channels", "fft2c", "ifft2c"]

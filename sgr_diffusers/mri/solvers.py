@@ -118,7 +118,7 @@ def conjugate_gradient(
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Real part of <a, b> over the last two axes, which are kept with length 1."""
+    """Return the real part of <a, b> over the last two axes, which are kept with length 1."""
     return (torch.view_as_real(a) * torch.view_as_real(b)).sum(dim=(-3, -2, -1)).unsqueeze(-1).unsqueeze(-1)
 
 

@@ -43,7 +43,7 @@ class Branches:
         return of_slices.repeat_interleave(self.per_slice, dim=0)
 
     def alternating_signs(self, device: torch.device) -> Float[Tensor, " image"]:
-        """Sign of the noise of each image, 1 and -1 in turn within a slice."""
+        """Return the sign of the noise of each image, 1 and -1 in turn within a slice."""
         return torch.tensor([(-1.0) ** (image % self.per_slice) for image in range(len(self))], device=device)
 
     def are_equal(self, images: Tensor) -> bool:
@@ -59,7 +59,7 @@ class Branches:
         return [image // self.per_slice for image in images]
 
     def labels(self, images: Sequence[int]) -> Int[Tensor, " image"]:
-        """Label of the class of each of the numbered images."""
+        """Return the label of the class of each of the numbered images."""
         labels = [number for number in self.class_numbers for _ in self.targets]
         return torch.tensor([labels[image % self.per_slice] for image in images])
 

@@ -167,8 +167,7 @@ def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: b
     calibration.check_settings(calibration_settings(pipe, settings, call["timesteps"]))
     measurement = check_measurement(call["kspace"], call["mask"], call["coil_maps"], device, call["noise_std"])
     quantiles = calibration.quantiles_for(coverage, *measured_group(measurement.mask.cpu().numpy()))
-    maps = settings.calibration_width, settings.kernel_width, settings.crop
-    call["coil_maps"] = measurement.known_or_estimated_maps(*maps)
+    call["coil_maps"] = measurement.known_or_estimated_maps(settings)
     call |= {"calibration_width": None, "kernel_width": None, "crop": None}
 
     # 2. Bounds, their interval, and the unguided reconstruction, which share their noise

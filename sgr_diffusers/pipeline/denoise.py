@@ -106,11 +106,7 @@ class TwoStageGradient:
             keep_graph: flag that says whether the gradient of another score will be asked for.
         """
         direct, inner = torch.autograd.grad(
-            score.sum(),
-            (self.noisy, self.output),
-            retain_graph=keep_graph,
-            allow_unused=True,
-            materialize_grads=True,
+            score.sum(), (self.noisy, self.output), retain_graph=keep_graph, allow_unused=True, materialize_grads=True
         )
         size = inner.abs().amax(dim=(1, 2, 3), keepdim=True)
         size = torch.where(size > 0, size, 1.0)
@@ -268,7 +264,7 @@ class Denoiser:
     def _guidance_inputs(
         self, noisy: Channels, estimate: Estimate, images: list[int], step: Step
     ) -> dict[str, Tensor]:
-        """The tensors that guidance may ask for, as `SGRMRIPipeline._guidance_tensor_inputs` names them."""
+        """Return the tensors that guidance may ask for, by the names in `SGRMRIPipeline._guidance_tensor_inputs`."""
         branches, device = self._branches, noisy.device
         tensors = {"noisy": noisy, "eps": estimate.eps, "x0": estimate.x0, "x0_consistent": estimate.x0_consistent}
         if any("logits" in guidance.tensor_inputs for guidance, _ in step.guidance):

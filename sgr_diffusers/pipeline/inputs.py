@@ -56,17 +56,16 @@ class Measurement:
     coil_maps: Complex[Tensor, "batch coil y x"] | None
     noise_std: Float[Tensor, "batch coil"] | None = None
 
-    def known_or_estimated_maps(
-        self, calibration_width: int | None = None, kernel_width: int | None = None, crop: float | None = None
-    ) -> Complex[Tensor, "batch coil y x"]:
-        """Return the coil maps given, or estimate them by `estimate_coil_maps` with these settings.
+    def known_or_estimated_maps(self, settings: CallSettings) -> Complex[Tensor, "batch coil y x"]:
+        """Return the coil maps given, or estimate them by `estimate_coil_maps` with the settings of a call.
 
         Raises:
             ValueError: coil maps are given, and so is a setting of their estimation.
         """
         if self.coil_maps is None:
-            return estimate_coil_maps(self.kspace, self.mask, calibration_width, kernel_width, crop)
-        if not (calibration_width is kernel_width is crop is None):
+            how = settings.calibration_width, settings.kernel_width, settings.crop
+            return estimate_coil_maps(self.kspace, self.mask, *how)
+        if settings.sets_maps:
             raise ValueError(
                 "`calibration_width`, `kernel_width` and `crop` say how coil maps are estimated, but `coil_maps` is "
                 "given. Leave out one or the other."
@@ -125,7 +124,7 @@ def check_measurement(
 
 
 def _as_tensor(array: Slices, name: str) -> Tensor:
-    """A dense tensor of an array, or of a list with one array for each slice."""
+    """Make a dense tensor of an array, or of a list with one array for each slice."""
     wanted = f"`{name}` must be a dense torch tensor or numpy array of numbers, or a list of them, one for each slice"
     if isinstance(array, list | tuple):
         if not array:
@@ -336,7 +335,7 @@ def check_callback(callback: Any, names: Any, available: Sequence[str]) -> None:
 
 
 def latents_of_callback(returned: Any, latents: Float[Tensor, "image 2 y x"]) -> Float[Tensor, "image 2 y x"]:
-    """The latents that a callback has returned, or those it was given where it has returned none.
+    """Return the latents that a callback has returned, or those it was given where it has returned none.
 
     Raises:
         TypeError: the callback has returned something other than `None` or a dictionary.
@@ -359,7 +358,7 @@ def latents_of_callback(returned: Any, latents: Float[Tensor, "image 2 y x"]) ->
 
 def slice_scale(
     image: Complex[Tensor, "batch y x"], quantile: float = 0.99, correction: float = 1.0
-) -> Float[Tensor, "batch"]:
+) -> Float[Tensor, " batch"]:
     """Scale of each slice: `correction` times the given quantile of its magnitude, which sampling divides by.
 
     The prior knows images divided by the 0.99 quantile of their fully sampled magnitude (paper Sec. 3.3). Here `image`

@@ -32,7 +32,7 @@ __all__ = [
 
 
 def predict(unet: nn.Module, noisy: Float[Tensor, "batch 2 y x"], timestep: Tensor) -> Float[Tensor, "batch 2 y x"]:
-    """Output of the prior for noisy images, float32, without the channels of a learned sigma.
+    """Return the output of the prior for noisy images, float32, without the channels of a learned sigma.
 
     Noisy images are continued periodically to the multiple that the UNet needs: the border then has the noise level
     that the network expects, where zeros would be a frame without noise, and is air for a body inside the field of
@@ -51,7 +51,7 @@ def predict(unet: nn.Module, noisy: Float[Tensor, "batch 2 y x"], timestep: Tens
 def segment(
     model: nn.Module, images: Complex[Tensor, "batch y x"], multiple: int = 1
 ) -> Float[Tensor, "batch out_class y x"]:
-    """Logits of the segmentation model, float32, for complex images scaled as its training images were.
+    """Return the logits of the segmentation model, float32, for complex images scaled as its training images were.
 
     Args:
         model: segmentation model from magnitude `(batch, 1, y, x)` to logits.
@@ -86,7 +86,7 @@ def segment(
 
 
 def unwrap(network: Any) -> Any:
-    """The network inside of what compiles it or spreads it over devices: `torch.compile`, `DataParallel`."""
+    """Return the network inside of `torch.compile`, `DataParallel` or `DistributedDataParallel`."""
     is_parallel = isinstance(network, DataParallel | DistributedDataParallel)
     inner = network.module if is_parallel else getattr(network, "_orig_mod", None)
     return network if inner is None else unwrap(inner)
@@ -99,7 +99,7 @@ def batches(images: list[int], batch_size: int | None) -> Iterator[list[int]]:
 
 
 def class_names_of(model: nn.Module | None) -> tuple[str, ...] | None:
-    """Names that a segmentation model gives to its classes, label 1 first; `None` if it gives none."""
+    """Return the names that a segmentation model gives to its classes, label 1 first; `None` if it gives none."""
     model = unwrap(model)
     names = getattr(getattr(model, "config", None), "class_names", None) or getattr(model, "class_names", None)
     if names is None:

@@ -43,11 +43,11 @@ class SGRMRIPipelineOutput(BaseOutput):
     segmentations: UInt8[Tensor, "batch class target y x"] | UInt8[np.ndarray, "batch class target y x"] | None
     volumes_mm3: Float[Tensor, "batch class target"] | Float[np.ndarray, "batch class target"] | None
     data_residual: Float[Tensor, "batch class target"] | Float[np.ndarray, "batch class target"]
-    noise_residual: Float[Tensor, "batch"] | Float[np.ndarray, "batch"]
+    noise_residual: Float[Tensor, " batch"] | Float[np.ndarray, " batch"]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
     zero_filled: Complex[Tensor, "batch y x"] | Complex[np.ndarray, "batch y x"]
-    scale: Float[Tensor, "batch"] | Float[np.ndarray, "batch"]
+    scale: Float[Tensor, " batch"] | Float[np.ndarray, " batch"]
     standard_deviation: Float[Tensor, "batch class y x"] | Float[np.ndarray, "batch class y x"] | None = None
     target_volumes_mm3: Float[Tensor, "class target"] | Float[np.ndarray, "class target"] | None = None
     attained: Bool[Tensor, "class target"] | Bool[np.ndarray, "class target"] | None = None

@@ -124,7 +124,7 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         copy_calibration(self.name_or_path, save_directory)
 
     def segment(self, images: Complex[Tensor, "batch y x"]) -> Float[Tensor, "batch out_class y x"]:
-        """Logits `(batch, n_classes + 1, y, x)`, float32, of complex images `(batch, y, x)` of any size.
+        """Return the logits `(batch, n_classes + 1, y, x)`, float32, of complex images `(batch, y, x)` of any size.
 
         The images must be scaled as for training: each slice divided by the 0.99 quantile of its magnitude.
         """
@@ -267,7 +267,7 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         self._guidance_scale, self._interrupt = guidance_scale, False
 
         # 2. Forward operator, and measurement in the scale of the prior
-        coil_maps = measurement.known_or_estimated_maps(calibration_width, kernel_width, crop)
+        coil_maps = measurement.known_or_estimated_maps(settings)
         assert settings.consistency is not None and settings.cg_iterations is not None  # by `with_defaults`
         problem = self.prepare_problem(measurement, coil_maps, settings.consistency)
         n_slices, _, *size = problem.kspace.shape  # slice, coil, y, x

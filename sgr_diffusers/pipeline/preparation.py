@@ -17,14 +17,7 @@ from ..guidance.targets import resolve_classes
 from ..schedulers.checks import check_scheduler
 from ..schedulers.sampler import ScheduledSampler
 from .branches import Branches
-from .inputs import (
-    OUTPUT_TYPES,
-    Measurement,
-    Slices,
-    check_callback,
-    check_measurement,
-    check_sampling_inputs,
-)
+from .inputs import OUTPUT_TYPES, Measurement, Slices, check_callback, check_measurement, check_sampling_inputs
 from .networks import check_components, check_networks
 from .problem import Problem
 from .settings import CallSettings, one_of, whole_number

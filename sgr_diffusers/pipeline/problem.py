@@ -93,5 +93,5 @@ class Problem:
 
 
 def _broadcast(slices: Sequence[int]) -> list[int]:
-    """Ascending slices of images; a single entry where all are the same, so that coil maps are not copied."""
+    """Return ascending slices of images as one entry where all are the same, so that coil maps are not copied."""
     return [slices[0]] if slices[0] == slices[-1] else list(slices)

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 # Of all that was made from SKM-TEA.
-SKM_TEA_LICENCE = {
+SKM_TEA_LICENCE: dict[str, Any] = {
     "license": "other",
     "license_name": "skm-tea-research-use",
     "license_link": "https://github.com/StanfordMIMI/skm-tea",

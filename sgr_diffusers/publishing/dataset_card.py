@@ -144,7 +144,7 @@ def stage_index(folder: str | Path, stage: Path, repo_id: str) -> None:
 def _slice_rows(split: str, image: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         shape = [int(n) for n in image["matrix_shape"]]
-        same = {
+        same: dict[str, Any] = {
             "split": split,
             "scan_id": str(image["scan_id"]),
             "n_slices": shape[0],

@@ -133,8 +133,7 @@ def model_facts(folder: str | Path) -> dict[str, Any]:
 def _case(case: dict[str, Any] | None) -> dict[str, Any] | None:
     """The acceleration gets into the example, which is run: only a number may."""
     value = None if case is None else case["acceleration"]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if case is not None and not (is_number and 0 < value < math.inf):
+    if case is not None and not (isinstance(value, int | float) and value is not True and 0 < value < math.inf):
         raise ValueError(f"`case.acceleration` of training/assembly.json must be a positive number, got {value!r}.")
     return case
 
@@ -150,7 +149,9 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _run(name: str, path: Path) -> dict[str, Any]:
     record = _record(path)
-    last = next((row for row in reversed(record["history"]) if any(key.startswith("val_") for key in row)), {})
+    last: dict[str, Any] = next(
+        (row for row in reversed(record["history"]) if any(key.startswith("val_") for key in row)), {}
+    )
     result = {key: value for key, value in last.items() if key.startswith("val_") and key != "val_errors"}
     return {**record, "name": name, "result": f"Validation: {json.dumps(result)}." if result else "Not validated."}
 

@@ -183,14 +183,7 @@ def compare(api: Any, stage: Path, repo_id: str, kind: str) -> Changes:
     elif "README.md" in new:
         card = _card_diff("", here)
     only_there = sorted(set(verification.missing_paths) - {".gitattributes"})
-    return Changes(
-        new,
-        changed,
-        only_there,
-        card,
-        head,
-        bool(getattr(info, "gated", False)),
-    )
+    return Changes(new, changed, only_there, card, head, bool(getattr(info, "gated", False)))
 
 
 def _files(stage: Path) -> dict[str, Path]:

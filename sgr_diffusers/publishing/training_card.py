@@ -8,7 +8,7 @@ from .cards import SKM_TEA_LICENCE, render_card
 
 __all__ = ["training_card"]
 
-_KINDS = {
+_KINDS: dict[str, dict[str, Any]] = {
     "unet": {
         "title": "Diffusion prior for MRI",
         "task": "unconditional-image-generation",
@@ -33,12 +33,7 @@ _KINDS = {
 _HIDDEN = ("output_dir", "data_dir", "resume_from_checkpoint", "report_to", "logging", "hub_", "push", "tracker")
 
 
-def training_card(
-    record: dict[str, Any],
-    kind: str,
-    repository: str,
-    pictures: Sequence[str] = (),
-) -> str:
+def training_card(record: dict[str, Any], kind: str, repository: str, pictures: Sequence[str] = ()) -> str:
     """Render the card of one network.
 
     Args:
@@ -53,7 +48,7 @@ def training_card(
     from huggingface_hub import ModelCardData
 
     about, name = _KINDS[kind], record["data"].get("name")
-    licences: dict[str | None, dict[str, str]] = {SYNTHETIC: {"license": "apache-2.0"}, SKM_TEA: SKM_TEA_LICENCE}
+    licences: dict[str | None, dict[str, Any]] = {SYNTHETIC: {"license": "apache-2.0"}, SKM_TEA: SKM_TEA_LICENCE}
     metadata = ModelCardData(
         library_name="diffusers", pipeline_tag=about["task"], tags=about["tags"], **licences.get(name, {})
     )
@@ -81,7 +76,7 @@ def training_card(
 
 
 def _flat(results: dict[Any, Any], prefix: str = "") -> dict[str, str]:
-    rows = {}
+    rows: dict[str, str] = {}
     for key, value in results.items():
         if isinstance(value, dict):
             rows |= _flat(value, f"{prefix}{key} ")

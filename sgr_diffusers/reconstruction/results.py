@@ -76,6 +76,7 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
 
 def _calibrated(volume: VolumeReconstruction, number: int) -> dict[str, Any]:
     """Columns of a calibrated class: point estimate, interval, and at which of its ends there is an image."""
+    assert volume.interval_mm3 is not None and volume.attained is not None and volume.point_estimate_mm3 is not None
     low, high = volume.interval_mm3[number].tolist()
     ends = [target for target, attained in zip(volume.targets, volume.attained[number], strict=True) if attained]
     attained = {0: "neither", 2: "both"}.get(len(ends)) or ends[0]
@@ -207,8 +208,8 @@ def _comparison_row(
                 panels.append(Panel(f"{volume.label}, {name} bound", image, overlay, caption=texts[name]))
     if first.lower is not None and first.upper is not None:
         panels.append(_interval_chart(volumes, number))
-    brightest = first.upper_image if first.fully_sampled is None else first.fully_sampled
-    brightest = first.lower_image if brightest is None else brightest
+    images = (first.fully_sampled, first.upper_image, first.lower_image, first.zero_filled)
+    brightest = next(image for image in images if image is not None)
     return PanelRow(label, panels, window, float(np.quantile(brightest[window], 0.995)) or 1.0)
 
 
@@ -217,18 +218,18 @@ def _interval_chart(volumes: Sequence[VolumeReconstruction], number: int) -> Int
     tables = [volume_table(volume)[number] for volume in volumes]
     labels, known = [volume.label for volume in volumes], tables[0]["fully_sampled_mm3"]
     unit = "mm$^3$" if len(volumes[0].numbers) == 1 else "mm$^3$ in all slices"
+    lower, upper = ([row[f"{end}_mm3"] for row in tables] for end in ("lower", "upper"))
     if volumes[0].interval_mm3 is None:
-        ends = ([row[f"{end}_mm3"] for row in tables] for end in ("lower", "upper"))
-        return Intervals(f"lower to upper, {unit}", labels, *ends, known)
-    ends = ([row[f"interval_{end}_mm3"] for row in tables] for end in ("low", "high"))
+        return Intervals(f"lower to upper, {unit}", labels, lower, upper, known)
     return Intervals(
         f"interval, {unit}",
         labels,
-        *ends,
+        [row["interval_low_mm3"] for row in tables],
+        [row["interval_high_mm3"] for row in tables],
         known,
         points=[row["point_mm3"] for row in tables],
-        images=[(row["lower_mm3"], row["upper_mm3"]) for row in tables],
-        attained=[tuple(volume.attained[number].tolist()) for volume in volumes],
+        images=list(zip(lower, upper, strict=True)),
+        attained=[tuple(volume.attained[number].tolist()) for volume in volumes if volume.attained is not None],
     )
 
 
@@ -252,7 +253,8 @@ def write_images(
     from ..io.ismrmrd_writer import write_ismrmrd_images
     from ..io.nifti import write_nifti
 
-    spacing, geometry = None, {}
+    spacing = None
+    geometry: dict[str, Any] = {}
     if volume.voxel_size_mm is not None:
         step = abs(volume.numbers[1] - volume.numbers[0]) if len(volume.numbers) > 1 else 1
         spacing = (volume.voxel_size_mm[0] * step, *volume.voxel_size_mm[1:])
@@ -315,7 +317,7 @@ def _view(volume: VolumeReconstruction, class_number: int, slice_number: int) ->
     for number, target in enumerate(volume.targets):
         arrays[f"{target}_image"] = volume.magnitudes[slice_number, class_number, number]
         arrays[target] = volume.masks[slice_number, class_number, number]
-    if volume.reference_masks is not None:
+    if volume.fully_sampled is not None and volume.reference_masks is not None:
         arrays["fully_sampled"] = volume.fully_sampled[slice_number]
         arrays["reference"] = volume.reference_masks[slice_number, class_number]
     return BoundPanels(**arrays)

@@ -109,10 +109,10 @@ def reconstruct_file(
         bounds_figure([volume], f"{Path(file).name}: {figure_title(settings)}").savefig(folder / "figure.png")
         read = {"file": file, "slices": list(scan.slice_indices), "echo": echo, "repetition": repetition}
         known = {"group": group, "geometry": scan.known_geometry, "dicom": dicom, "warnings": suspicions}
-        known |= {} if settings.coverage is None else {"volumes": rows}
-        write_record(folder, settings, model=model, mask=mask, **read, **known)
-    volumes = "Voxel size unknown: no volumes" if scan.voxel_size_mm is None else "Volumes"
-    print(f"{volumes} of {len(scan.slice_indices)} slices together:\n\n{table_text(rows)}\n\n{table_note(settings)}")
+        volumes = {} if settings.coverage is None else {"volumes": rows}
+        write_record(folder, settings, model=model, mask=mask, **read, **known, **volumes)
+    head = "Voxel size unknown: no volumes" if scan.voxel_size_mm is None else "Volumes"
+    print(f"{head} of {len(scan.slice_indices)} slices together:\n\n{table_text(rows)}\n\n{table_note(settings)}")
     print(f"Written to {output}")
     if scan.affine is None:
         print(f"Place of the images in the patient: {scan.known_geometry}")

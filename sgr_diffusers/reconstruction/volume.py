@@ -183,14 +183,13 @@ def reconstruct_volume(
     arguments = settings.call_arguments() | {"classes": labels or None, "combine": combine}
     if settings.noise_std is None:
         arguments["noise_std"] = scan.noise_std
-    is_estimation_set = not (settings.calibration_width is settings.kernel_width is settings.crop is None)
-    coil_maps = None if is_estimation_set else scan.coil_maps  # stored maps give way
+    coil_maps = None if settings.sets_maps else scan.coil_maps  # stored maps give way
     images, segmentations, zero_filled, deviations = [], [], [], []
     misfit_energy, noise_energy, energy = torch.zeros(1, 1, dtype=torch.float64), 0.0, 0.0
     for chosen in _chunks(pipe, scan, settings):
         kspace = scan.kspace[chosen]
         try:
-            out = pipe(
+            out: Any = pipe(
                 kspace,
                 scan.mask if scan.mask.ndim == 2 else scan.mask[chosen],
                 coil_maps=None if coil_maps is None else coil_maps[chosen],
@@ -220,8 +219,9 @@ def reconstruct_volume(
         misfit_energy = misfit_energy + (out.data_residual.double().cpu() * norms).square().sum(dim=0)
         noise_energy += float((out.noise_residual.double().cpu() * norms[:, 0, 0]).square().sum())
         energy += float(norms.square().sum())
-    knows_reference = scan.fully_sampled is not None and has_classes
-    reference = _segment_fully_sampled(pipe, scan.fully_sampled, settings.batch_size) if knows_reference else None
+    reference = None
+    if scan.fully_sampled is not None and has_classes:
+        reference = _segment_fully_sampled(pipe, scan.fully_sampled, settings.batch_size)
     return VolumeReconstruction(
         magnitudes=torch.cat(images).numpy(),
         segmentations=torch.cat(segmentations).numpy(),

@@ -270,7 +270,7 @@ class ScheduledSampler:
         return self._signs * self._latents
 
     def _sigma(self) -> Tensor:
-        """Sigma of the next evaluation, in the scheduler's own count."""
+        """Return sigma of the next evaluation, in the scheduler's own count."""
         scheduler, index = self._scheduler, self._scheduler.step_index or 0
         if getattr(scheduler, "state_in_first_order", True):
             return scheduler.sigmas[index]

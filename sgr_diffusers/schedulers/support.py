@@ -154,7 +154,7 @@ REFUSED = {
 
 
 def supported_name(scheduler: SchedulerMixin) -> str | None:
-    """Name of the supported class that the scheduler is of or derived from; `None` if there is none."""
+    """Return the name of the supported class that a scheduler is of or derived from; `None` if there is none."""
     for base in type(scheduler).__mro__:
         if base.__name__ in NOISE_LEVEL:
             return base.__name__

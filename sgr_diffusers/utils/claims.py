@@ -13,7 +13,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +88,7 @@ def hand_out(
     name: Callable[[T], str],
     is_done: Callable[[T], bool],
     part: Part | None = None,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Give the units that are not done, each to one of the processes that call this function.
 
     A unit is the caller's until it asks for the next one. Once only units of others are left, their ends are waited

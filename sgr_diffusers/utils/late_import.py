@@ -37,13 +37,14 @@ class _Watch(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
+            loader: Any = spec.loader
+            load = loader.exec_module
 
             def load_both(module: ModuleType) -> None:
                 load(module)
                 import_module(self.module)
 
-            spec.loader.exec_module = load_both
+            loader.exec_module = load_both
         return spec
 
 

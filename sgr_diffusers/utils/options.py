@@ -36,11 +36,13 @@ class OptionParser(argparse.ArgumentParser):
     Their help states the default of each option.
     """
 
-    def __init__(self, *args: Any, formatter_class: Any = _Help, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         """Make a parser as argparse does."""
-        super().__init__(*args, formatter_class=formatter_class, **kwargs)
+        super().__init__(**{"formatter_class": _Help, **kwargs})
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]  # argparse has overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """Parse arguments as argparse does, with hyphens in the names of options."""
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args([_with_hyphens(argument) for argument in given], namespace)

@@ -44,10 +44,7 @@ def rows(scans, chosen):
 
 
 @few
-@given(
-    scores=st.lists(st.integers(-3, 3), min_size=1, max_size=25),
-    alpha=st.floats(0.01, 0.99),
-)
+@given(scores=st.lists(st.integers(-3, 3), min_size=1, max_size=25), alpha=st.floats(0.01, 0.99))
 def test_coverage_of_any_exchangeable_scores_with_ties_and_few_scans(scores, alpha):
     """Each of the n + 1 scores is the new one with the same probability: the mean over them is the coverage."""
     scores = np.array(scores, np.float64)

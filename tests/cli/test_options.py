@@ -17,12 +17,7 @@ def test_settings_come_from_the_options(parser):
     assert settings_from(parser.parse_args([]), SamplingSettings) == SamplingSettings()
     given = "--target upper --classes 2 meniscus --steps 7 --strength 0.01 --seed 3 --batch-size 1".split()
     expected = SamplingSettings(
-        target="upper",
-        classes=(2, "meniscus"),
-        num_inference_steps=7,
-        guidance_strength=0.01,
-        seed=3,
-        batch_size=1,
+        target="upper", classes=(2, "meniscus"), num_inference_steps=7, guidance_strength=0.01, seed=3, batch_size=1
     )
     assert settings_from(parser.parse_args(given), SamplingSettings) == expected
     spelled_out = ["--num-inference-steps" if part == "--steps" else part for part in given]

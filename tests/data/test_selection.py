@@ -64,11 +64,7 @@ def test_a_selection_that_is_none(wrong):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"every": 0}, "`every`"),
-        ({"min_foreground": -1}, "`min_foreground`"),
-    ],
+    ("arguments", "message"), [({"every": 0}, "`every`"), ({"min_foreground": -1}, "`min_foreground`")]
 )
 def test_a_selection_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):

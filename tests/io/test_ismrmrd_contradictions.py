@@ -76,10 +76,7 @@ REFUSED = {
         Scan(more=lines(KSPACE, range(N_Y), step_2=1)),
         r"kspace_encode_step_2 from 0 to 1, but the matrix \(40, 48, 1\) of encodedSpace has one partition",
     ),
-    "partition labels lost": (
-        Scan(matrix=(N_X, N_Y, 2), more=lines(1j * KSPACE, range(N_Y))),
-        "the same labels",
-    ),
+    "partition labels lost": (Scan(matrix=(N_X, N_Y, 2), more=lines(1j * KSPACE, range(N_Y))), "the same labels"),
     "slice labels lost": (
         Scan(more=lines(KSPACE, range(N_Y), position=(0, 0, 40))),
         "acquisitions of slice 0 .* lie 40 mm apart, but a slice is 3 mm thick",

@@ -7,12 +7,7 @@ import torch
 from torch import nn
 
 from sgr_diffusers import SGRMRIPipeline
-from tests.helpers.pipeline_parts import (
-    assert_same,
-    build,
-    build_segmentation_unet,
-    call,
-)
+from tests.helpers.pipeline_parts import assert_same, build, build_segmentation_unet, call
 
 # --- what comes out -------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ Patients are in the order of their identifiers. Where the folds are not known, a
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -44,13 +44,14 @@ def split_patients(patients: Sequence[TumourPatient]) -> dict[str, list[TumourPa
     Raises:
         ValueError: a fold is not one of 1 to 5.
     """
-    splits, n_in_fold = defaultdict(list), defaultdict(int)
+    splits: dict[str, list[TumourPatient]] = defaultdict(list)
+    n_in_fold: Counter[int | None] = Counter()
     for patient in patients:
         number, fold = n_in_fold[patient.fold], patient.fold
         n_in_fold[fold] += 1
         if fold not in (None, 1, 2, 3, 4, 5):
             raise ValueError(f"patient {patient.patient_id} has the fold {fold}, one from 1 to 5 was expected.")
-        name = {None: "test", 1: "train", 2: "train", 5: "heldout"}.get(fold)
+        name = {None: "test", 1: "train", 2: "train", 5: "heldout"}.get(fold, "")
         if fold == 3:
             name = "val" if number < N_TUNE else "calibration"
         if fold == 4:

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -103,7 +104,7 @@ def _published_slices(folder: Path) -> list[tuple[str, str, int | None, TumourSl
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path} is not a file of the brain tumour data set ({error}).") from error
         fold = None if folds is None else int(folds[number - 1])
-        rows.append((patient_id, kind, fold, TumourSlice(path.name, lambda path=path: _read_published(path))))
+        rows.append((patient_id, kind, fold, TumourSlice(path.name, partial(_read_published, path))))
     return rows
 
 

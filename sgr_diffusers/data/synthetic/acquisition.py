@@ -71,7 +71,7 @@ def coil_maps(
         make_interp_spline(c[o], np.eye(len(c))[o], k=3)(p).astype(np.float32)
         for c, o, p in zip(coarse, order, (a_mm, m_mm), strict=True)
     ]
-    fields = weights[0] @ loop_sensitivities(u_mm, *coarse, n_coils, radius_mm=radius_mm) @ weights[1].T
+    fields = weights[0] @ loop_sensitivities(u_mm, coarse[0], coarse[1], n_coils, radius_mm=radius_mm) @ weights[1].T
     root = np.sqrt((np.abs(fields) ** 2).sum(0))
     return (fields / root).astype(np.complex64), (root / root[len(a_mm) // 2, len(m_mm) // 2]).astype(np.float32)
 

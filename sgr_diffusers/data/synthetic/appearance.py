@@ -102,16 +102,11 @@ class VariedImages:
         """
         margin = round(_MARGIN * size[1]) * _OVERSAMPLING
         fine = size[0] * _OVERSAMPLING, size[1] * _OVERSAMPLING + 2 * margin
-        water, fat, labels = [], [], []
-        for draw, share in zip(
-            (self._varied, self._standard, self._pictured, self._leaves), self._counts(n), strict=True
-        ):
-            if share:
-                parts = draw(generator, share, fine)
-                for collected, part in zip((water, fat, labels), parts, strict=True):
-                    collected.append(part)
-        images = varied_acquisition(generator, torch.cat(water), torch.cat(fat), size, margin, self.noisy_share)
-        return images, _label_pixels(torch.cat(labels)[..., margin : fine[1] - margin])
+        kinds = zip((self._varied, self._standard, self._pictured, self._leaves), self._counts(n), strict=True)
+        parts = [draw(generator, share, fine) for draw, share in kinds if share]
+        water, fat, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        images = varied_acquisition(generator, water, fat, size, margin, self.noisy_share)
+        return images, _label_pixels(labels[..., margin : fine[1] - margin])
 
     def _counts(self, n: int) -> list[int]:
         """Split `n` by the shares, without a remainder."""
@@ -237,9 +232,8 @@ def _paint(
     fibres, septa = texture_fields(generator, n, size, fibrous=True)
     fine = torch.randn(regions.shape, generator=generator, device=regions.device)
     septa = torch.exp(-((septa / view_per_image(uniform(generator, (n,), 0.05, 0.3))) ** 2))
-    relative = sum(
-        spread(texture[..., number]) * strength for number, strength in enumerate((fractal, fibres, fine, septa))
-    )
+    strengths = enumerate((fractal, fibres, fine, septa))
+    relative = sum(spread(texture[..., number]) * strength for number, strength in strengths)
     # some images mix two levels in a tissue smoothly, as diseased or oedematous tissue does
     mixing = view_per_image(0.3 * uniform(generator, (n,)) ** 3) * torch.tanh(partition)
     image = (spread(level) * (1 + relative + mixing)).clamp_min(0)
@@ -252,9 +246,8 @@ def _blur(image: Float[Tensor, "n y x"], sigma: Float[Tensor, " n"]) -> Float[Te
     kernel = torch.exp(-0.5 * (offsets / sigma.clamp_min(1e-3)[:, None]) ** 2)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
     for axis in (-2, -1):
-        image = sum(
-            view_per_image(kernel[:, k]) * image.roll(int(offset), dims=axis) for k, offset in enumerate(offsets)
-        )
+        parts = (view_per_image(kernel[:, k]) * image.roll(int(offset), dims=axis) for k, offset in enumerate(offsets))
+        image = sum(parts, torch.zeros_like(image))
     return image
 
 

@@ -4,6 +4,7 @@ All functions draw from the generator they are given, on its device, and return 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -23,7 +24,7 @@ def view_per_image(values: Shaped[Tensor, " n"]) -> Shaped[Tensor, "n 1 1"]:
 
 
 def texture_fields(
-    generator: Generator, n: int, size: tuple[int, int], *, fibrous: bool = False
+    generator: Generator, n: int, size: Sequence[int], *, fibrous: bool = False
 ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "n y x"]]:
     """Draw two independent fields per image with a random power-law spectrum, mean 0 and standard deviation 1.
 
@@ -54,7 +55,7 @@ def texture_fields(
 
 
 def smooth_fields(
-    generator: Generator, n: int, size: tuple[int, int], cycles: tuple[float, float] = (0.2, 1.5), n_waves: int = 4
+    generator: Generator, n: int, size: Sequence[int], cycles: tuple[float, float] = (0.2, 1.5), n_waves: int = 4
 ) -> Float[Tensor, "n y x"]:
     """Draw one smooth field per image, a sum of plane waves, with a standard deviation of about 1.
 
@@ -67,7 +68,7 @@ def smooth_fields(
     """
     y = torch.linspace(-0.5, 0.5, size[0], device=generator.device)[:, None]
     x = torch.linspace(-0.5, 0.5, size[1], device=generator.device)[None, :]
-    total = 0
+    total = torch.zeros(1, device=generator.device)
     for _ in range(n_waves):
         angle, phase = (view_per_image(uniform(generator, (n,), 0, 2 * math.pi)) for _ in range(2))
         frequency = 2 * math.pi * view_per_image(uniform(generator, (n,), *cycles))

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -39,7 +40,8 @@ def _without_findings(path: str, scan_id: str) -> SyntheticScan | None:
     match = re.fullmatch(r"SYN_(train|val|test|calibration)_(\d+)", scan_id)
     if text is None or match is None:
         return None
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
+    stored: dict[str, Any] = json.loads(text)
+    settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
     scan = SyntheticScan(SyntheticKneeConfig(**settings), match[1], int(match[2]))
     scan.knee.findings = []  # drawn last, and looked at only when a slice is painted
     return scan

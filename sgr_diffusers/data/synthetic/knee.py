@@ -104,7 +104,8 @@ class SyntheticKneeConfig:
 
         As much is left out on both sides, so that zero-padding keeps the centre of the masks at that of k-space.
         """
-        return tuple(max(n - 2 * round((1 - self.acquired_fraction) * n / 2), 1) for n in self.matrix_shape[1:])
+        n_ky, n_kz = (max(n - 2 * round((1 - self.acquired_fraction) * n / 2), 1) for n in self.matrix_shape[1:])
+        return n_ky, n_kz
 
 
 class SyntheticScan:
@@ -129,7 +130,7 @@ class SyntheticScan:
         self.phase_offset = float(rng.uniform(0, 2 * np.pi))
         self.unit = float(np.exp(rng.normal(4.0, 0.5)))  # arbitrary scanner unit
         self.shading_power = float(rng.uniform(0.2, 0.5))  # what the scanner's intensity correction leaves
-        self.orientation = ["SI", "AP", "RL" if rng.random() < config.rl_fraction else "LR"]
+        self.orientation = "SI", "AP", "RL" if rng.random() < config.rl_fraction else "LR"
         self.mask_seed = int(rng.integers(2**31))
 
     def positions(self, oversampling: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -213,8 +214,8 @@ class SyntheticScan:
         from .appearance import VariedImages
 
         u, _, _ = self.positions()
-        bank = (torch.from_numpy(part.copy())[None] for part in bank_slice(self.renderer, float(u[index])))
-        draw = VariedImages(*bank, None, (1, 0, 0, 0), 0, self.config.voxel_size_mm[1:])
+        regions, picture = (torch.from_numpy(part.copy())[None] for part in bank_slice(self.renderer, float(u[index])))
+        draw = VariedImages(regions, picture, None, (1, 0, 0, 0), 0, self.config.voxel_size_mm[1:])
         image, labels = draw(torch.Generator().manual_seed(self.mask_seed), 1, self.config.matrix_shape[1:])
         return image[0].numpy(), _FILE_LABELS[labels[0].numpy()]
 
@@ -261,11 +262,8 @@ def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str,
 
     def masks() -> dict[float, np.ndarray]:
         """Return the stored masks of the acquired grid."""
-        shapes = {"shape": config.acquired_shape, "calibration_shape": config.calibration_shape}
-        return {
-            acceleration: poisson_disc_mask(acceleration=acceleration, seed=scan.mask_seed, **shapes).mask
-            for acceleration in config.accelerations
-        }
+        shapes = config.acquired_shape, config.calibration_shape
+        return {a: poisson_disc_mask(shapes[0], a, shapes[1], seed=scan.mask_seed).mask for a in config.accelerations}
 
     write_scan_files(
         root,
@@ -276,7 +274,7 @@ def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str,
         map(scan.slice, range(config.matrix_shape[0])),
         masks,
         config.voxel_size_mm,
-        tuple(scan.orientation),
+        scan.orientation,
     )
     return {
         "id": SPLITS.index(split) * 100_000 + number,
@@ -286,7 +284,7 @@ def write_scan(root: str | os.PathLike, config: SyntheticKneeConfig, split: str,
         "timepoint": 0,
         "voxel_spacing": list(config.voxel_size_mm),
         "matrix_shape": list(config.matrix_shape),
-        "orientation": scan.orientation,
+        "orientation": list(scan.orientation),
         "findings": scan.knee.findings,
     }
 

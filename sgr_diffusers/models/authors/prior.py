@@ -72,7 +72,7 @@ def prior_from_authors(
     if num_head_channels is None and is_paper:
         num_head_channels = paper["attention_head_dim"]
     sample_size = sample_size or (paper["sample_size"] if is_paper else None)
-    _check_heads(num_head_channels, config)
+    num_head_channels = _checked_heads(num_head_channels, config)
     with torch.device("meta"):
         unet = create_prior("paper", **config, attention_head_dim=num_head_channels, sample_size=sample_size)
     empty = unet.state_dict()
@@ -206,7 +206,7 @@ def _block_types(direction: str, has_attention: Sequence[bool], is_residual: boo
     return tuple(f"Attn{direction}Block2D" if has else plain for has in has_attention)
 
 
-def _check_heads(num_head_channels: int | None, config: dict[str, Any]) -> None:
+def _checked_heads(num_head_channels: int | None, config: dict[str, Any]) -> int:
     """Refuse a size of the attention heads that is not known or does not divide the channels of the attention."""
     channels, kinds = config["block_out_channels"], config["down_block_types"]
     widths = sorted({channels[-1], *(c for c, kind in zip(channels, kinds, strict=True) if kind.startswith("Attn"))})
@@ -221,6 +221,7 @@ def _check_heads(num_head_channels: int | None, config: dict[str, Any]) -> None:
             f"`num_head_channels` must divide the channels of the attention, {', '.join(map(str, widths))}, got "
             f"{num_head_channels}."
         )
+    return num_head_channels
 
 
 def _attention_levels(unet: UNet2DModel) -> list[bool]:

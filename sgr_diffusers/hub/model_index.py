@@ -198,6 +198,10 @@ def check_settings(settings: dict[str, Any], where: str = "") -> None:
             raise UnsafeCheckpointError(
                 f"`{name}`{where} must be a number above {least} and up to {most}, got {_shown(value)}."
             )
+    if not isinstance(settings.get("is_equivariant", False), bool):
+        raise UnsafeCheckpointError(
+            f"`is_equivariant`{where} must be true or false, got {_shown(settings['is_equivariant'])}."
+        )
     choices = ("cg", "noise_aware")
     if settings.get("consistency", "cg") not in choices:
         raise UnsafeCheckpointError(

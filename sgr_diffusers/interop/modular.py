@@ -28,6 +28,7 @@ from ..pipeline.output import SGRMRIPipelineOutput
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..pipeline.preparation import image_generators
 from ..pipeline.settings import CallSettings
+from ..pipeline.symmetry import Symmetry
 
 __all__ = ["SGRBlocks", "save_modular"]
 
@@ -145,7 +146,8 @@ class DenoiseStep(_Block):
         for i, t in enumerate(sampler.timesteps):
             noisy, level = sampler.model_input(latents, t), sampler.level(t)
             pushing = scale_guidance(block.plan[i], settings.guidance_scale)
-            estimate = denoiser(noisy, Step(t, level, 0 if i == last else settings.cg_iterations, pushing))
+            symmetry = Symmetry.of_step(i) if pipe.config.is_equivariant else Symmetry()
+            estimate = denoiser(noisy, Step(t, level, 0 if i == last else settings.cg_iterations, pushing, symmetry))
             latents = estimate.x0
             if i < last:
                 latents = sampler.step(level, t, estimate.x0_consistent, estimate.eps + estimate.push)

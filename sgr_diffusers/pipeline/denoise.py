@@ -1,7 +1,7 @@
 """One step of the reverse process: predict the clean image, make it consistent with the data, push the noise."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Complex, Float, UInt8
@@ -14,6 +14,7 @@ from ..schedulers.sampler import NoiseLevel
 from .branches import Branches
 from .networks import batches, predict
 from .problem import Problem
+from .symmetry import Symmetry
 
 __all__ = ["Denoiser", "Estimate", "Step", "TwoStageGradient"]
 
@@ -29,12 +30,14 @@ class Step:
         level: noise level of the images.
         n_iterations: most conjugate gradient iterations of data consistency.
         guidance: guidance that pushes in this step, each with its strength b (paper Eq. 14), positive.
+        symmetry: change of the images that the prior sees; it is undone in the prior's output.
     """
 
     timestep: Tensor
     level: NoiseLevel
     n_iterations: int
     guidance: Sequence[tuple[Guidance, float]]
+    symmetry: Symmetry = field(default_factory=Symmetry)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class Estimate:
 
     def put(self, images: Sequence[int], part: "Estimate") -> None:
         """Write the estimate of the numbered images."""
-        for field in fields(self):
-            getattr(self, field.name)[list(images)] = getattr(part, field.name).detach()
+        for entry in fields(self):
+            getattr(self, entry.name)[list(images)] = getattr(part, entry.name).detach()
 
 
 class TwoStageGradient:
@@ -172,7 +175,7 @@ class Denoiser:
         if not step.guidance and branches.are_equal(noisy):
             self._estimate_plainly(estimate, noisy, branches.first_of_slices, step)
             first = [branches.per_slice * number for number in branches.slice_of(every)]
-            return Estimate(*(getattr(estimate, field.name)[first] for field in fields(estimate)))
+            return Estimate(*(getattr(estimate, entry.name)[first] for entry in fields(estimate)))
         self._steering = {}
         is_expected = [bool(step.guidance) and is_pushed for is_pushed in self._is_pushed]
         self._estimate_plainly(estimate, noisy, [k for k in every if not is_expected[k]], step)
@@ -217,10 +220,14 @@ class Denoiser:
         segmentations = branches.unflatten(torch.cat(labels)) if labels else None
         return branches.unflatten(torch.cat(images)), branches.unflatten(torch.cat(residuals)), segmentations
 
+    def _predict(self, noisy: Channels, step: Step) -> Channels:
+        """Output of the prior for noisy images."""
+        return step.symmetry.undo(predict(self._unet, step.symmetry.apply(noisy), step.timestep))
+
     def _estimate_plainly(self, estimate: Estimate, noisy: Channels, images: list[int], step: Step) -> None:
         """Fill in the estimate of the numbered images without a graph, and note which of them want a push."""
         for batch in batches(images, self._batch_size):
-            output = predict(self._unet, noisy[batch], step.timestep)
+            output = self._predict(noisy[batch], step)
             part = self._denoise(noisy[batch], output, batch, step)
             estimate.put(batch, part)
             if step.guidance:
@@ -229,7 +236,7 @@ class Denoiser:
     def _estimate_and_push(self, noisy: Channels, images: list[int], step: Step) -> Estimate:
         """Estimate of the numbered images with the push of all guidance of the step."""
         with torch.enable_grad():
-            gradient_of = TwoStageGradient(lambda start: predict(self._unet, start, step.timestep), noisy)
+            gradient_of = TwoStageGradient(lambda start: self._predict(start, step), noisy)
             estimate = self._denoise(gradient_of.noisy, gradient_of.output, images, step)
             tensors = self._guidance_inputs(gradient_of.noisy, estimate, images, step)
             if any(self._note_wishes(tensors, images, step)):

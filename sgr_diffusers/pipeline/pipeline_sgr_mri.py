@@ -31,6 +31,7 @@ from .networks import check_complete, segment, size_multiple
 from .output import SGRMRIPipelineOutput
 from .preparation import PreparationMixin, image_generators
 from .settings import CallSettings
+from .symmetry import Symmetry
 
 __all__ = ["SGRMRIPipeline"]
 
@@ -64,6 +65,9 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         consistency: default of the call's `consistency`.
         denoising_variance: mean squared "error" of the prior at values of "noise_to_signal", as
             `NoiseLevel.open_variance` takes them, for consistency "noise_aware". To be measured on validation images.
+        is_equivariant: flag for a prior that was trained on images in all orientations and phases. Each step then
+            shows it the images turned, mirrored and with another phase, and turns its output back, so that its errors
+            average out over the steps (Terris et al., "Equivariant plug-and-play image reconstruction", CVPR 2024).
         trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
     """
 
@@ -93,6 +97,7 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         guidance_from: float = 1.0,
         consistency: str = "cg",
         denoising_variance: dict[str, list[float]] | None = None,
+        is_equivariant: bool = False,
     ):
         """Register the components.
 
@@ -111,6 +116,7 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
             "guidance_from": guidance_from,
             "consistency": consistency,
             "denoising_variance": denoising_variance,
+            "is_equivariant": is_equivariant,
         }
         check_settings(settings)
         self.register_modules(unet=unet, scheduler=scheduler, segmentation_model=segmentation_model)
@@ -295,7 +301,8 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         for i, t in enumerate(self.progress_bar(sampler.timesteps)):
             noisy, level = sampler.model_input(latents, t), sampler.level(t)
             pushing, n_iterations = scale_guidance(plan[i], self._guidance_scale), settings.cg_iterations
-            estimate = denoiser(noisy, Step(t, level, 0 if i == last else n_iterations, pushing))
+            symmetry = Symmetry.of_step(i) if self.config.is_equivariant else Symmetry()
+            estimate = denoiser(noisy, Step(t, level, 0 if i == last else n_iterations, pushing, symmetry))
             latents = estimate.x0
             if i < last:
                 latents = sampler.step(level, t, estimate.x0_consistent, estimate.eps + estimate.push)  # Eq. 13

@@ -82,6 +82,7 @@ HOSTILE = {
     "strength as text": {"guidance_strength": "0.005"},
     "consistency": {"consistency": "dps"},
     "denoising_variance": {"denoising_variance": {"noise_to_signal": [0.1, 0.1], "error": [0.01, 0.02]}},
+    "is_equivariant": {"is_equivariant": "yes"},
     "iterations": {"cg_iterations": 10**9},
     "iterations that are half": {"cg_iterations": 2.5},
     "iterations that are true": {"cg_iterations": True},

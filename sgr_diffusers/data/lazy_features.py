@@ -60,15 +60,15 @@ class LazySlice:
         return self.pa_type
 
     def flatten(self) -> "LazySlice":
-        """References stay one column when `datasets` flattens nested ones."""
+        """Keep references in one column when `datasets` flattens nested ones."""
         return self
 
     def encode_example(self, value: dict[str, Any]) -> dict[str, Any]:
-        """References go into Arrow as they are."""
+        """Return references as they are, for Arrow."""
         return value
 
     def cast_storage(self, storage: pa.Array) -> pa.Array:
-        """References of narrower or wider numbers to `pa_type`."""
+        """Convert references of narrower or wider numbers to `pa_type`."""
         from datasets.table import array_cast
 
         return array_cast(storage, self.pa_type)
@@ -156,11 +156,11 @@ class ReferenceFormatter(formatting.PythonFormatter):
     """
 
     def format_row(self, pa_table: pa.Table) -> Any:
-        """The row as `datasets` gives it, or, inside of `map` and `filter`, one that keeps its references."""
+        """Return the row as `datasets` gives it, or, inside of `map` and `filter`, one that keeps its references."""
         return _ReferenceRow(pa_table, self) if self._keeps_references else super().format_row(pa_table)
 
     def format_batch(self, pa_table: pa.Table) -> Any:
-        """Several rows likewise."""
+        """Return several rows likewise."""
         return _ReferenceBatch(pa_table, self) if self._keeps_references else super().format_batch(pa_table)
 
     @property

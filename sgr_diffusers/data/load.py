@@ -144,7 +144,7 @@ def _class_names(root: str, splits: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def resolve_root(data_dir_or_repo: str | os.PathLike, streaming: bool = False) -> str:
-    """Folder or URL that holds `annotations/`, for what a user may call a data set. May fetch and unpack tarballs.
+    """Return the folder or URL that holds `annotations/` of a data set; tarballs are fetched and unpacked.
 
     Raises:
         FileNotFoundError: it is neither a folder, nor a URL, nor the name of a repository.

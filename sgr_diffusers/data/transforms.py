@@ -94,7 +94,7 @@ def mirror(batch: Shaped[Tensor, " batch *rest"], flips: Bool[Tensor, " batch"],
 
 
 def shift(batch: Shaped[Tensor, " batch *rest"], shifts: Int[Tensor, " batch 2"]) -> Tensor:
-    """Displace every entry by whole pixels (y, x). What leaves on one side enters on the other, as aliasing would."""
+    """Displace every entry by whole pixels (y, x), with wrap-around, as aliasing would."""
     moved = [
         entry.roll((int(down), int(right)), dims=(-2, -1)) for entry, (down, right) in zip(batch, shifts, strict=True)
     ]

@@ -256,7 +256,8 @@ def _kept_weights(network: nn.Module) -> AbstractContextManager:
     detached from the layer then, and copied if a hook could overwrite it in place.
     """
     hooks = ("_hf_hook", "_diffusers_hook", "_forward_hooks", "_forward_pre_hooks")  # accelerate, diffusers, torch
-    if not any(getattr(module, name, None) for module in network.modules() for name in hooks):
+    has_hooks = (getattr(module, name, None) for module in network.modules() for name in hooks)
+    if not torch.is_grad_enabled() or not any(has_hooks):
         return nullcontext()
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
 

@@ -185,7 +185,7 @@ def _holder(file: IO[str]) -> str:
     """Say who holds a lock, from what the holder has written into the file."""
     try:
         file.seek(0)
-        found = json.loads(file.read(4096))
-        return f"process {found['process']} on {found['machine']}, since {found['since']} ({found['command']})"
+        holder = json.loads(file.read(4096))
+        return f"process {holder['process']} on {holder['machine']}, since {holder['since']} ({holder['command']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "it does not say which"

@@ -65,7 +65,7 @@ def check_numbers(n_processes: int, n_threads: int) -> None:
 
 
 def is_helper() -> bool:
-    """Whether this process works beside a first one: started by `helpers`, `torchrun` or `accelerate launch`."""
+    """Return whether `helpers`, `torchrun` or `accelerate launch` started this process beside a first one."""
     return os.environ.get("RANK", "0") != "0"
 
 

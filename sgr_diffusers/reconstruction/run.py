@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import __version__
+from ..io.bids import describe_derivatives
 from ..io.dicom_series import place_in_series, read_series
 from ..io.raw_file import read_raw
 from ..io.raw_slices import RawSlices, check_voxel_size, collected_suspicions, warn_suspect
@@ -106,6 +108,9 @@ def reconstruct_file(
         write_images(folder, volume, scan.orientation, scan.affine, ismrmrd)
         if series is not None:
             write_dicom(folder / "dicom", volume, placement)
+        describe_derivatives(
+            folder, Path(file).name, dict(zip(volume.labels, volume.classes, strict=True)), __version__
+        )
         bounds_figure([volume], f"{Path(file).name}: {figure_title(settings)}").savefig(folder / "figure.png")
         read = {"file": file, "slices": list(scan.slice_indices), "echo": echo, "repetition": repetition}
         known = {"group": group, "geometry": scan.known_geometry, "dicom": dicom, "warnings": suspicions}
@@ -185,7 +190,5 @@ def reconstruct_with_progress(
 
 def write_record(folder: Path, settings: SamplingSettings, **more: Any) -> None:
     """Write what made the results, so that they can be made again."""
-    from .. import __version__
-
     record = {"sgr_diffusers": __version__, "torch": torch.__version__, **dataclasses.asdict(settings), **more}
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n")

@@ -74,11 +74,12 @@ def volume_of(folder, name):
 
 def test_reconstruct_writes_images_volumes_and_a_figure(sgr, capsys):
     assert sgr("--slices", "1:4", "--acceleration", "4") == 0
-    expected = {"volumes.csv", "figure.png", "settings.json"} | {
-        f"{name}_{target}_{kind}.nii.gz"
+    expected = {"volumes.csv", "figure.png", "settings.json", "dataset_description.json", "dseg.tsv"} | {
+        f"{name}_{target}_{kind}.{ending}"
         for name in CLASSES
         for target in ("lower", "upper")
         for kind in ("image", "segmentation")
+        for ending in ("nii.gz", "json")
     }
     assert set(os.listdir("out")) == expected
     assert os.listdir() == ["out"]
@@ -155,10 +156,14 @@ def test_plain_reconstruction_of_every_second_slice_as_stored(sgr):
     assert sgr("--slices", "0:6:2", "--target", "none") == 0
     assert set(os.listdir("out")) == {
         "unguided_image.nii.gz",
+        "unguided_image.json",
         "unguided_segmentation.nii.gz",
+        "unguided_segmentation.json",
         "volumes.csv",
         "figure.png",
         "settings.json",
+        "dataset_description.json",
+        "dseg.tsv",
     }
     header, labels = volume_of("out", "unguided_segmentation.nii.gz")
     assert labels.shape[0] == 3
@@ -173,7 +178,9 @@ def test_reconstruction_without_a_segmentation_model(sgr, assets, tmp_path, caps
     prior_alone = SGRMRIPipeline.from_pretrained(assets / "pipeline", segmentation_model=None)
     prior_alone.save_pretrained(tmp_path / "prior")
     assert sgr("--slices", "0:2", "--target", "none", model=tmp_path / "prior") == 0
-    assert set(os.listdir("out")) == {"unguided_image.nii.gz", "volumes.csv", "figure.png", "settings.json"}
+    images = {"unguided_image.nii.gz", "unguided_image.json"}
+    described = {"volumes.csv", "figure.png", "settings.json", "dataset_description.json"}
+    assert set(os.listdir("out")) == images | described
     [row] = rows_of("out")
     assert row["class"] == "" and 0 <= float(row["residual"]) < 1
     assert sgr("--slices", "0:2", model=tmp_path / "prior", output="bounds") == 2

@@ -13,14 +13,14 @@ from tests.helpers.pages import blocks
 from tests.helpers.raw_files import body_image, fft
 from tests.helpers.tiny_pipeline import save_tiny_pipeline
 
-BUNDLE = Path(__file__).parents[2] / "monai_bundle"
+BUNDLE = Path(__file__).parents[2] / "pipelines" / "monai_bundle"
 
 
 def test_it_runs(tmp_path):
     pytest.importorskip("fire", reason="fire is not installed: pip install '.[bundle]'")
     save_tiny_pipeline(tmp_path / "pipeline")
     np.savez(tmp_path / "scan.npz", kspace=fft(body_image(16, 12)[None, None] * [[[[1]], [[1j]]]], (-2, -1)))
-    [command] = blocks("monai_bundle/docs/README.md", "console")
+    [command] = blocks("pipelines/monai_bundle/docs/README.md", "console")
     _, *arguments = shlex.split(command.replace("\\\n", " "))
     changed = {
         "scan.h5": str(tmp_path / "scan.npz"),

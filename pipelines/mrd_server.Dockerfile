@@ -1,5 +1,5 @@
 # An MRD server for scanners (Siemens FIRE, OpenRecon) whose configuration `sgr` reconstructs bounds:
-#   docker build -t sgr-mrd -f docker/mrd_server.Dockerfile .
+#   docker build -t sgr-mrd -f pipelines/mrd_server.Dockerfile .
 #   docker run --rm -p 9002:9002 sgr-mrd
 # The base image brings python-ismrmrd-server.
 FROM kspacekelvin/fire-python

@@ -20,7 +20,7 @@ from .options import add_command, add_settings, add_sharing, check_sharing, sett
 
 __all__ = ["add_arguments", "add_evaluation_commands", "run"]
 
-_SORTED = ("accelerations", "ablation_strengths", "rr_curve_accelerations")
+_SORTED = ("accelerations", "ablation_strengths")
 REFERENCES = ("both", "fully_sampled", "manual")
 
 

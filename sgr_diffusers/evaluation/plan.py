@@ -83,9 +83,8 @@ class EvaluationPlan:
     rr_curve_slices: int = setting(
         0, whole_number(0), "number of slices of each scan that get --rr-curve-samples samples"
     )
-    rr_curve_samples: int = setting(64, whole_number(2), "number of samples of these slices")
-    rr_curve_accelerations: tuple[float, ...] = setting(
-        (), _ACCELERATION, "accelerations at which these samples are taken", unset="the highest", several=True
+    rr_curve_samples: int = setting(
+        64, whole_number(2), "number of samples of these slices, at the highest acceleration"
     )
 
     def __post_init__(self) -> None:
@@ -102,12 +101,11 @@ class EvaluationPlan:
             raise ValueError(
                 f"`rr_curve_samples` must be at least `rr_samples` {self.rr_samples}, got {self.rr_curve_samples}."
             )
-        for name, asked in (
-            ("ablation_acceleration", () if self.ablation_acceleration is None else (self.ablation_acceleration,)),
-            ("rr_curve_accelerations", self.rr_curve_accelerations),
-        ):
-            if set(asked) - set(self.accelerations):
-                raise ValueError(f"`{name}` must be among `accelerations` {self.accelerations}, got {asked}.")
+        if self.ablation_acceleration not in (None, *self.accelerations):
+            raise ValueError(
+                f"`ablation_acceleration` must be among `accelerations` {self.accelerations}, got "
+                f"{self.ablation_acceleration}."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -156,15 +154,15 @@ def plan_units(
             if plan.ablation_slices is None or number < plan.ablation_slices:
                 units += [Unit("SGR", scan_id, index, acceleration, strength) for strength in guided]
     if "RR" in plan.methods:
+        highest = max(plan.accelerations)
         for number, scan_id, index in rounds:
             if number < plan.rr_curve_slices:
-                for acceleration in plan.rr_curve_accelerations or (max(plan.accelerations),):
-                    units += _samples(scan_id, index, acceleration, plan.rr_samples, plan.rr_curve_samples)
+                units += _samples(scan_id, index, highest, plan.rr_samples, plan.rr_curve_samples)
     return units
 
 
 def _rounds(slices: Mapping[str, Sequence[int]]) -> list[tuple[int, str, int]]:
-    """(round, scan, slice): each scan's slices from the middle outward in turn, one of every scan in a round."""
+    """List (round, scan, slice): a round takes one slice of every scan, from the middle of the scan outward."""
     rounds = []
     for scan_id, numbers in slices.items():
         middle = (len(numbers) - 1) / 2

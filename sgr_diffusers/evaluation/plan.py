@@ -172,7 +172,7 @@ def _rounds(slices: Mapping[str, Sequence[int]]) -> list[tuple[int, str, int]]:
 
 
 def _samples(scan_id: str, index: int, acceleration: float, start: int, stop: int) -> list[Unit]:
-    """Units of RR for the samples from `start` to `stop`, which never cross a multiple of the block."""
+    """List units of RR for the samples from `start` to `stop`; a unit never crosses a multiple of the block."""
     units = []
     while start < stop:
         end = min(stop, (start // RR_BLOCK + 1) * RR_BLOCK)

@@ -206,14 +206,14 @@ def _scheduler(pipe: SGRMRIPipeline, name: str) -> Any:
 
 
 def _without_default(request: EvaluationRequest, pipe: SGRMRIPipeline) -> EvaluationPlan:
-    """The plan without ablation strengths that are the default one: that is computed anyway."""
+    """Return the plan without ablation strengths that are the default one, which is computed anyway."""
     default = used_strength(pipe, request.settings, request.settings.visited_timesteps)
     others = tuple(b for b in request.plan.ablation_strengths if abs(b - default) > 1e-6 * default)
     return replace(request.plan, ablation_strengths=others)
 
 
 def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, Any]:
-    """All that can change a bit of a result."""
+    """Return all that can change a bit of a result."""
     pipe = computer.pipe
     complete = request.settings.with_defaults(pipe.config)
     chosen = {key: getattr(request, key) for key in ("split", "slices", "min_foreground", "n_slices_per_scan")}

@@ -100,7 +100,7 @@ class Guidance(ConfigMixin):
         Args:
             step: number of the network evaluation in the call, from 0.
             n_steps: number of network evaluations in the call.
-            is_from: flag, true if the checkpoint has guidance set in by then; for guidance without its own `start`.
+            is_from: whether guidance without a `start` of its own has set in at this evaluation.
         """
         has_started = is_from if self.config.start is None else self.config.start <= step / n_steps
         return has_started and step / n_steps < self.config.stop
@@ -113,8 +113,8 @@ class SegmentationGuidance(Guidance):
         target: "upper" (grow) or "lower" (shrink); `None` for the target of each branch of the pipeline's call.
         classes: names or label numbers of the classes to push, several as one tissue; `None` for the class of each
             branch.
-        strength: strength b of paper Eq. 14; this and the window are as in `Guidance`.
-        start: share of the trajectory at which the guidance sets in.
+        strength: strength b of paper Eq. 14, per step; `None` for that of the call, or of the checkpoint.
+        start: share of the trajectory at which the guidance sets in; `None` for where the checkpoint has it set in.
         stop: share at which it ends.
         objective: "likelihood" (paper Eq. 12: pixels that are not yet or still are of the class), or "volume" (the
             sum of the class's probability over all pixels).

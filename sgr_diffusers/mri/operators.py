@@ -156,7 +156,7 @@ class SenseOperator:
         return self._apply(lambda tensor, _: tensor.to(device))
 
     def __getitem__(self, selection: int | slice | list[int] | Tensor) -> "SenseOperator":
-        """Operator of a selection along the leading batch axis, indexed as a tensor is.
+        """Return the operator of a selection along the leading batch axis, indexed as a tensor is.
 
         Raises:
             IndexError: neither the maps nor the mask have a batch axis.

@@ -71,7 +71,7 @@ class Estimate:
 
 
 class TwoStageGradient:
-    """Gradient of scores with respect to noisy images: through physics and losses first, then through the network.
+    """Computes gradients of scores with respect to noisy images: through physics and losses, then the network.
 
     The graph is cut behind the network. The gradient with respect to the network's output is scaled to order one
     before it goes through the network and scaled back after, so that a network in half precision can hold it. Only
@@ -102,7 +102,7 @@ class TwoStageGradient:
         self.noisy, self.output = (tensor.detach().requires_grad_() for tensor in (self._start, self._output))
 
     def __call__(self, score: Float[Tensor, " image"], keep_graph: bool = False) -> Channels:
-        """Gradient of each image's score.
+        """Return the gradient of each image's score.
 
         Args:
             score: score `(image,)`, computed from `noisy` and `output`; each image's from that image only.
@@ -164,7 +164,7 @@ class Denoiser:
         self._steering: dict[int, Steering] = {}
 
     def __call__(self, noisy: Channels, step: Step) -> Estimate:
-        """Estimate of all images in a step.
+        """Estimate all images in a step.
 
         Args:
             noisy: noisy images at the input of the prior.
@@ -221,7 +221,7 @@ class Denoiser:
         return branches.unflatten(torch.cat(images)), branches.unflatten(torch.cat(residuals)), segmentations
 
     def _predict(self, noisy: Channels, step: Step) -> Channels:
-        """Output of the prior for noisy images."""
+        """Return the output of the prior for noisy images, which it sees changed by the symmetry of the step."""
         return step.symmetry.undo(predict(self._unet, step.symmetry.apply(noisy), step.timestep))
 
     def _estimate_plainly(self, estimate: Estimate, noisy: Channels, images: list[int], step: Step) -> None:
@@ -234,7 +234,7 @@ class Denoiser:
                 self._note_wishes(self._guidance_inputs(noisy[batch], part, batch, step), batch, step)
 
     def _estimate_and_push(self, noisy: Channels, images: list[int], step: Step) -> Estimate:
-        """Estimate of the numbered images with the push of all guidance of the step."""
+        """Estimate the numbered images with the push of all guidance of the step."""
         with torch.enable_grad():
             gradient_of = TwoStageGradient(lambda start: self._predict(start, step), noisy)
             estimate = self._denoise(gradient_of.noisy, gradient_of.output, images, step)
@@ -262,7 +262,7 @@ class Denoiser:
             estimate.push.add_((shares * weights).expand_as(measured).reshape(-1, 1, 1, 1) * steering.gradient)
 
     def _denoise(self, noisy: Channels, output: Channels, images: list[int], step: Step) -> Estimate:
-        """Estimate of the numbered images from the output of the prior, without a push."""
+        """Estimate the numbered images from the output of the prior, without a push."""
         x0, eps = step.level.denoise(output, noisy)  # Eq. 4
         slices = self._branches.slice_of(images)
         x0_consistent = self._problem.make_consistent(x0, slices, step.level, step.n_iterations)  # Eq. 5

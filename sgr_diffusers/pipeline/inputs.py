@@ -271,8 +271,8 @@ def check_sampling_inputs(
     Args:
         slices: shape of the k-space, `(batch, coil, y, x)`.
         settings: settings of the call.
-        generator: this and `latents` as in the pipeline's `__call__`.
-        latents: noise to start with.
+        generator: generator of all noise, or a list of one for each slice; `None` for a fresh seed.
+        latents: noise to start with, `(batch, 2, y, x)`; `None` to draw it.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -314,8 +314,8 @@ def check_callback(callback: Any, names: Any, available: Sequence[str]) -> None:
     """Refuse a callback that cannot be called, or that asks for tensors that there are not.
 
     Args:
-        callback: this and `names` are `callback_on_step_end` and `callback_on_step_end_tensor_inputs` of a call.
-        names: names of tensors.
+        callback: `callback_on_step_end` of a call.
+        names: `callback_on_step_end_tensor_inputs` of a call, names of tensors.
         available: names of the tensors that there are.
 
     Raises:
@@ -359,7 +359,7 @@ def latents_of_callback(returned: Any, latents: Float[Tensor, "image 2 y x"]) ->
 def slice_scale(
     image: Complex[Tensor, "batch y x"], quantile: float = 0.99, correction: float = 1.0
 ) -> Float[Tensor, " batch"]:
-    """Scale of each slice: `correction` times the given quantile of its magnitude, which sampling divides by.
+    """Return the scale that each slice is divided by: `correction` times the given quantile of its magnitude.
 
     The prior knows images divided by the 0.99 quantile of their fully sampled magnitude (paper Sec. 3.3). Here `image`
     is the zero-filled one A^H y; `correction` is the ratio of the two quantiles to assume.

@@ -108,8 +108,9 @@ class PreparationMixin(_Base):
         """Set the timesteps of the scheduler.
 
         Args:
-            settings: this and `timesteps` are those of the call.
+            settings: settings of the call.
             generators: generator of the noise of each image.
+            timesteps: falling timesteps to visit; `None` for the scheduler's choice.
             noise_signs: sign of the fresh noise of each image; `None` for 1.
         """
         steps = settings.num_inference_steps, settings.eta
@@ -121,7 +122,9 @@ class PreparationMixin(_Base):
         """Plan which guidance pushes in which network evaluation, and how much before `guidance_scale`.
 
         Args:
-            guidance: this, `sampler` and `strength` (`guidance_strength`) are those of the call.
+            guidance: guidance of the call.
+            sampler: sampler from `prepare_sampler`.
+            strength: `guidance_strength` of the call.
 
         Raises:
             ValueError: there are too few steps for anything to be pushed.

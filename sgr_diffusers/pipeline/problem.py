@@ -52,8 +52,8 @@ class Problem:
             measurement: measured k-space, sampling mask and noise of all slices.
             coil_maps: given or estimated coil maps.
             consistency: method of data consistency within a step, one of `mri.consistency.CONSISTENCY`.
-            scale_quantile: this and `scale_correction` as in `slice_scale`.
-            scale_correction: factor of the scale.
+            scale_quantile: quantile of the magnitude that a slice is divided by, see `slice_scale`.
+            scale_correction: factor that this quantile is multiplied by.
             denoising_variance: error of the prior at each noise level, if it was measured.
         """
         operator = SenseOperator(coil_maps, measurement.mask)

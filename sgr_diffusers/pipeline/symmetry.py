@@ -31,7 +31,7 @@ class Symmetry:
 
     @classmethod
     def of_step(cls, number: int) -> "Symmetry":
-        """Symmetry of a reverse step: the eight of a square in turn, with phases that fill the circle evenly."""
+        """Return the symmetry of a step: the eight of a square in turn, with phases that fill the circle evenly."""
         k = 3 * number % 8
         mirrored = tuple(axis for axis in (-2, -1) if k & -axis)
         return cls(mirrored, bool(k & 4), number // 8 % 2 == 1, number * _GOLDEN_ANGLE)

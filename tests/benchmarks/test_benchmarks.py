@@ -21,6 +21,11 @@ SCRIPTS = {
         r"MB from random row 20 to row 100",
     ),
     "evaluation": (300, "--data-dir DATA --model MODEL --steps 2 --n-slices 1 --no-processes", r"of 1 times one"),
+    "paper_size": (
+        300,
+        "--preset small --size 32 16 --coils 2 --classes 2 --batch-sizes 2",
+        r"--fast, 12 steps: \d+ images without, \d+ with a graph; \d+\.\d times cheaper",
+    ),
     "quality": (
         300,
         "--data-dir DATA --model MODEL --n-scans 1 --slices-per-scan 1 --bound-slices-per-scan 1 --accelerations 8 "
@@ -65,7 +70,8 @@ def run_script(path, arguments, screen):
 
 def test_every_script_is_run_here_or_has_tests_of_its_own():
     names = {path.stem.removeprefix("benchmark_") for path in FOLDER.glob("benchmark_*.py")}
-    assert names == {*SCRIPTS, "calibration", "real"}  # test_benchmark_calibration.py, test_benchmark_real.py
+    # test_benchmark_calibration.py, test_benchmark_real.py, tests/interop/test_deepinv.py
+    assert names == {*SCRIPTS, "calibration", "deepinv", "real"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -6,6 +6,7 @@ It takes a few minutes on a CPU. Case, seed and steps are those of `sgr demo`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from sgr_diffusers import SGRMRIPipeline, app, read_raw
 from sgr_diffusers.bounds import uncertain_share, volume_mm3
 from sgr_diffusers.figures.bounds import UNCERTAIN, Panel, PanelRow, draw_rows, joint_window
 from sgr_diffusers.reconstruction.demo import CASE, COVERAGE
-from sgr_diffusers.reconstruction.results import bounds_figure, figure_title
+from sgr_diffusers.reconstruction.results import bounds_figure, figure_title, interval_chart
 from sgr_diffusers.reconstruction.run import read_scan, reconstruct_with_progress
 from sgr_diffusers.reconstruction.settings import SamplingSettings
 from sgr_diffusers.reconstruction.volume import VolumeReconstruction, load_pipeline
@@ -26,9 +27,14 @@ ASSETS = Path(__file__).parent / "assets"
 APP = Path(app.__file__).parent
 
 
-def overview(volume: VolumeReconstruction, tissues: Sequence[str]) -> Figure:
-    """The picture of the README: undersampled image, both reconstructions, and what lies between them."""
-    rows = []
+def overview(volumes: Sequence[VolumeReconstruction], tissues: Sequence[str]) -> Figure:
+    """The picture of the README: images at both ends of the calibrated interval, and the interval.
+
+    Args:
+        volumes: calibrated reconstructions at several accelerations; the images are of the second.
+        tissues: names of the tissues, one for each row.
+    """
+    volume, rows = volumes[1], []
     for name in tissues:
         number = volume.classes.index(name)
         shown = int(volume.reference_masks[:, number].sum(axis=(1, 2)).argmax())
@@ -44,6 +50,7 @@ def overview(volume: VolumeReconstruction, tissues: Sequence[str]) -> Figure:
             Panel("upper", upper_image, outline=upper, caption=f"{high:.0f} mm$^3$"),
             Panel("left open", upper_image, boundary, caption=share),
             Panel("fully sampled", volume.fully_sampled[shown], outline=reference, caption=f"{known:.0f} mm$^3$"),
+            replace(interval_chart(volumes, number), title=f"{COVERAGE:.0%} interval, mm$^3$"),
         ]
         window = joint_window([lower, upper, reference], min_size=48, margin=8)
         peak = float(np.quantile(volume.fully_sampled[shown][window], 0.995))
@@ -89,7 +96,6 @@ def between_bounds(pipe: SGRMRIPipeline, tissue: str, n_steps: int, n_frames: in
 
 
 def draw_all(
-    bounds: VolumeReconstruction,
     calibrated: Sequence[VolumeReconstruction],
     settings: SamplingSettings,
     frames: Sequence[Image.Image],
@@ -97,13 +103,12 @@ def draw_all(
     """Write all figures.
 
     Args:
-        bounds: bounds of the bundled case at 8x.
         calibrated: images of the bundled case at the ends of calibrated intervals, at 4x, 8x and 16x.
         settings: settings of the latter.
         frames: frames from the lower image of a tissue to the upper one.
     """
     ASSETS.mkdir(exist_ok=True)
-    picture = overview(bounds, ("tibial_cartilage", "meniscus"))
+    picture = overview(calibrated, ("tibial_cartilage", "meniscus"))
     for path in (ASSETS / "bounds.png", APP / "example.png"):
         picture.savefig(path)
     bounds_figure(calibrated, figure_title(settings)).savefig(ASSETS / "demo.png")
@@ -118,10 +123,9 @@ def main() -> None:
     """Reconstruct the case and draw."""
     scans = [read_scan(CASE, mask=acceleration) for acceleration in (4.0, 8.0, 16.0)]
     pipe = load_pipeline()
-    bounds = reconstruct_with_progress(pipe, scans[1:2], SamplingSettings(num_inference_steps=20, fast=True))
     settings = SamplingSettings(num_inference_steps=12, fast=True, coverage=COVERAGE)
     calibrated = reconstruct_with_progress(pipe, scans, settings)
-    draw_all(bounds[0], calibrated, settings, between_bounds(pipe, "tibial_cartilage", 25))
+    draw_all(calibrated, settings, between_bounds(pipe, "tibial_cartilage", 25))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ ALLOWED = {
         "utils",
     ],
     "publishing": ["calibration", "data", "evaluation", "guidance", "hub", "reconstruction", "utils"],
-    "app": ["bounds", "figures", "io", "mri", "pipeline", "reconstruction", "utils"],
+    "app": ["bounds", "calibration", "figures", "io", "mri", "pipeline", "reconstruction", "utils"],
     "cli": [
         "app",
         "data",

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ..calibration.record import CalibrationMismatch
 from ..io.raw_file import mask_label
+from ..pipeline.calibrated import load_calibration
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from ..reconstruction.demo import CASE
-from ..reconstruction.volume import can_be_fast
+from ..reconstruction.demo import CASE, COVERAGE
+from ..reconstruction.volume import can_be_fast, load_pipeline
 from .downloads import write_downloads
 from .limits import AppLimits, RunStopped
 from .runs import CaseResult, RunRequest, SliceRequest, preview_slice, read_isolated, run_isolated
@@ -24,10 +26,15 @@ from .views import (
 )
 from .visits import Visits
 
-__all__ = ["BUNDLED", "N_RESULT_FIELDS", "OWN", "READY", "PageEvents", "sampling_choices", "slice_range"]
+__all__ = ["BUNDLED", "MODELS", "N_RESULT_FIELDS", "OWN", "READY", "PageEvents", "sampling_choices", "slice_range"]
 
 BUNDLED, OWN = "Synthetic knee (comes with the app)", "My own file"
 AS_IS = "as it is"
+MODELS = {  # bundled checkpoints by what they are for, the one of the bundled case first
+    "synthetic_knee": "a synthetic knee of this package",
+    "general": "a real knee",
+    "brain_tumour": "a brain with a tumour",
+}
 READY = "Choose a case and press Run: both bounds of each tissue appear below."
 _STOPPED = "The run was stopped."
 _OUTDATED = "The result below is of other settings. Press Run to renew it."
@@ -41,14 +48,54 @@ class PageEvents:
         pipe: pipeline with a segmentation model that names its classes.
         limits: limits on what a visitor may ask for.
         visits: visitors and their folders.
+        is_default: whether `pipe` is the default, so that files can also be reconstructed by the other bundled models.
     """
 
-    def __init__(self, pipe: SGRMRIPipeline, limits: AppLimits, visits: Visits):
+    def __init__(self, pipe: SGRMRIPipeline, limits: AppLimits, visits: Visits, is_default: bool = False):
         """Look into the bundled case."""
-        self.pipe, self.limits, self.visits = pipe, limits, visits
+        self.limits, self.visits = limits, visits
+        self.models = list(MODELS) if is_default else [next(iter(MODELS))]
+        self._pipes = {self.models[0]: pipe}
         self.read_safely = partial(read_isolated, limits=limits)
         self.bundled = describe_case(CASE, AppLimits(), "synthetic_knee.h5")
-        self.tissues, self.offers_fast = tuple(pipe.class_names or ()), can_be_fast(pipe)
+
+    def pipe_of(self, model: str) -> SGRMRIPipeline:
+        """Return the pipeline of a model, one of `models`; it is loaded when it is first asked for."""
+        if model not in self._pipes:
+            device = str(self._pipes[self.models[0]].device)
+            self._pipes[model] = load_pipeline(model, device)
+        return self._pipes[model]
+
+    def offers(self, model: str, by_default: bool) -> list[dict[str, Any]]:
+        """Properties of the fields of tissues, interval and spacing of the steps, by what a model can do.
+
+        Args:
+            model: one of `models`.
+            by_default: whether the interval is chosen where the model is calibrated.
+        """
+        pipe = self.pipe_of(model)
+        names, is_fast, is_calibrated = list(pipe.class_names or ()), can_be_fast(pipe), _is_calibrated(pipe)
+        return [
+            {"choices": [(tissue_label(name), name) for name in names], "value": names},
+            {"value": is_calibrated and by_default, "visible": is_calibrated},
+            {"value": is_fast, "visible": is_fast},
+        ]
+
+    def choose_source(self, source: str) -> list[Any]:
+        """Choose the model of the bundled case, or that of real knees for a file, for which the others are offered."""
+        import gradio as gr
+
+        model = self.models[0] if source == BUNDLED else self.models[:2][-1]
+        offers = self.offers(model, by_default=source == BUNDLED)
+        choice = gr.update(value=model, visible=source == OWN and len(self.models) > 1)
+        return [choice, *(gr.update(**properties) for properties in offers)]
+
+    def choose_model(self, model: str) -> tuple[Any, ...]:
+        """Offer what the model for a file can do; an earlier result is hidden."""
+        import gradio as gr
+
+        offers = [gr.update(**properties) for properties in self.offers(model, by_default=False)]
+        return (*offers, message(READY), gr.update(visible=False))
 
     def choose_case(self, source: str, upload: str | None) -> tuple[Any, ...]:
         """Look into the case chosen, and offer what it has; an earlier result is hidden."""
@@ -127,7 +174,9 @@ class PageEvents:
         self,
         visitor: str,
         report: Callable[..., None],
+        model: str,
         chosen: list[str],
+        interval: bool,
         n_steps: float,
         fast: bool,
         strength: float,
@@ -139,7 +188,9 @@ class PageEvents:
         Args:
             visitor: name of the visitor's session.
             report: gradio's progress; called with a share or with steps done and their number, and `desc`.
+            model: model to use, one of `models`.
             chosen: names of the tissues.
+            interval: whether to make calibrated intervals.
             n_steps: number of steps; this and the rest are values of the fields.
         """
         import gradio as gr
@@ -151,11 +202,12 @@ class PageEvents:
             slice_request = _slice_request(*measurement)
             if slice_request is None:
                 raise ValueError("There is no file to reconstruct. Choose one first.")
-            names = tuple(name for name in self.tissues if name in chosen)
-            settings = (int(n_steps), self.offers_fast and bool(fast), float(strength), int(seed or 0))
+            pipe = self.pipe_of(model)
+            names = tuple(name for name in pipe.class_names or () if name in chosen)
+            settings = (int(n_steps), can_be_fast(pipe) and bool(fast), float(strength), int(seed or 0))
             new = run_isolated(
-                self.pipe,
-                RunRequest(slice_request, names, *settings),
+                pipe,
+                RunRequest(slice_request, names, *settings, coverage=COVERAGE if interval else None),
                 self.limits,
                 lambda done, total, left: report((done, total), desc=progress_view(done, total, left)),
                 flag.is_set,
@@ -178,7 +230,7 @@ class PageEvents:
             gr.update(choices=choices, value=largest),
             gr.update(value=True),
             *result_views(new, largest, zoom=True),
-            interval_plot(rows),
+            interval_plot(rows, new.request.coverage, len(new.scan.slice_indices)),
             *(gr.update(value=str(file)) for file in files),
         )
 
@@ -197,6 +249,15 @@ class PageEvents:
 
         self.visits.stop(visitor)
         return gr.update(interactive=True), gr.update(visible=False), message(_STOPPED)
+
+
+def _is_calibrated(pipe: SGRMRIPipeline) -> bool:
+    """Whether a pipeline comes from a checkpoint with a calibration."""
+    try:
+        load_calibration(pipe.name_or_path, local_files_only=True)
+    except CalibrationMismatch:
+        return False
+    return True
 
 
 def sampling_choices(case: CaseInfo | None) -> dict[str, Any]:

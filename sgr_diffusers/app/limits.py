@@ -31,6 +31,7 @@ class AppLimits:
             process is killed.
         max_run_mb: most memory that a reconstruction may take on a CPU, in MB, the networks included.
         max_steps: largest number of reverse steps that can be chosen.
+        max_slices: largest number of slices of a file for a calibrated interval, which is of all of them together.
         max_queue: largest number of visitors who wait for their turn; more are turned away.
         keep_seconds: time for which uploads and results are kept on disk, in seconds.
     """
@@ -44,6 +45,7 @@ class AppLimits:
     max_minutes: int | float = 10
     max_run_mb: int | float = 16000
     max_steps: int = 100
+    max_slices: int = 4
     max_queue: int = 20
     keep_seconds: int = 3600
 

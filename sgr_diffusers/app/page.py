@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
-from .events import BUNDLED, OWN, READY, PageEvents, sampling_choices, slice_range
+from ..reconstruction.demo import COVERAGE
+from .events import BUNDLED, MODELS, OWN, READY, PageEvents, sampling_choices, slice_range
 from .limits import AppLimits
 from .uploads import FILE_TYPES
-from .views import case_summary, example_view, message, tissue_label
+from .views import case_summary, example_view, message
 from .visits import Visits
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class _Case:
     edges: list[Any]
     sampling: Any
     slice_number: Any
+    model: Any
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class _Settings:
     """Fields that choose how, and the buttons."""
 
     tissues: Any
+    interval: Any
     steps: Any
     fast: Any
     strength: Any
@@ -96,17 +99,18 @@ class _Results:
         return [result, self.column, example, *views, self.archive, self.table]
 
 
-def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blocks":
+def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path, is_default: bool = False) -> "gr.Blocks":
     """Build the page; runs of all visitors go through one queue, one at a time.
 
     Args:
         pipe: pipeline with a segmentation model that names its classes.
         limits: limits on what a visitor may ask for.
         folder: folder for results; the caller deletes it in the end.
+        is_default: whether `pipe` is the default, so that files can also be reconstructed by the other bundled models.
     """
     import gradio as gr
 
-    events = PageEvents(pipe, limits, Visits(folder))
+    events = PageEvents(pipe, limits, Visits(folder), is_default)
     when = f"{max(limits.keep_seconds // 60, 1)} minutes after they were last used"
     with gr.Blocks(
         title="Bounds of tissue in accelerated MRI",
@@ -135,7 +139,16 @@ def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blo
             choice.slice_number,
             settings.echo,
         ]
+        of_model = [settings.tissues, settings.interval, settings.fast]
         _wire_case(events, choice, [case, problem, *offered, status, results.column], measurement, preview, problem)
+        choice.source.input(events.choose_source, [choice.source], [choice.model, *of_model], **_QUIET)
+        choice.model.input(
+            events.choose_model,
+            [choice.model],
+            [*of_model, status, results.column],
+            show_progress_on=[settings.tissues],
+            **_PRIVATE,
+        )
         changes = [choice.sampling.input, choice.slice_number.input, settings.echo.input]
         changes += [edge.blur for edge in choice.edges]
         gr.on(
@@ -143,7 +156,7 @@ def build_page(pipe: SGRMRIPipeline, limits: AppLimits, folder: Path) -> "gr.Blo
             show_progress="hidden", **_PRIVATE
         )  # fmt: skip
         gr.on(changes, events.mark_outdated, [result], [status], **_QUIET)
-        _wire_run(events, settings, measurement, problem, status, results.fields(result, example))
+        _wire_run(events, choice.model, settings, measurement, problem, status, results.fields(result, example))
         for event in (results.shown.input, results.zoom.input):
             views = [results.picture, results.fade]
             event(events.draw, [result, results.shown, results.zoom], views, show_progress="hidden", **_PRIVATE)
@@ -163,6 +176,14 @@ def _case_fields(events: PageEvents) -> _Case:
 
     source = gr.Radio([BUNDLED, OWN], value=BUNDLED, label="Case", elem_id="sgr-source")
     upload = gr.File(label="Raw k-space", file_types=list(FILE_TYPES), visible=False, height=170, elem_id="sgr-upload")
+    model = gr.Radio(
+        [(MODELS[name], name) for name in events.models],
+        value=events.models[0],
+        label="The file shows",
+        info="this chooses the model",
+        visible=False,
+        elem_id="sgr-model",
+    )
     summary = gr.HTML(case_summary(events.bundled), elem_id="sgr-summary")
     with gr.Row(visible=False) as voxel_row:
         edges = [
@@ -176,17 +197,19 @@ def _case_fields(events: PageEvents) -> _Case:
         **sampling_choices(events.bundled),
     )
     slice_number = gr.Slider(step=1, elem_id="sgr-slice", **slice_range(events.bundled))
-    return _Case(source, upload, summary, voxel_row, edges, sampling, slice_number)
+    return _Case(source, upload, summary, voxel_row, edges, sampling, slice_number, model)
 
 
 def _settings_fields(events: PageEvents, limits: AppLimits) -> _Settings:
     import gradio as gr
 
-    tissues = gr.CheckboxGroup(
-        [(tissue_label(name), name) for name in events.tissues],
-        value=list(events.tissues),
-        label="Tissues (each takes its time)",
-        elem_id="sgr-tissues",
+    of_tissues, of_interval, of_spacing = events.offers(events.models[0], by_default=True)
+    tissues = gr.CheckboxGroup(label="Tissues (each takes its time)", elem_id="sgr-tissues", **of_tissues)
+    interval = gr.Checkbox(
+        label=f"Interval that holds the volume in {COVERAGE:.0%} of such scans",
+        info="of all slices together, with the steps and the strength that it was calibrated for",
+        elem_id="sgr-interval",
+        **of_interval,
     )
     with gr.Accordion("More settings", open=False):
         steps = gr.Slider(
@@ -195,27 +218,37 @@ def _settings_fields(events: PageEvents, limits: AppLimits) -> _Settings:
             value=min(25, limits.max_steps),
             step=1,
             label="Steps",
-            info="100 in the paper; more take longer",
+            info="more are more accurate and take longer; 100 in the paper",
             elem_id="sgr-steps",
         )
         fast = gr.Radio(
             [("fast, for few steps", True), ("even, as in the paper", False)],
-            value=events.offers_fast,
             label="Spacing of the steps",
-            visible=events.offers_fast,
             elem_id="sgr-fast",
+            **of_spacing,
         )
         strength = gr.Slider(
-            0, 4, value=1, step=0.25, label="Strength", info="1 is the default; more widens the bounds"
+            0,
+            4,
+            value=1,
+            step=0.25,
+            label="Strength of the search",
+            info="1 is the default; more drives the bounds further apart",
         )
         seed = gr.Number(
-            0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, info="of the noise", elem_id="sgr-seed"
+            0,
+            label="Random seed",
+            precision=0,
+            minimum=0,
+            maximum=2**31 - 1,
+            info="of the noise",
+            elem_id="sgr-seed",
         )
         echo = gr.Dropdown([1], value=1, label="Echo", visible=False)
     with gr.Row():
         run = gr.Button("Run", variant="primary", elem_id="sgr-run")
         stop = gr.Button("Stop", variant="stop", visible=False, elem_id="sgr-stop")
-    return _Settings(tissues, steps, fast, strength, seed, echo, run, stop)
+    return _Settings(tissues, interval, steps, fast, strength, seed, echo, run, stop)
 
 
 def _result_fields() -> _Results:
@@ -254,7 +287,13 @@ def _wire_case(
 
 
 def _wire_run(
-    events: PageEvents, settings: _Settings, measurement: list[Any], problem: Any, status: Any, fields: list[Any]
+    events: PageEvents,
+    model: Any,
+    settings: _Settings,
+    measurement: list[Any],
+    problem: Any,
+    status: Any,
+    fields: list[Any],
 ) -> None:
     """Run and Stop."""
     import gradio as gr
@@ -270,11 +309,20 @@ def _wire_run(
         return events.stop(str(request.session_hash))
 
     buttons = [settings.run, settings.stop]
+    chosen = [
+        model,
+        settings.tissues,
+        settings.interval,
+        settings.steps,
+        settings.fast,
+        settings.strength,
+        settings.seed,
+    ]
     settings.run.click(None, None, None, js=_SHOW_STATUS, **_QUIET)
     started = settings.run.click(events.begin, None, [*buttons, status], **_QUIET)
     running = started.then(
         reconstruct,
-        [settings.tissues, settings.steps, settings.fast, settings.strength, settings.seed, *measurement],
+        [*chosen, *measurement],
         [problem, status, *fields],
         show_progress_on=[status],
         concurrency_limit=1,

@@ -12,14 +12,22 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ..calibration.record import CalibrationMismatch
 from ..io.raw_slices import RawSlices
 from ..mri.operators import SenseOperator, ifft2c
+from ..pipeline.calibrated import load_calibration, measured_group
 from ..pipeline.inputs import check_measurement
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruction.results import volume_table
 from ..reconstruction.run import read_scan
 from ..reconstruction.settings import SamplingSettings
-from ..reconstruction.volume import VolumeReconstruction, load_pipeline, n_progress_steps, reconstruct_volume
+from ..reconstruction.volume import (
+    VolumeReconstruction,
+    load_pipeline,
+    n_progress_steps,
+    reconstruct_volume,
+    with_calibrated_steps,
+)
 from .isolation import call_isolated
 from .limits import AppLimits, RunRefused
 from .uploads import USABLE, CaseInfo, readable
@@ -55,8 +63,11 @@ class SliceRequest:
     echo: int = 1
     voxel_size_mm: tuple[float, float, float] | None = None
 
-    def read(self) -> RawSlices:
+    def read(self, all_slices: bool = False) -> RawSlices:
         """Read the measurement.
+
+        Args:
+            all_slices: whether to read all slices of the file rather than the one.
 
         Raises:
             ValueError: the measurement is not in the file, or the voxel size is not known; the text can be shown.
@@ -70,7 +81,7 @@ class SliceRequest:
                 f"{case.name} does not state its voxel size. Enter the three edge lengths in mm, above 0 and below "
                 "100: volumes cannot be given without them."
             )
-        chosen = slice(self.slice_number, self.slice_number + 1)
+        chosen = slice(None) if all_slices else slice(self.slice_number, self.slice_number + 1)
         try:
             return read_scan(case.path, chosen, self.echo, self.mask_name, size)
         except USABLE as error:
@@ -88,6 +99,8 @@ class RunRequest:
         fast: whether to make the steps where they count, as `SamplingSettings` says.
         strength: strength of the guidance, as a multiple of the default (1).
         seed: seed of the noise.
+        coverage: probability with which the calibrated interval of a tissue shall hold its volume in all slices of the
+            file together; steps and strength are then those of the calibration. `None` for plain bounds of the slice.
     """
 
     measurement: SliceRequest
@@ -96,6 +109,7 @@ class RunRequest:
     fast: bool = False
     strength: float = 1.0
     seed: int = 0
+    coverage: float | None = None
 
     def settings(self) -> SamplingSettings:
         """The settings of both bounds."""
@@ -105,7 +119,15 @@ class RunRequest:
             fast=self.fast,
             guidance_scale=self.strength,
             seed=self.seed,
+            coverage=self.coverage,
         )
+
+    def for_model(self, pipe: SGRMRIPipeline) -> "RunRequest":
+        """Return the same request, with the steps and the strength of the model's calibration where it asks for it."""
+        if self.coverage is None:
+            return self
+        calibrated = with_calibrated_steps(pipe, SamplingSettings(coverage=self.coverage))
+        return replace(self, n_steps=calibrated.num_inference_steps, fast=calibrated.fast, strength=1.0)
 
 
 @dataclass(frozen=True)
@@ -125,6 +147,11 @@ class CaseResult:
     bounds: VolumeReconstruction
     plain: VolumeReconstruction | None
     seconds: float
+
+    @property
+    def shown(self) -> int:
+        """Place of the slice chosen among those that were reconstructed."""
+        return self.scan.slice_indices.index(self.request.measurement.slice_number)
 
     def rows(self) -> list[dict]:
         """Rows of `results.volume_table`; with `plain_mm3` where the plain reconstruction was made."""
@@ -154,6 +181,7 @@ def run_case(
         RunRefused: the run takes too long; the text says what would be shorter.
         ValueError: the request or the data cannot be used.
     """
+    request = request.for_model(pipe)
     if not request.classes:
         raise ValueError("Choose at least one tissue.")
     if not 2 <= request.n_steps <= limits.max_steps:
@@ -162,10 +190,19 @@ def run_case(
         raise ValueError(f"The strength must be from 0 to 100, got {request.strength}.")
     if not 0 <= request.seed < 2**31:
         raise ValueError(f"The seed must be from 0 to {2**31 - 1}, got {request.seed}.")
-    case = request.measurement.case
-    scan = request.measurement.read()
+    case, is_calibrated = request.measurement.case, request.coverage is not None
+    if is_calibrated and case.n_slices > limits.max_slices:
+        raise ValueError(
+            f"A calibrated interval is of all slices of a file together, at most {limits.max_slices} here, and "
+            f"{case.name} has {case.n_slices}. Cut out those that show the tissue, or untick the interval."
+        )
+    scan = request.measurement.read(all_slices=is_calibrated)
+    if is_calibrated:
+        _check_calibrated(pipe, request.coverage, scan)
     settings = request.settings()
-    plain_settings = None if scan.fully_sampled is not None else replace(settings, target="none", guidance_scale=1.0)
+    plain_settings = None
+    if scan.fully_sampled is None:
+        plain_settings = replace(settings, target="none", guidance_scale=1.0, coverage=None)
     total = n_progress_steps(pipe, scan, settings)
     if plain_settings is not None:
         total += n_progress_steps(pipe, scan, plain_settings)
@@ -196,6 +233,24 @@ def run_case(
     except USABLE as error:
         raise ValueError(readable(error, case.path, case.name)) from error
     return CaseResult(request, scan, bounds, plain, time.monotonic() - start)
+
+
+def _check_calibrated(pipe: SGRMRIPipeline, coverage: float | None, scan: RawSlices) -> None:
+    """Check that the model's calibration holds for the sampling of a scan.
+
+    Raises:
+        ValueError: it does not; the text says what it holds for, in the words of the page.
+    """
+    calibration = load_calibration(pipe.name_or_path)
+    try:
+        calibration.quantiles_for(coverage or 0.0, *measured_group(scan.mask))
+    except CalibrationMismatch as error:
+        known = dict.fromkeys(f"{entry.group.acceleration:g}x" for entry in calibration.quantiles)
+        raise ValueError(
+            f"There is no calibrated interval for this measurement: the model was calibrated at {', '.join(known)}, "
+            "with sampling masks of its own kind. Choose one of these accelerations if the file has it, or untick the "
+            "interval."
+        ) from error
 
 
 def run_isolated(

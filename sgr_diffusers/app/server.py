@@ -74,7 +74,7 @@ def launch_app(
     if pipe.segmentation_model is None or not pipe.class_names:
         raise ValueError("`model` must have a segmentation model that names its classes: there is nothing to bound.")
     with _temporary_folder() as folder:
-        page = build_page(pipe, limits, folder)
+        page = build_page(pipe, limits, folder, is_default=model is None)
         page.queue(max_size=limits.max_queue, api_open=False)
         try:
             page.launch(

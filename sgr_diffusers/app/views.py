@@ -95,8 +95,9 @@ def example_view() -> str:
     """Show a finished result, of the synthetic knee at 8x, before the first run."""
     data = base64.b64encode(Path(__file__).with_name("example.png").read_bytes()).decode()
     text = (
-        "Two tissues of a synthetic knee measured 8 times faster, each with the undersampled image, the lower and the "
-        "upper reconstruction, what is left open, and the fully sampled image."
+        "Two tissues of a synthetic knee measured 8 times faster, each with the undersampled image, the images at the "
+        "lower and the upper end of a 90 % interval, what is left open, the fully sampled image, and the intervals at "
+        "4x, 8x and 16x."
     )
     return (
         "<h2>What a result looks like</h2>"
@@ -123,7 +124,7 @@ def preview_view(
     whole = (slice(0, zero_filled.shape[0]), slice(0, zero_filled.shape[1]))
     best = zero_filled if fully_sampled is None else fully_sampled
     frame = _frame(whole, best, voxel_size_mm, orientation)
-    panels = [_panel(f"Zero-filled, {sampling}", zero_filled, frame, caption="what goes in")]
+    panels = [_panel(f"Undersampled, {sampling}", zero_filled, frame, caption="what goes in")]
     if fully_sampled is not None:
         panels.insert(0, _panel("Fully sampled", fully_sampled, frame, caption="only to compare with"))
     return f'<div class="sgr-panels sgr-preview">{"".join(panels)}</div>'
@@ -132,7 +133,9 @@ def preview_view(
 def headline_view(result: CaseResult) -> str:
     """What the result is of, and how well it fits."""
     request = result.request
-    where = f"{request.measurement.case.name}, slice {request.measurement.slice_number}, {result.scan.label}"
+    n_slices = len(result.scan.slice_indices)
+    slices = f"all {n_slices} slices" if n_slices > 1 else f"slice {request.measurement.slice_number}"
+    where = f"{request.measurement.case.name}, {slices}, {result.scan.label}"
     steps = f"{request.n_steps} {'fast ' if request.fast else ''}steps"
     how = f"{steps}, strength {request.strength:g}, seed {request.seed}, {result.seconds:.0f} s"
     residual = 100 * result.bounds.data_residual.max()
@@ -150,16 +153,17 @@ def result_views(result: CaseResult, class_name: str, zoom: bool = True) -> tupl
     """
     bounds, scan = result.bounds, result.scan
     place = bounds.classes.index(class_name)
-    lower, upper = bounds.masks[0, place]
-    lower_image, upper_image = bounds.magnitudes[0, place]
+    shown = result.shown
+    lower, upper = bounds.masks[shown, place]
+    lower_image, upper_image = bounds.magnitudes[shown, place]
     reference = None
     if result.plain is not None:
-        base, base_title = result.plain.magnitudes[0, 0, 0], "Plain reconstruction"
-        base_mask = result.plain.masks[0, place, 0]
+        base, base_title = result.plain.magnitudes[shown, 0, 0], "Plain reconstruction"
+        base_mask = result.plain.masks[shown, place, 0]
     else:
         assert bounds.fully_sampled is not None and bounds.reference_masks is not None  # else there is a plain one
-        base, base_title = bounds.fully_sampled[0], "Fully sampled"
-        reference = base_mask = bounds.reference_masks[0, place]
+        base, base_title = bounds.fully_sampled[shown], "Fully sampled"
+        reference = base_mask = bounds.reference_masks[shown, place]
     whole = (slice(0, base.shape[0]), slice(0, base.shape[1]))
     window = joint_window([lower, upper, base_mask], min_size=40, margin=6) if zoom else whole
     frame = _frame(window, base, scan.voxel_size_mm, scan.orientation)
@@ -191,39 +195,85 @@ def result_views(result: CaseResult, class_name: str, zoom: bool = True) -> tupl
     return panels_view, f"<h3>From lower to upper bound: {escape(tissue)}</h3>{fade}"
 
 
-def interval_plot(rows: Sequence[Mapping[str, Any]]) -> str:
+def interval_plot(rows: Sequence[Mapping[str, Any]], coverage: float | None = None, n_slices: int = 1) -> str:
     """The intervals of all tissues on one axis of mm^3, each with its numbers beside it.
 
     Args:
         rows: rows of volumes, as `CaseResult.rows` gives them.
+        coverage: coverage of calibrated intervals; `None` for plain bounds.
+        n_slices: number of slices that the volumes are of.
     """
     known = "plain_mm3" if "plain_mm3" in rows[0] else "fully_sampled_mm3"
     name = "plain reconstruction" if known == "plain_mm3" else "fully sampled"
-    top = _round_up(max(max(row["upper_mm3"], row["lower_mm3"], row[known]) for row in rows) or 1.0)
-    lines = []
+    ends = ("lower_mm3", "upper_mm3") if coverage is None else ("interval_low_mm3", "interval_high_mm3")
+    top = _round_up(max(max(row["upper_mm3"], row["lower_mm3"], row[ends[1]], row[known]) for row in rows) or 1.0)
+    lines, between = [], '</span><span class="sgr-known">'
     for row in rows:
-        low, high = sorted((row["lower_mm3"], row["upper_mm3"]))
+        low, high = sorted((row[ends[0]], row[ends[1]]))
         is_inside = low <= row[known] <= high
-        interval = f"{_mm3(row['lower_mm3'])} to {_mm3(row['upper_mm3'])}" if high or row[known] else "not found"
-        bar = f"left:{100 * low / top:.2f}%;width:{100 * (high - low) / top:.2f}%"
+        interval = f"{_mm3(row[ends[0]])} to {_mm3(row[ends[1]])}" if high or row[known] else "not found"
         tick = "sgr-tick" if is_inside else "sgr-tick sgr-outside"
+        marks = [f'<span class="{tick}" style="left:{100 * row[known] / top:.2f}%"></span>']
+        notes = [f"{name}: {_mm3(row[known])}{'' if is_inside else ', outside'}"]
+        if coverage is not None:
+            marks += _marks(row, top)
+            notes = [f"best estimate: {_mm3(row['point_mm3'])}", *notes, _ATTAINED[row["attained"]]]
+        bar = f"left:{100 * low / top:.2f}%;width:{100 * (high - low) / top:.2f}%"
         lines.append(
             f'<div class="sgr-row"><span class="sgr-name">{escape(tissue_label(row["class"]))}</span>'
             f'<span class="sgr-track" aria-hidden="true"><span class="sgr-bar" style="{bar}"></span>'
-            f'<span class="{tick}" style="left:{100 * row[known] / top:.2f}%"></span></span>'
-            f'<span class="sgr-numbers"><b>{interval}</b> <span class="sgr-known">'
-            f"{name}: {_mm3(row[known])}{'' if is_inside else ', outside'}</span></span></div>"
+            f'{"".join(marks)}</span><span class="sgr-numbers"><b>{interval}</b> '
+            f'<span class="sgr-known">{between.join(notes)}</span></span></div>'
         )
     scale = "".join(f"<span>{value:.0f}</span>" for value in (0, top / 2, top))
+    where = "this slice" if n_slices == 1 else f"all {n_slices} slices together"
     return (
-        f'<h3>Volumes in this slice</h3><div class="sgr-plot">{"".join(lines)}'
+        f'<h3>Volumes in {where}</h3><div class="sgr-plot">{"".join(lines)}'
         '<div class="sgr-row sgr-scale" aria-hidden="true"><span class="sgr-name">mm³</span>'
         f'<span class="sgr-track sgr-ticks">{scale}</span><span class="sgr-numbers"></span></div>'
-        '<p class="sgr-legend"><span><i class="sgr-swatch sgr-bar-swatch"></i>lower to upper bound</span>'
-        f'<span><i class="sgr-swatch sgr-tick-swatch"></i>{name}</span>'
-        f'<span><i class="sgr-swatch sgr-tick-swatch sgr-outside"></i>{name}, outside the bounds</span></p>'
-        "<p>Bounds are found by a search, with this model: the volume can lie outside of them.</p></div>"
+        f"{_plot_legend(name, coverage)}</div>"
     )
+
+
+_ATTAINED = {
+    "both": "images reach both ends",
+    "lower": "images reach the lower end only",
+    "upper": "images reach the upper end only",
+    "neither": "images reach neither end",
+}
+
+
+def _marks(row: Mapping[str, Any], top: float) -> list[str]:
+    """Marks of a calibrated tissue: the images for both ends, filled where they get there, and the best estimate."""
+    marks = []
+    for target in ("lower", "upper"):
+        is_attained = row["attained"] in ("both", target)
+        kind = "sgr-dot" if is_attained else "sgr-dot sgr-short"
+        marks.append(f'<span class="{kind}" style="left:{100 * row[f"{target}_mm3"] / top:.2f}%"></span>')
+    return [*marks, f'<span class="sgr-diamond" style="left:{100 * row["point_mm3"] / top:.2f}%"></span>']
+
+
+def _plot_legend(name: str, coverage: float | None) -> str:
+    """Legend of the intervals, and what they mean."""
+    entries = {"sgr-tick-swatch": name}
+    if coverage is None:
+        entries |= {"sgr-tick-swatch sgr-outside": f"{name}, outside the bounds"}
+        entries = {"sgr-bar-swatch": "lower to upper bound", **entries}
+        note = "Bounds are found by a search, with this model: the volume can lie outside of them."
+    else:
+        entries |= {
+            "sgr-tick-swatch sgr-outside": f"{name}, outside the interval",
+            "sgr-diamond": "best estimate: the image without guidance",
+            "sgr-dot": "image at its end of the interval",
+            "sgr-dot sgr-short": "image short of its end: the data allow no more",
+        }
+        entries = {"sgr-bar-swatch": f"{coverage:.0%} interval", **entries}
+        note = (
+            f"An interval holds the volume in at least {coverage:.0%} of scans like those that the model was "
+            "calibrated on. Of other scans nothing is known."
+        )
+    items = "".join(f'<span><i class="sgr-swatch {kind}"></i>{text}</span>' for kind, text in entries.items())
+    return f'<p class="sgr-legend">{items}</p><p>{note}</p>'
 
 
 def _mm3(volume: float) -> str:

@@ -256,7 +256,7 @@ def draw_rows(
             handles=handles,
             loc="upper center",
             bbox_to_anchor=(0.5, 1 - (0.3 if title else 0.05) / height),
-            ncol=min(len(handles), 5 if width > 8 else 2),
+            ncol=min(len(handles), 2 if width < 8 else 4 if width < 11 else 5),
             fontsize=7.5,
             frameon=False,
         )

@@ -79,7 +79,7 @@ def interval_legend(charts: Sequence[Intervals]) -> list[Any]:
         return []
     handles: list[Any] = [Patch(color=ORANGE, label="calibrated interval")]
     handles.append(Line2D([], [], linestyle="", label="unguided image", **_DIAMOND))
-    texts = {True: "image at its end of the interval", False: "image short of its end: the data allow no more"}
+    texts = {True: "image at its end", False: "image short of its end"}
     handles += [Line2D([], [], linestyle="", label=texts[end], **_dot(end)) for end in (True, False) if end in reached]
     return handles
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "bounds_figure",
     "figure_title",
+    "interval_chart",
     "table_note",
     "table_text",
     "volume_table",
@@ -180,7 +181,7 @@ def bounds_figure(volumes: Sequence[VolumeReconstruction], title: str = "") -> "
         )
         if len(volumes) == 1:
             row = bound_row(views[0], label, window, _captions(volumes[0], views[0]))
-            chart = [_interval_chart(volumes, number)] if volumes[0].interval_mm3 is not None else []
+            chart = [interval_chart(volumes, number)] if volumes[0].interval_mm3 is not None else []
             rows.append(replace(row, panels=[*row.panels, *chart]))
         else:
             rows.append(_comparison_row(volumes, views, label, window, number))
@@ -207,13 +208,13 @@ def _comparison_row(
                 overlay = compare_bound(mask, view.reference, is_upper=name == "upper")
                 panels.append(Panel(f"{volume.label}, {name} bound", image, overlay, caption=texts[name]))
     if first.lower is not None and first.upper is not None:
-        panels.append(_interval_chart(volumes, number))
+        panels.append(interval_chart(volumes, number))
     images = (first.fully_sampled, first.upper_image, first.lower_image, first.zero_filled)
     brightest = next(image for image in images if image is not None)
     return PanelRow(label, panels, window, float(np.quantile(brightest[window], 0.995)) or 1.0)
 
 
-def _interval_chart(volumes: Sequence[VolumeReconstruction], number: int) -> Intervals:
+def interval_chart(volumes: Sequence[VolumeReconstruction], number: int) -> Intervals:
     """Make a chart of a class in all slices together: its calibrated intervals, or its bounds where there are none."""
     tables = [volume_table(volume)[number] for volume in volumes]
     labels, known = [volume.label for volume in volumes], tables[0]["fully_sampled_mm3"]

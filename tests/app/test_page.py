@@ -286,6 +286,7 @@ def test_axe_finds_nothing(open_page, scheme):
     set_steps(page, 2)
     run(page)
     page.wait_for_selector("#sgr-picture img")
+    page.locator("#sgr-stop").wait_for(state="hidden")  # the run has ended for the buttons, too
     assert not violations()
 
 
@@ -376,6 +377,10 @@ def test_phone(open_page):
     page.wait_for_selector("#sgr-picture img")
     page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    plot = page.locator("#sgr-plot").inner_text()
+    assert "Volumes in all 2 slices together" in plot and plot.count("best estimate:") == 5  # four, and the legend
+    for mark in ("bar", "diamond", "dot"):
+        assert page.locator(f"#sgr-plot .sgr-track .sgr-{mark}").first.is_visible()
     boxes = [picture.bounding_box() for picture in page.locator("#sgr-picture .sgr-picture").all()]
     assert len(boxes) == 4 and all(box["width"] >= 150 and box["x"] >= 0 for box in boxes)
     for title in page.locator("#sgr-picture .sgr-title, #sgr-plot .sgr-numbers").all():

@@ -16,6 +16,7 @@ from sgr_diffusers.app.limits import AppLimits, RunRefused, RunStopped
 from sgr_diffusers.app.runs import RunRequest, SliceRequest, preview_slice, run_case, run_isolated
 from sgr_diffusers.app.uploads import describe_case
 from sgr_diffusers.app.views import headline_view, interval_plot, message, preview_view, progress_view, result_views
+from sgr_diffusers.reconstruction.demo import CASE, COVERAGE
 from sgr_diffusers.reconstruction.run import read_scan
 from sgr_diffusers.reconstruction.settings import SamplingSettings
 from sgr_diffusers.reconstruction.volume import can_be_fast, load_pipeline, reconstruct_volume
@@ -86,6 +87,54 @@ def test_whether_a_pipeline_can_be_fast(pipe):
     other = copy.copy(pipe)
     other.register_to_config(trained_with={"prediction_type": "epsilon", "alphas_cumprod": None})
     assert not can_be_fast(other) and can_be_fast(pipe)
+
+
+def test_a_calibrated_run_is_of_all_slices_and_what_the_library_gives(pipe):
+    case = describe_case(CASE, LIMITS)
+    request = RunRequest(SliceRequest(case, 0, "poisson_8.0x"), ("meniscus",), n_steps=9, seed=3, coverage=COVERAGE)
+    result = run_case(pipe, request, LIMITS)
+    settings = SamplingSettings(classes=("meniscus",), num_inference_steps=2, fast=True, seed=3, coverage=COVERAGE)
+    expected = reconstruct_volume(pipe, read_scan(CASE, mask="poisson_8.0x"), settings)
+    np.testing.assert_array_equal(result.bounds.magnitudes, expected.magnitudes)
+    assert result.scan.slice_indices == (0, 1) and result.shown == 0
+    (row,) = result.rows()
+    assert row["interval_low_mm3"] <= row["interval_high_mm3"]
+    assert "all 2 slices" in headline_view(result) and "2 fast steps" in headline_view(result)
+    plot = interval_plot(result.rows(), COVERAGE, 2)
+    assert f"<b>{row['interval_low_mm3']:.0f} mm³ to {row['interval_high_mm3']:.0f} mm³</b>" in plot
+    assert f"best estimate: {row['point_mm3']:.0f} mm³" in plot and "in all 2 slices together" in plot
+    result_views(result, "meniscus")
+
+
+@pytest.mark.parametrize(
+    ("mask", "limits", "message"),
+    [
+        ("poisson_4.0x", LIMITS, "calibrated at 8x.* untick the interval"),
+        ("poisson_8.0x", AppLimits(max_slices=1), "at most 1 here, and case.h5 has 2. Cut out"),
+    ],
+)
+def test_an_interval_that_cannot_be_had_is_refused_in_the_words_of_the_page(pipe, mask, limits, message):
+    measurement = SliceRequest(describe_case(CASE, LIMITS), 0, mask)
+    with pytest.raises(ValueError, match=message):
+        run_case(pipe, RunRequest(measurement, ("meniscus",), coverage=COVERAGE), limits)
+
+
+ROW = {"class": "meniscus", "lower_mm3": 80.0, "upper_mm3": 149.0, "fully_sampled_mm3": 160.0, "point_mm3": 105.0}
+ROW |= {"interval_low_mm3": 60.0, "interval_high_mm3": 150.0}
+
+
+@pytest.mark.parametrize(
+    ("attained", "n_short", "text"),
+    [
+        ("both", 0, "images reach both ends"),
+        ("upper", 1, "images reach the upper end only"),
+        ("neither", 2, "images reach neither end"),
+    ],
+)
+def test_the_plot_marks_the_images_that_fall_short_of_their_end(attained, n_short, text):
+    plot = interval_plot([ROW | {"attained": attained}], COVERAGE)
+    assert plot.count('class="sgr-dot sgr-short" style') == n_short and text in plot
+    assert "fully sampled: 160 mm³, outside" in plot and "90% interval" in plot
 
 
 def test_without_a_fully_sampled_image_the_plain_reconstruction_is_made(plain_result):
@@ -297,5 +346,5 @@ def test_preview(request_of_the_scan):
     expected = torch.linalg.vector_norm(scan.fully_sampled[0]).item()
     assert np.linalg.norm(fully_sampled) == pytest.approx(expected, rel=1e-5)
     view = preview_view(zero_filled, fully_sampled, scan.voxel_size_mm, scan.orientation, "<4x>")
-    assert view.count("<figure>") == 2 and "Zero-filled, &lt;4x&gt;" in view
+    assert view.count("<figure>") == 2 and "Undersampled, &lt;4x&gt;" in view
     assert preview_view(zero_filled, None, scan.voxel_size_mm, None, "4x").count("<figure>") == 1

@@ -28,6 +28,13 @@ def test_python_runs(page, capsys):
         assert capsys.readouterr().out.count("mm^3 in these slices") == 4
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_or_parsed(page):
+    fences = re.findall(r"^[ \t>]*(?:```|~~~).*$", (ROOT / page).read_text(), flags=re.MULTILINE)
+    languages = {"```python", "```bash", "```console"}  # the last for programs that do not come with this package
+    assert set(fences[::2]) <= languages and set(fences[1::2]) <= {"```"}
+
+
 def test_tables_are_those_of_the_checkpoints():
     tables = runpy.run_path(str(ROOT / "docs" / "fill_tables.py"))
     for page, made in tables["BLOCKS"].items():

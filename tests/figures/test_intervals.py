@@ -50,7 +50,7 @@ def test_everything_drawn_lies_within_the_axis():
 @pytest.mark.parametrize(
     ("chart", "texts"),
     [
-        (CALIBRATED, {"calibrated interval", "unguided image", "image at its end of the interval"}),
+        (CALIBRATED, {"calibrated interval", "unguided image", "image at its end"}),
         (Intervals("lower to upper", ["4x"], [1.0], [2.0]), set()),
     ],
 )

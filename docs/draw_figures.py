@@ -19,8 +19,9 @@ from sgr_diffusers.bounds import uncertain_share, volume_mm3
 from sgr_diffusers.figures.bounds import UNCERTAIN, Panel, PanelRow, draw_rows, joint_window
 from sgr_diffusers.reconstruction.demo import CASE, COVERAGE
 from sgr_diffusers.reconstruction.results import bounds_figure, figure_title, interval_chart
-from sgr_diffusers.reconstruction.run import read_scan, reconstruct_with_progress
+from sgr_diffusers.reconstruction.run import reconstruct_with_progress
 from sgr_diffusers.reconstruction.settings import SamplingSettings
+from sgr_diffusers.reconstruction.source import read_scan
 from sgr_diffusers.reconstruction.volume import VolumeReconstruction, load_pipeline
 
 ASSETS = Path(__file__).parent / "assets"

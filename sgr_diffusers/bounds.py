@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Real, UInt8
+from jaxtyping import Bool, Float, Int, Integer, Real, UInt8
 from torch import Tensor
 
 __all__ = [
@@ -51,14 +51,14 @@ def tissue_masks(
 
 
 def volume_mm3(
-    masks: Bool[Array, "*batch y x"],
+    masks: Bool[Array, "*batch y x"] | Integer[Array, "..."],
     voxel_size_mm: Sequence[float] | None = None,
     axes: tuple[int, ...] = (-2, -1),
 ) -> Numbers:
     """Compute the volume in mm^3 of the true pixels (paper Eq. 7).
 
     Args:
-        masks: pixels of tissues, for example `(batch, class, y, x)`.
+        masks: pixels of tissues, for example `(batch, class, y, x)`, or counts of them.
         voxel_size_mm: three edge lengths of a voxel in mm; `None` counts voxels.
         axes: axes to add up: those of a slice, or also that of the slices for the volume in a whole scan.
     """

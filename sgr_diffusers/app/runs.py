@@ -19,8 +19,8 @@ from ..pipeline.calibrated import load_calibration, measured_group
 from ..pipeline.inputs import check_measurement
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..reconstruction.results import volume_table
-from ..reconstruction.run import read_scan
 from ..reconstruction.settings import SamplingSettings
+from ..reconstruction.source import read_scan
 from ..reconstruction.volume import (
     VolumeReconstruction,
     load_pipeline,
@@ -203,9 +203,9 @@ def run_case(
     plain_settings = None
     if scan.fully_sampled is None:
         plain_settings = replace(settings, target="none", guidance_scale=1.0, coverage=None)
-    total = n_progress_steps(pipe, scan, settings)
+    total = n_progress_steps(pipe, len(scan.slice_indices), settings)
     if plain_settings is not None:
-        total += n_progress_steps(pipe, scan, plain_settings)
+        total += n_progress_steps(pipe, len(scan.slice_indices), plain_settings)
     start, done, max_seconds, setup = time.monotonic(), 0, 60 * limits.max_minutes, 0.0
 
     def after_step() -> None:

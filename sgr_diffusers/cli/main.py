@@ -19,11 +19,12 @@ from ..reconstruction.settings import DTYPES, SamplingSettings
 from ..utils.disk import disk_errors
 from ..utils.files import check_replaceable
 from ..utils.options import OptionParser
+from ..utils.processes import end_with_launcher, helpers
 from .app import add_app
 from .convert import add_convert_arguments, run_convert
 from .data import add_data, add_synthesize
 from .evaluate import add_evaluation_commands
-from .options import add_command, add_settings, parser_of, settings_from
+from .options import add_command, add_settings, add_sharing, check_sharing, parser_of, settings_from
 from .publish import add_publish
 
 __all__ = ["create_parser", "main"]
@@ -137,6 +138,7 @@ def _add_reconstruct(commands: Any) -> None:
     command.add_argument("file", type=Path, metavar="FILE", help="raw k-space: .h5, .mrd, .npy, .npz or .cfl")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     command.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier run")
+    command.add_argument("--dry-run", action="store_true", help="print the expected duration, and stop")
     command.add_argument("--ismrmrd", action="store_true", help="also write images.h5, images in the ISMRMRD format")
     command.add_argument(
         "--dicom",
@@ -197,6 +199,7 @@ def _add_reconstruct(commands: Any) -> None:
         default="float32",
         help="type of the prior's weights (default: %(default)s); on CPUs bfloat16 needs AVX512_BF16 or AMX",
     )
+    add_sharing(machine, n_threads=None)
 
 
 def _add_convert(commands: Any) -> None:
@@ -240,11 +243,17 @@ def _check_reconstruct(args: argparse.Namespace) -> None:
     check_replaceable(args.output, args.overwrite)
     if args.num_samples > 1 and args.target != "none":
         raise ValueError(f"--samples {args.num_samples} goes with --target none, got --target {args.target}.")
+    check_sharing(args)
 
 
 def _run_reconstruct(args: argparse.Namespace) -> None:
+    end_with_launcher()
+    import torch
+
     from ..reconstruction.run import reconstruct_file
 
+    n_threads = args.num_threads or max(torch.get_num_threads() // args.num_processes, 1)
+    torch.set_num_threads(n_threads)
     reconstruct_file(
         args.file,
         args.output,
@@ -261,6 +270,9 @@ def _run_reconstruct(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         n_coils=args.coils,
         ismrmrd=args.ismrmrd,
+        dry_run=args.dry_run,
+        part=args.part,
+        further_processes=helpers([*args.arguments, "--num-threads", str(n_threads)], args.num_processes, n_threads),
         dicom=args.dicom,
     )
 

@@ -98,14 +98,21 @@ def _add_option(group: Any, entry: Field) -> None:
     group.add_argument(*flags, dest=entry.name, default=entry.default, help=f"{text} (default: {default})", **form)
 
 
-def add_sharing(group: Any) -> None:
-    """Add the options of a command whose work any number of processes share."""
+def add_sharing(group: Any, n_threads: int | None = 1) -> None:
+    """Add the options of a command whose work any number of processes share.
+
+    Args:
+        group: parser, or group of a parser.
+        n_threads: default number of threads of a process; `None` for a thread for each core.
+    """
+    default = "the cores, divided among the processes" if n_threads is None else n_threads
     group.add_argument(
         "--num-threads",
         type=int,
-        default=1,
+        default=n_threads,
+        metavar="N",
         help="number of threads of a process; results are equal to the last bit for any number of processes, not of "
-        "threads",
+        f"threads (default: {default})",
     )
     group.add_argument("--num-processes", type=int, default=1, help="number of processes to start on this machine")
     group.add_argument(
@@ -122,7 +129,7 @@ def check_sharing(args: argparse.Namespace) -> None:
     Raises:
         ValueError: an option cannot be used.
     """
-    check_numbers(args.num_processes, args.num_threads)
+    check_numbers(args.num_processes, 1 if args.num_threads is None else args.num_threads)
     args.part = Part.of_array() if args.part is None else Part.parse(args.part)
 
 

@@ -19,9 +19,9 @@ from ..data.skm_tea import SkmTeaScan
 from ..pipeline.calibrated import calibration_settings, measured_group
 from ..pretrained import BUNDLED, PRETRAINED
 from ..utils.files import whole_file
+from ..utils.versions import library_versions
 from .compute import UnitComputer
 from .counts import count_bounds
-from .identity import library_versions
 from .load import EvaluationResults, load_results
 from .runner import EvaluationRequest
 

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,11 @@ from .slices import EvaluationData
 
 __all__ = [
     "CONFIG",
-    "library_versions",
     "open_results",
     "read_config",
 ]
 
 CONFIG = "config.json"
-_LIBRARIES = ("sgr_diffusers", "torch", "diffusers", "monai", "numpy")
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of what computes the results; "-" for a package that runs from its source tree only."""
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "-"
-    return versions
 
 
 def open_results(

@@ -20,10 +20,12 @@ from torch import nn
 from ..models.segmentation import SegmentationUNet
 from ..pipeline.calibrated import scheduler_settings, used_strength
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from ..reconstruction.estimate import estimated_seconds
 from ..reconstruction.volume import load_pipeline
 from ..utils.claims import Part, exclusive, hand_out, remove_claims
+from ..utils.versions import library_versions
 from .compute import UnitComputer
-from .identity import CONFIG, library_versions, open_results
+from .identity import CONFIG, open_results
 from .plan import EvaluationPlan, Unit, plan_units
 from .settings import EvaluationSettings
 from .slices import choose_data, choose_examples, parse_protocol
@@ -304,34 +306,24 @@ def evaluate(
 def estimate_seconds(prepared: Prepared, request: EvaluationRequest) -> tuple[dict[str, float], str]:
     """Estimate the seconds of a unit of each kind (of one sample for RR), and say where they come from.
 
-    Taken from the folder where all kinds are there, otherwise measured on one slice: the time of a step is the
-    difference between calls of a fifth and two fifths of the steps, so that what is done once for a slice cancels, and
-    the steps that are pushed have their share. Other processes on the same cores are not accounted for.
+    Taken from the folder where all kinds are there, otherwise measured on one slice, see `estimated_seconds`. Other
+    processes on the same cores are not accounted for.
     """
     kinds = {unit.kind for unit in prepared.outstanding.todo}
     if kinds <= set(prepared.outstanding.seconds):
         return prepared.outstanding.seconds, "mean of the units that are done"
-    by_kind: dict[str, float] = {}
+    computer, by_kind = prepared.computer, {}
     for kind in sorted(kinds):
         unit = next(unit for unit in prepared.outstanding.todo if unit.kind == kind)
-        n_steps = request.settings.num_inference_steps
-        if kind == "reference" or n_steps < 10:
-            whole = _seconds(prepared.computer, unit, n_steps)
-        else:
-            few = n_steps // 5
-            first, second = (_seconds(prepared.computer, unit, n) for n in (few, 2 * few))
-            whole = first + max(second - first, 0.0) / few * (n_steps - few)
+
+        def compute(settings: EvaluationSettings, unit: Unit = unit) -> float:
+            trial = UnitComputer(computer.pipe, computer.second, settings, computer.data, (), computer.with_manual)
+            return trial.compute(unit)["seconds"]
+
+        settings = computer.settings
+        whole = compute(settings) if kind == "reference" else estimated_seconds(compute, settings)
         by_kind[kind] = whole / max(unit.n_samples, 1)
     return by_kind, "one slice timed, nothing else running"
-
-
-def _seconds(computer: UnitComputer, unit: Unit, n_steps: int) -> float:
-    visited, timesteps = computer.settings.visited_timesteps, None
-    if visited is not None:  # spread over all of them, for not all cost alike
-        timesteps = tuple(visited[round(k)] for k in np.linspace(0, len(visited) - 1, n_steps))
-    settings = replace(computer.settings, num_inference_steps=n_steps, fast=False, timesteps=timesteps)
-    trial = UnitComputer(computer.pipe, computer.second, settings, computer.data, (), computer.with_manual)
-    return trial.compute(unit)["seconds"]
 
 
 def total_seconds(todo: Sequence[Unit], seconds: Mapping[str, float]) -> float:

@@ -19,8 +19,8 @@ import numpy as np
 
 from ..io.ismrmrd_writer import ismrmrd_images
 from ..reconstruction.results import volume_table
-from ..reconstruction.run import read_scan
 from ..reconstruction.settings import SamplingSettings
+from ..reconstruction.source import read_scan
 from ..reconstruction.volume import VolumeReconstruction, load_pipeline, reconstruct_volume
 
 __all__ = ["process"]

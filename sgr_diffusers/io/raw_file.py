@@ -19,7 +19,7 @@ from .raw_slices import RawSlices, check_voxel_size, warn_suspect
 from .skm_tea_file import read_skm_tea, stored_masks
 from .undersampling import undersample
 
-__all__ = ["mask_label", "read_raw", "stored_choices"]
+__all__ = ["count_single_slices", "mask_label", "read_raw", "stored_choices"]
 
 
 def read_raw(
@@ -137,6 +137,20 @@ def stored_choices(path: str | os.PathLike, group: str | None = None) -> tuple[t
     if len(shape) != 5:
         raise ValueError(f"`kspace` of {path} must have 5 axes (slice, y, x, echo, coil), got shape {shape}.")
     return masks, shape[3]
+
+
+def count_single_slices(path: str | os.PathLike, group: str | None = None) -> int | None:
+    """Count the slices of a file from which single slices can be read; `None` for a file that is read as a whole.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as `read_raw`.
+    """
+    path = Path(path)
+    if _look_into(path, group)[0] not in ("skm_tea", "fastmri"):
+        return None
+    with open_hdf5(path) as file:
+        shape: tuple[int, ...] = getattr(child(find_group(file, path, group), "kspace"), "shape", ())
+    return shape[0] if shape else None
 
 
 def _look_into(path: Path, group: str | None) -> tuple[str, tuple[str, ...], frozenset[str]]:

@@ -11,8 +11,9 @@ from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
 from ..pretrained import PRETRAINED
 from ..utils.files import whole_folder
 from .results import bounds_figure, figure_title, table_note, table_text, volume_table, write_table
-from .run import read_scan, reconstruct_with_progress, write_record
+from .run import reconstruct_with_progress, write_record
 from .settings import SamplingSettings
+from .source import read_scan
 from .volume import load_pipeline, with_fast_scheduler
 
 __all__ = ["CASE", "COVERAGE", "run_demo"]

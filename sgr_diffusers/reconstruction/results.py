@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Real
 
-from ..bounds import uncertain_share, volume_mm3
+from ..bounds import tissue_masks, uncertain_share, volume_mm3
 from ..figures.bounds import (
     BoundPanels,
     Panel,
@@ -57,9 +57,9 @@ def volume_table(volume: VolumeReconstruction) -> list[dict[str, Any]]:
     rows = []
     for number, name in enumerate(volume.classes):
         row: dict[str, Any] = {"sampling": volume.label, "class": name}
-        masks = dict(zip(volume.targets, np.moveaxis(volume.masks[:, number], 1, 0), strict=True))
-        row |= {f"{'unguided' if target == 'none' else target}_mm3": _mm3(volume, masks[target]) for target in masks}
-        known = None if volume.reference_masks is None else volume.reference_masks[:, number]
+        for target, counts in zip(volume.targets, volume.voxel_counts[:, number].T, strict=True):
+            row[f"{'unguided' if target == 'none' else target}_mm3"] = _mm3(volume, counts)
+        known = None if volume.reference_counts is None else volume.reference_counts[:, number]
         row["fully_sampled_mm3"] = None if known is None else _mm3(volume, known)
         if volume.interval_mm3 is not None:
             row |= _calibrated(volume, number)
@@ -85,11 +85,9 @@ def _calibrated(volume: VolumeReconstruction, number: int) -> dict[str, Any]:
     return {"point_mm3": point, "interval_low_mm3": low, "interval_high_mm3": high, "attained": attained}
 
 
-def _mm3(volume: VolumeReconstruction, mask: Bool[np.ndarray, "slice y x"]) -> float | None:
+def _mm3(volume: VolumeReconstruction, counts: Real[np.ndarray, " slice"]) -> float | None:
     """Volume in mm^3 over all slices; `None` where the voxel size is not known. Slices left out count nothing."""
-    if volume.voxel_size_mm is None:
-        return None
-    return float(volume_mm3(mask, volume.voxel_size_mm, axes=(0, 1, 2)))
+    return None if volume.voxel_size_mm is None else float(volume_mm3(counts.astype(int), volume.voxel_size_mm, (0,)))
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -307,20 +305,21 @@ def write_dicom(folder: Path, volume: VolumeReconstruction, placement: Placement
 
 def _shown_slice(volumes: Sequence[VolumeReconstruction], number: int) -> int:
     """Slice with most of the class in the fully sampled image; where it has none, in any of the bounds."""
-    reference = volumes[0].reference_masks
+    reference = volumes[0].reference_counts
     if reference is not None and reference[:, number].any():
-        return int(np.argmax(volume_mm3(reference[:, number])))
-    return int(np.argmax(sum(volume_mm3(volume.masks[:, number], axes=(1, 2, 3)) for volume in volumes)))
+        return int(np.argmax(reference[:, number]))
+    return int(np.argmax(sum(volume.voxel_counts[:, number].sum(axis=1) for volume in volumes)))
 
 
 def _view(volume: VolumeReconstruction, class_number: int, slice_number: int) -> BoundPanels:
     arrays: dict[str, Any] = {"zero_filled": volume.zero_filled[slice_number]}
+    masks = tissue_masks(volume.segmentations[[slice_number]], volume.labels)[0, class_number]
     for number, target in enumerate(volume.targets):
         arrays[f"{target}_image"] = volume.magnitudes[slice_number, class_number, number]
-        arrays[target] = volume.masks[slice_number, class_number, number]
-    if volume.fully_sampled is not None and volume.reference_masks is not None:
+        arrays[target] = masks[number]
+    if volume.fully_sampled is not None and volume.reference is not None:
         arrays["fully_sampled"] = volume.fully_sampled[slice_number]
-        arrays["reference"] = volume.reference_masks[slice_number, class_number]
+        arrays["reference"] = volume.reference[slice_number] == volume.labels[class_number]
     return BoundPanels(**arrays)
 
 
@@ -337,10 +336,10 @@ def _captions(volume: VolumeReconstruction, view: BoundPanels) -> dict[str, str]
 def _plain_figure(volumes: Sequence[VolumeReconstruction], title: str) -> "Figure":
     rows = []
     for volume in volumes:
-        tissue = np.isin(volume.segmentations[:, 0, 0], volume.labels)
-        slice_number = int(np.argmax(tissue.sum(axis=(1, 2))))
-        image = volume.magnitudes[slice_number, 0, 0]
-        labels = np.where(tissue[slice_number], volume.segmentations[slice_number, 0, 0], 0).astype(np.uint8)
+        n_pixels = [np.isin(labels[0, 0], volume.labels).sum() for labels in volume.segmentations]
+        slice_number = int(np.argmax(n_pixels))
+        image, labels = volume.magnitudes[slice_number, 0, 0], volume.segmentations[slice_number, 0, 0]
+        labels = np.where(np.isin(labels, volume.labels), labels, 0).astype(np.uint8)
         panels = [Panel("zero-filled", volume.zero_filled[slice_number])]
         if volume.fully_sampled is not None:
             panels.insert(0, Panel("fully sampled", volume.fully_sampled[slice_number]))

@@ -2,20 +2,27 @@
 
 import dataclasses
 import json
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .. import __version__
 from ..io.bids import describe_derivatives
-from ..io.dicom_series import place_in_series, read_series
-from ..io.raw_file import read_raw
-from ..io.raw_slices import RawSlices, check_voxel_size, collected_suspicions, warn_suspect
+from ..io.dicom_series import read_series
+from ..io.raw_slices import RawSlices, collected_suspicions
+from ..pipeline.calibrated import scheduler_settings
 from ..pipeline.pipeline_sgr_mri import SGRMRIPipeline
+from ..utils.claims import Part
 from ..utils.files import RECORD_FILE, check_replaceable, whole_folder
+from ..utils.processes import is_helper
+from ..utils.versions import library_versions
+from ..utils.weights import weights_hash
+from .estimate import estimated_seconds
 from .results import (
     bounds_figure,
     figure_title,
@@ -27,20 +34,19 @@ from .results import (
     write_table,
 )
 from .settings import SamplingSettings
+from .source import ScanFile, ScanSource
 from .volume import (
     VolumeReconstruction,
+    check_measured,
     load_pipeline,
     n_progress_steps,
     reconstruct_volume,
+    slice_parts,
     with_calibrated_steps,
 )
+from .work import Parts
 
-__all__ = [
-    "read_scan",
-    "reconstruct_file",
-    "reconstruct_with_progress",
-    "write_record",
-]
+__all__ = ["reconstruct_file", "reconstruct_with_progress", "write_record"]
 
 
 def reconstruct_file(
@@ -61,8 +67,14 @@ def reconstruct_file(
     n_coils: int | None = None,
     ismrmrd: bool = False,
     dicom: str | Path | None = None,
+    dry_run: bool = False,
+    part: Part | None = None,
+    further_processes: AbstractContextManager | None = None,
 ) -> list[dict[str, Any]]:
     """Reconstruct slices of a scan, write images, segmentations, volumes.csv and figure.png, and print the table.
+
+    Slices are read as they are needed, and their results kept in a hidden folder beside `output` until all of them are
+    made: a run that was killed goes on where it was, and any number of processes share the slices.
 
     Args:
         file: raw k-space of any kind that `io.read_raw` reads.
@@ -83,91 +95,151 @@ def reconstruct_file(
         ismrmrd: whether to write images and segmentations in the ISMRMRD format, too, to images.h5.
         dicom: folder of the DICOM series of the same scan: images and segmentations are also written as DICOM where
             its images lie, and a raw file that does not say where its slices lie takes their place from it.
+        dry_run: whether to print an estimate of the duration and to stop.
+        part: part of the slices to begin with, where several processes share them; `None` for the order of the scan.
+        further_processes: context in which further processes do the same, see `utils.processes.helpers`; `None` for
+            this process alone.
 
     Returns:
-        The rows of volumes.csv, see `results.volume_table`.
+        The rows of volumes.csv, see `results.volume_table`; none in a further process and after a dry run.
 
     Raises:
-        FileExistsError: `output` is taken.
+        FileExistsError: `output` is taken, or an unfinished run with other settings is kept for it.
         ValueError, IndexError, OSError: the file, a slice, the series, the model or a setting cannot be used.
     """
     output, settings = Path(output), settings or SamplingSettings()
+    parts = Parts(output)
     check_replaceable(output, overwrite)
     series = None if dicom is None else read_series(dicom)
     needs_size = settings.target != "none" and series is None
-    with collected_suspicions() as suspicions:
-        scan = read_scan(file, slices, echo, mask, voxel_size_mm, n_coils, repetition, group, needs_size)
-        if series is not None:
-            scan, placement = place_in_series(scan, series)
+    scan = ScanFile(file, echo, mask, voxel_size_mm, n_coils, repetition, group, needs_size)
+    source = ScanSource(scan, slices, series, at_once=settings.coverage is not None)
     pipe = load_pipeline(model, device, dtype)
     settings = with_calibrated_steps(pipe, settings)
-    with whole_folder(output, overwrite) as folder:
-        [volume] = reconstruct_with_progress(pipe, [scan], settings)
-        rows = volume_table(volume)
-        write_table(folder / "volumes.csv", rows)
-        write_images(folder, volume, scan.orientation, scan.affine, ismrmrd)
-        if series is not None:
-            write_dicom(folder / "dicom", volume, placement)
-        describe_derivatives(
-            folder, Path(file).name, dict(zip(volume.labels, volume.classes, strict=True)), __version__
-        )
-        bounds_figure([volume], f"{Path(file).name}: {figure_title(settings)}").savefig(folder / "figure.png")
-        read = {"file": file, "slices": list(scan.slice_indices), "echo": echo, "repetition": repetition}
-        known = {"group": group, "geometry": scan.known_geometry, "dicom": dicom, "warnings": suspicions}
-        volumes = {} if settings.coverage is None else {"volumes": rows}
-        write_record(folder, settings, model=model, mask=mask, **read, **known, **volumes)
-    head = "Voxel size unknown: no volumes" if scan.voxel_size_mm is None else "Volumes"
-    print(f"{head} of {len(scan.slice_indices)} slices together:\n\n{table_text(rows)}\n\n{table_note(settings)}")
+    if dry_run:
+        print(_estimate(pipe, source, settings))
+        return []
+    request = _request(scan, pipe, settings, dtype=dtype, dicom=dicom)
+    units = [source.numbers[chosen] for chosen in slice_parts(pipe, len(source.numbers), settings)]
+    if not parts.are_begun:  # what cannot be used is found before anything is reconstructed
+        with collected_suspicions() as more:
+            for unit in units:
+                check_measured(source.read(unit))
+        source.suspicions.extend(more)
+    try:
+        token = parts.open(request, overwrite)
+        with further_processes or nullcontext():
+            _make_parts(pipe, source, settings, parts, units, part)
+        if is_helper():
+            return []
+        with parts.finish(units) as made:
+            if made is None:
+                print(f"{output} was finished by another process.")
+                return []
+            volume, suspicions = made
+            texts = list(dict.fromkeys([*source.suspicions, *suspicions]))
+            read = {"file": file, "echo": echo, "repetition": repetition, "group": group, "mask": mask}
+            with whole_folder(output, overwrite) as folder:
+                rows = _write_results(folder, volume, source, settings, ismrmrd, Path(file).name)
+                volumes = {} if settings.coverage is None else {"volumes": rows}
+                known = {"geometry": source.head.known_geometry, "dicom": dicom, "warnings": texts}
+                numbers = list(source.numbers)
+                write_record(folder, settings, token=token, model=model, slices=numbers, **read, **known, **volumes)
+    except BaseException:
+        parts.leave()
+        if parts.folder.exists() and not is_helper():
+            print(f"\nWhat is made is kept in {parts.folder}: the same command goes on from there.", file=sys.stderr)
+        raise
+    head = "Voxel size unknown: no volumes" if volume.voxel_size_mm is None else "Volumes"
+    print(f"{head} of {len(volume.numbers)} slices together:\n\n{table_text(rows)}\n\n{table_note(settings)}")
     print(f"Written to {output}")
-    if scan.affine is None:
-        print(f"Place of the images in the patient: {scan.known_geometry}")
+    if source.head.affine is None:
+        print(f"Place of the images in the patient: {source.head.known_geometry}")
     return rows
 
 
-def read_scan(
-    file: str | Path,
-    slices: slice = slice(None),
-    echo: int = 1,
-    mask: float | str | None = None,
-    voxel_size_mm: Sequence[float] | None = None,
-    n_coils: int | None = None,
-    repetition: int = 0,
-    group: str | None = None,
-    needs_size: bool = True,
-) -> RawSlices:
-    """Read slices as `reconstruct_volume` takes them; arguments as for `reconstruct_file`.
-
-    Coil maps and fully sampled images are optional in the file, as is an attribute `voxel_size_mm` of three numbers.
-
-    Args:
-        needs_size: whether an unknown voxel size is an error; bounds are volumes, a plain reconstruction is none.
-
-    Raises:
-        FileNotFoundError, PermissionError, BlockingIOError: as `read_raw` says.
-        ValueError: as `read_raw` says, or the voxel size is not known.
-    """
-    given_size = None if voxel_size_mm is None else check_voxel_size(voxel_size_mm, "voxel-size")
-    raw = read_raw(file, slices, echo, mask, n_coils, repetition, group)
-    size = raw.voxel_size_mm if given_size is None else given_size
-    if size is None and needs_size:
-        raise ValueError(
-            f"`voxel-size` is needed: {file} does not state it, and no annotations lie beside it. For SKM-TEA: "
-            "--voxel-size 0.3125 0.3125 0.8"
-        )
-    return dataclasses.replace(raw, voxel_size_mm=size, affine=_fitting_affine(raw, size))
+def _write_results(
+    folder: Path,
+    volume: VolumeReconstruction,
+    source: ScanSource,
+    settings: SamplingSettings,
+    ismrmrd: bool,
+    file_name: str,
+) -> list[dict[str, Any]]:
+    """Write tables, images and figure; returns the rows of volumes.csv."""
+    rows = volume_table(volume)
+    write_table(folder / "volumes.csv", rows)
+    write_images(folder, volume, source.head.orientation, source.head.affine, ismrmrd)
+    if source.placement is not None:
+        write_dicom(folder / "dicom", volume, source.placement)
+    describe_derivatives(folder, file_name, dict(zip(volume.labels, volume.classes, strict=True)), __version__)
+    bounds_figure([volume], f"{file_name}: {figure_title(settings)}").savefig(folder / "figure.png")
+    return rows
 
 
-def _fitting_affine(raw: RawSlices, size: tuple[float, float, float] | None) -> np.ndarray | None:
-    """The affine of the file, unless the user says that voxels have another size."""
-    if raw.affine is None or size is None or raw.voxel_size_mm is None:
-        return None
-    if np.allclose(size, raw.voxel_size_mm, rtol=1e-3):
-        return raw.affine
-    warn_suspect(
-        f"`voxel-size` {size} contradicts the file, which says {raw.voxel_size_mm}: it is used, and the position of "
-        "the slices is taken as unknown."
+def _request(scan: ScanFile, pipe: SGRMRIPipeline, settings: SamplingSettings, **more: Any) -> dict[str, Any]:
+    """All that the parts of a reconstruction depend on, but for the number of threads and the device."""
+    state = Path(scan.file).stat() if Path(scan.file).is_file() else None
+    networks = {
+        name: weights_hash(network)
+        for name, network in pipe.components.items()
+        if isinstance(network, torch.nn.Module)
+    }
+    return {
+        "scan": {**dataclasses.asdict(scan), "file": str(Path(scan.file).resolve())},
+        "file": None if state is None else [state.st_size, state.st_mtime_ns],
+        "settings": dataclasses.asdict(settings),
+        "networks": networks,
+        "scheduler": scheduler_settings(pipe),
+        "versions": library_versions(),
+        **more,
+    }
+
+
+def _estimate(pipe: SGRMRIPipeline, source: ScanSource, settings: SamplingSettings) -> str:
+    """Say how long the reconstruction takes, by the first of its parts."""
+    parts = [source.numbers[chosen] for chosen in slice_parts(pipe, len(source.numbers), settings)]
+    first = source.read(parts[0])
+
+    def seconds_of(fewer: SamplingSettings) -> float:
+        start = time.monotonic()
+        reconstruct_volume(pipe, first, fewer)
+        return time.monotonic() - start
+
+    seconds = estimated_seconds(seconds_of, settings)
+    return (
+        f"{len(source.numbers)} slices in {len(parts)} parts of up to {len(parts[0])}: {seconds:.1f} s for a part, "
+        f"{len(parts) * seconds / 3600:.2f} hours on one process (one part timed, nothing else running)."
     )
-    return None
+
+
+def _make_parts(
+    pipe: SGRMRIPipeline,
+    source: ScanSource,
+    settings: SamplingSettings,
+    parts: Parts,
+    units: Sequence[tuple[int, ...]],
+    part: Part | None,
+) -> None:
+    """Reconstruct the parts that are not made, together with all other processes that do so, under a progress bar."""
+    from tqdm import tqdm
+
+    n_steps, left = n_progress_steps(pipe, len(units[0]), settings), set(units)
+    bar = tqdm(total=len(units) * n_steps, unit="step", desc=source.head.label, disable=is_helper())
+
+    def update() -> None:
+        made = {unit for unit in left if parts.is_done(unit)}
+        left.difference_update(made)
+        bar.n, bar.initial = (len(units) - len(left)) * n_steps, bar.initial or len(made) * n_steps
+        bar.refresh()
+
+    with bar, closing(parts.hand_out(units, part)) as to_do:
+        update()
+        for unit in to_do:
+            with collected_suspicions() as suspicions:
+                volume = reconstruct_volume(pipe, source.read(unit), settings, bar.update)
+            parts.save(unit, volume, suspicions)
+            update()
 
 
 def reconstruct_with_progress(
@@ -177,7 +249,9 @@ def reconstruct_with_progress(
     from tqdm import tqdm
 
     volumes = []
-    with tqdm(total=sum(n_progress_steps(pipe, scan, settings) for scan in scans), unit="step") as bar:
+    with tqdm(
+        total=sum(n_progress_steps(pipe, len(scan.slice_indices), settings) for scan in scans), unit="step"
+    ) as bar:
 
         def advance() -> None:
             bar.update()

@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from jaxtyping import Bool, Complex, Float, UInt8
 from torch import Tensor
 
-from ..bounds import tissue_masks
+from ..bounds import tissue_masks, volume_mm3
 from ..guidance.targets import TARGETS, resolve_classes
 from ..io.raw_slices import RawSlices
 from ..pipeline.calibrated import CALLS_OF_A_CALIBRATED_ONE, load_calibration
@@ -32,9 +32,11 @@ from .settings import DTYPES, SamplingSettings
 __all__ = [
     "VolumeReconstruction",
     "can_be_fast",
+    "check_measured",
     "load_pipeline",
     "n_progress_steps",
     "reconstruct_volume",
+    "slice_parts",
     "with_calibrated_steps",
     "with_fast_scheduler",
 ]
@@ -50,6 +52,7 @@ class VolumeReconstruction:
         segmentations: `(slice, class, target, y, x)`, uint8 labels of all classes.
         data_residual: `(class, target)`, float64, ||A x - y|| / ||y|| over all slices together.
         noise_residual: the `data_residual` that noise alone would leave.
+        energy: ||y||^2 over all slices together.
         zero_filled: `(slice, y, x)`, float32, magnitude of A^H y.
         fully_sampled: `(slice, y, x)`, float32 magnitude, if known.
         reference: `(slice, y, x)`, uint8, labels of the same network for the fully sampled images.
@@ -69,6 +72,7 @@ class VolumeReconstruction:
     segmentations: UInt8[np.ndarray, "slice class target y x"]
     data_residual: Float[np.ndarray, "class target"]
     noise_residual: float
+    energy: float
     zero_filled: Float[np.ndarray, "slice y x"]
     fully_sampled: Float[np.ndarray, "slice y x"] | None
     reference: UInt8[np.ndarray, "slice y x"] | None
@@ -87,6 +91,18 @@ class VolumeReconstruction:
     def masks(self) -> Bool[np.ndarray, "slice class target y x"]:
         """Pixels of each class in its own reconstructions."""
         return tissue_masks(self.segmentations, self.labels)
+
+    @cached_property
+    def voxel_counts(self) -> Float[np.ndarray, "slice class target"]:
+        """Number of voxels of each class in its own reconstructions, counted slice by slice."""
+        return np.stack([volume_mm3(tissue_masks(labels[None], self.labels))[0] for labels in self.segmentations])
+
+    @cached_property
+    def reference_counts(self) -> Float[np.ndarray, "slice class"] | None:
+        """Number of voxels of each class in the fully sampled images, if known."""
+        if self.reference is None:
+            return None
+        return np.stack([volume_mm3(tissue_masks(labels[None, None], self.labels))[0] for labels in self.reference])
 
     @cached_property
     def reference_masks(self) -> Bool[np.ndarray, "slice class y x"] | None:
@@ -167,9 +183,7 @@ def reconstruct_volume(
             "reconstruct with --target none and without --classes."
         )
     size, device = tuple(scan.kspace.shape[-2:]), pipe.device
-    empty = [number for number, y in zip(scan.slice_indices, scan.kspace, strict=True) if not y.any()]
-    if empty:
-        raise ValueError(f"`slices` {empty} hold no measured data at all. Leave them out.")
+    check_measured(scan)
     class_names = check_networks(pipe.unet, pipe.segmentation_model, size, device)
     labels = resolve_classes(settings.classes, class_names) if has_classes else ()
     if settings.fast:
@@ -186,7 +200,7 @@ def reconstruct_volume(
     coil_maps = None if settings.sets_maps else scan.coil_maps  # stored maps give way
     images, segmentations, zero_filled, deviations = [], [], [], []
     misfit_energy, noise_energy, energy = torch.zeros(1, 1, dtype=torch.float64), 0.0, 0.0
-    for chosen in _chunks(pipe, scan, settings):
+    for chosen in slice_parts(pipe, len(scan.slice_indices), settings):
         kspace = scan.kspace[chosen]
         try:
             out: Any = pipe(
@@ -227,6 +241,7 @@ def reconstruct_volume(
         segmentations=torch.cat(segmentations).numpy(),
         data_residual=(misfit_energy / energy).sqrt().numpy(),
         noise_residual=(noise_energy / energy) ** 0.5,
+        energy=energy,
         zero_filled=torch.cat(zero_filled).numpy(),
         fully_sampled=None if scan.fully_sampled is None else scan.fully_sampled.abs().numpy(),
         reference=reference,
@@ -241,6 +256,17 @@ def reconstruct_volume(
         attained=None if settings.coverage is None else out.attained.cpu().numpy(),
         point_estimate_mm3=None if settings.coverage is None else out.point_estimates_mm3.cpu().numpy(),
     )
+
+
+def check_measured(scan: RawSlices) -> None:
+    """Check that all slices hold data.
+
+    Raises:
+        ValueError: some do not; the message names them.
+    """
+    empty = [number for number, y in zip(scan.slice_indices, scan.kspace, strict=True) if not y.any()]
+    if empty:
+        raise ValueError(f"`slices` {empty} hold no measured data at all. Leave them out.")
 
 
 def with_fast_scheduler(pipe: SGRMRIPipeline) -> SGRMRIPipeline:
@@ -274,23 +300,23 @@ def can_be_fast(pipe: SGRMRIPipeline) -> bool:
     return True
 
 
-def n_progress_steps(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSettings) -> int:
-    """Count the steps that `reconstruct_volume` will report."""
+def n_progress_steps(pipe: SGRMRIPipeline, n_slices: int, settings: SamplingSettings) -> int:
+    """Count the steps that `reconstruct_volume` will report for a number of slices."""
     n_steps = len(settings.visited_timesteps or range(settings.num_inference_steps))
     n_calls = 1 if settings.coverage is None else CALLS_OF_A_CALIBRATED_ONE
-    return n_calls * len(_chunks(pipe, scan, settings)) * n_steps
+    return n_calls * len(slice_parts(pipe, n_slices, settings)) * n_steps
 
 
-def _chunks(pipe: SGRMRIPipeline, scan: RawSlices, settings: SamplingSettings) -> list[slice]:
+def slice_parts(pipe: SGRMRIPipeline, n_slices: int, settings: SamplingSettings) -> list[slice]:
     """Runs of slices of which all branches fit one network call, or single ones; all slices for one interval."""
     if settings.coverage is not None:
-        return [slice(None)]
+        return [slice(0, n_slices)]
     n_classes = len(pipe.class_names or ()) if settings.classes is None else len(settings.classes)
     n_branches = (
         max(n_classes, 1) * len(TARGETS[settings.target]) if settings.target != "none" else settings.num_samples
     )
     length = max(settings.batch_size // n_branches, 1)
-    return [slice(start, start + length) for start in range(0, len(scan.slice_indices), length)]
+    return [slice(start, min(start + length, n_slices)) for start in range(0, n_slices, length)]
 
 
 def _slice_generator(seed: int, number: int) -> torch.Generator:

@@ -131,6 +131,7 @@ def exclusive(folder: str | os.PathLike, name: str) -> Iterator[None]:
         folder: folder that all processes share.
         name: name of what is done, different from those of units.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     while True:
         with _claim(Path(folder) / CLAIMS_FOLDER, name) as is_claimed:
             if is_claimed:
@@ -161,22 +162,23 @@ def _claim(claims: Path, name: str) -> Iterator[bool]:
     number = numbers[-1] + 1 if numbers else 0
     path = claims / f"{key}.{number}"
     try:
-        claims.mkdir(parents=True, exist_ok=True)
+        claims.mkdir(exist_ok=True)
         path.touch(exist_ok=False)
-    except (FileExistsError, FileNotFoundError):  # another process was faster, or has just removed the folder
+    except (FileExistsError, FileNotFoundError):  # another process was faster, or has removed the folder
         yield False
         return
-    lock = lock_path(path, waits=False)
-    # Who holds the claim is written once it is locked: only then may others try the lock.
-    path.write_text(json.dumps({"unit": name, "machine": socket.gethostname(), "process": os.getpid()}))
-    ended = Event()
+    lock, ended = None, Event()
     heartbeat = Thread(target=_beat, args=(path, ended), daemon=True)
-    heartbeat.start()
     try:
+        lock = lock_path(path, waits=False)
+        # Who holds the claim is written once it is locked: only then may others try the lock.
+        path.write_text(json.dumps({"unit": name, "machine": socket.gethostname(), "process": os.getpid()}))
+        heartbeat.start()
         yield True
     finally:
         ended.set()
-        heartbeat.join()
+        if heartbeat.ident is not None:
+            heartbeat.join()
         for taken_over in (*numbers, number):
             (claims / f"{key}.{taken_over}").unlink(missing_ok=True)
         if lock is not None:

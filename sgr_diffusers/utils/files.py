@@ -21,9 +21,12 @@ from .disk import disk_errors
 
 __all__ = [
     "RECORD_FILE",
+    "REQUEST_FILE",
     "check_replaceable",
     "is_partial",
     "lock_path",
+    "parts_folder",
+    "read_token",
     "recover",
     "recover_all",
     "remove_folder",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 RECORD_FILE = "settings.json"
+REQUEST_FILE = "request.json"  # of the parts of a folder
 _PARTIAL, _PREVIOUS = ".partial", ".previous"
 
 
@@ -46,6 +50,8 @@ def is_partial(path: Path) -> bool:
 
 def recover(path: str | os.PathLike) -> None:
     """Tidy up what killed runs have left beside a path: bring back an earlier result, and delete what is partial.
+
+    The parts of a folder are kept, unless the folder has been made of them.
 
     What another run is writing at this moment is left alone.
 
@@ -61,6 +67,26 @@ def recover(path: str | os.PathLike) -> None:
             previous.rename(path)
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
             _remove_if_abandoned(leftover)
+        parts = parts_folder(path)
+        for leftover in parts.parent.glob(f".{glob.escape(parts.name)}.*{_PARTIAL}"):
+            _remove_if_abandoned(leftover)
+        token = read_token(parts / REQUEST_FILE)
+        if token is not None and token == read_token(path / RECORD_FILE):
+            remove_folder(parts)
+
+
+def parts_folder(path: Path) -> Path:
+    """Return the folder that the parts of a folder are kept in until all of them are made."""
+    path = path.absolute()
+    return path.with_name(f".{path.name}.part")
+
+
+def read_token(path: Path) -> str | None:
+    """Read the token in the record of a run; `None` where there is none."""
+    try:
+        return str(json.loads(path.read_text())["token"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def recover_all(folder: str | os.PathLike) -> None:

@@ -7,8 +7,8 @@ from sgr_diffusers.calibration.quantiles import Group, GroupQuantiles
 from sgr_diffusers.calibration.record import Calibration
 from sgr_diffusers.pipeline.calibrated import calibration_settings, measured_group
 from sgr_diffusers.reconstruction.demo import CASE, COVERAGE
-from sgr_diffusers.reconstruction.run import read_scan
 from sgr_diffusers.reconstruction.settings import SamplingSettings
+from sgr_diffusers.reconstruction.source import read_scan
 from sgr_diffusers.reconstruction.volume import load_pipeline, with_fast_scheduler
 from tests.helpers.layout_fixture import write_tiny_skm_tea
 from tests.helpers.tiny_pipeline import save_tiny_pipeline

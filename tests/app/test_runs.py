@@ -17,8 +17,8 @@ from sgr_diffusers.app.runs import RunRequest, SliceRequest, preview_slice, run_
 from sgr_diffusers.app.uploads import describe_case
 from sgr_diffusers.app.views import headline_view, interval_plot, message, preview_view, progress_view, result_views
 from sgr_diffusers.reconstruction.demo import CASE, COVERAGE
-from sgr_diffusers.reconstruction.run import read_scan
 from sgr_diffusers.reconstruction.settings import SamplingSettings
+from sgr_diffusers.reconstruction.source import read_scan
 from sgr_diffusers.reconstruction.volume import can_be_fast, load_pipeline, reconstruct_volume
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from tests.helpers.raw_files import random_complex

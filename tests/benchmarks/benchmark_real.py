@@ -32,7 +32,6 @@ from diffusers import UNet2DModel
 from real_cases import READERS, Case, Source, undersample
 
 from sgr_diffusers import SGRMRIPipeline
-from sgr_diffusers.evaluation.identity import library_versions
 from sgr_diffusers.evaluation.metrics import psnr, ssim
 from sgr_diffusers.pipeline.output import SGRMRIPipelineOutput
 from sgr_diffusers.reconstruction.settings import DTYPES
@@ -44,6 +43,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from sgr_diffusers.utils.options import OptionParser, ScriptHelp
+from sgr_diffusers.utils.versions import library_versions
 
 BUNDLED = Path(__file__).parents[2] / "sgr_diffusers" / "pretrained" / "synthetic_knee"
 RATIOS = [

@@ -13,7 +13,7 @@ from sgr_diffusers import cli
 from sgr_diffusers.data import mini_set
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
-from sgr_diffusers.reconstruction.run import read_scan
+from sgr_diffusers.reconstruction.source import read_scan
 from tests.helpers.layout_fixture import write_tiny_skm_tea
 from tests.helpers.raw_files import acquisition, fft, header_xml, ismrmrd, random_complex, write_fastmri, write_ismrmrd
 from tests.helpers.tiny_pipeline import save_tiny_pipeline

@@ -22,7 +22,7 @@ from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from sgr_diffusers.mri.operators import fft2c
 from sgr_diffusers.reconstruction import volume
 from sgr_diffusers.reconstruction.demo import run_demo
-from sgr_diffusers.reconstruction.run import read_scan
+from sgr_diffusers.reconstruction.source import read_scan
 from tests.helpers.layout_fixture import TINY_SHAPE, write_tiny_skm_tea
 from tests.helpers.tiny_pipeline import save_tiny_pipeline
 
@@ -292,12 +292,12 @@ def test_an_output_folder_is_replaced_only_on_request(sgr, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(sgr, tmp_path, capsys, number):
-    """A signal arrives while the run is writing to its temporary folder."""
+    """A signal arrives before the first part is made."""
     seen = []
 
     def interrupt():
         for _ in range(6000):
-            if partial := [name for name in os.listdir(tmp_path) if name.endswith(".partial")]:
+            if partial := [name for name in os.listdir(tmp_path) if name.endswith(".part")]:
                 seen.extend(partial)
                 os.kill(os.getpid(), number)
                 return

@@ -21,6 +21,7 @@ SCRIPTS = {
         r"MB from random row 20 to row 100",
     ),
     "evaluation": (300, "--data-dir DATA --model MODEL --steps 2 --n-slices 1 --no-processes", r"of 1 times one"),
+    "hostile_files": (300, "", r"\d+ files: at most \d+ MB"),
     "paper_size": (
         300,
         "--preset small --size 32 16 --coils 2 --classes 2 --batch-sizes 2",
@@ -49,6 +50,7 @@ SCRIPTS = {
         "--size 32 32 --n-blocks 2 --block 2 --repetitions 1 --memory-batch 1 --only loops",
         r"% of the time with one every 1000 steps",
     ),
+    "visitors": (600, "--model MODEL --visitors 2 --minutes 0.05", r"'result': \d+"),
 }
 
 

@@ -224,22 +224,19 @@ def _make_parts(
     """Reconstruct the parts that are not made, together with all other processes that do so, under a progress bar."""
     from tqdm import tqdm
 
-    n_steps, left = n_progress_steps(pipe, len(units[0]), settings), set(units)
-    bar = tqdm(total=len(units) * n_steps, unit="step", desc=source.head.label, disable=is_helper())
+    n_steps = n_progress_steps(pipe, len(units[0]), settings)
 
-    def update() -> None:
-        made = {unit for unit in left if parts.is_done(unit)}
-        left.difference_update(made)
-        bar.n, bar.initial = (len(units) - len(left)) * n_steps, bar.initial or len(made) * n_steps
-        bar.refresh()
+    def n_made() -> int:
+        return n_steps * sum(parts.is_done(unit) for unit in units)
 
+    bar = tqdm(initial=n_made(), total=len(units) * n_steps, unit="step", desc=source.head.label, disable=is_helper())
     with bar, closing(parts.hand_out(units, part)) as to_do:
-        update()
         for unit in to_do:
             with collected_suspicions() as suspicions:
                 volume = reconstruct_volume(pipe, source.read(unit), settings, bar.update)
             parts.save(unit, volume, suspicions)
-            update()
+            bar.n = n_made()  # what other processes have made included
+            bar.refresh()
 
 
 def reconstruct_with_progress(

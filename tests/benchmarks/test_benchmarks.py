@@ -22,6 +22,7 @@ SCRIPTS = {
     ),
     "evaluation": (300, "--data-dir DATA --model MODEL --steps 2 --n-slices 1 --no-processes", r"of 1 times one"),
     "hostile_files": (300, "", r"\d+ files: at most \d+ MB"),
+    "kills": (600, "--kills 2 --commands synthesize", r"synthesize \| 2 \| 1 of 1 \| yes \| nothing \| 0"),
     "paper_size": (
         300,
         "--preset small --size 32 16 --coils 2 --classes 2 --batch-sizes 2",

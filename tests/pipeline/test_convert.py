@@ -123,7 +123,8 @@ def test_an_existing_folder_is_replaced_on_demand_only(files, tmp_path, capsys):
         ),
         (["--prior", "{}/ema.pt", "--prior-entry", "ema"], "must be one of those in"),
         (
-            "--prior {0}/ema.pt --num-head-channels 16 --segmentation {0}/segmentation.pt --segmentation-entry x".split(),
+            "--prior {0}/ema.pt --num-head-channels 16 --segmentation {0}/segmentation.pt "
+            "--segmentation-entry x".split(),
             "must be one of those in",
         ),
         (["--prior", "{}/ema.pt", "--flip-average"], "--flip-average: has an effect only with --segmentation FILE.pt"),

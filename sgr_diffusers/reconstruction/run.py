@@ -116,11 +116,11 @@ def reconstruct_file(
     source = ScanSource(scan, slices, series, at_once=settings.coverage is not None)
     pipe = load_pipeline(model, device, dtype)
     settings = with_calibrated_steps(pipe, settings)
+    units = [source.numbers[chosen] for chosen in slice_parts(pipe, len(source.numbers), settings)]
     if dry_run:
-        print(_estimate(pipe, source, settings))
+        print(_estimate(pipe, source, units, settings))
         return []
     request = _request(scan, pipe, settings, dtype=dtype, dicom=dicom)
-    units = [source.numbers[chosen] for chosen in slice_parts(pipe, len(source.numbers), settings)]
     if not parts.are_begun:  # what cannot be used is found before anything is reconstructed
         with collected_suspicions() as more:
             for unit in units:
@@ -145,13 +145,15 @@ def reconstruct_file(
                 known = {"geometry": source.head.known_geometry, "dicom": dicom, "warnings": texts}
                 numbers = list(source.numbers)
                 write_record(folder, settings, token=token, model=model, slices=numbers, **read, **known, **volumes)
-    except BaseException:
+    except BaseException as error:
         parts.leave()
-        if parts.folder.exists() and not is_helper():
+        if parts.folder.exists() and not is_helper() and not isinstance(error, FileExistsError):
             print(f"\nWhat is made is kept in {parts.folder}: the same command goes on from there.", file=sys.stderr)
         raise
     head = "Voxel size unknown: no volumes" if volume.voxel_size_mm is None else "Volumes"
-    print(f"{head} of {len(volume.numbers)} slices together:\n\n{table_text(rows)}\n\n{table_note(settings)}")
+    n_slices = len(volume.numbers)
+    slices_read = "1 slice" if n_slices == 1 else f"{n_slices} slices together"
+    print(f"{head} of {slices_read}:\n\n{table_text(rows)}\n\n{table_note(settings)}")
     print(f"Written to {output}")
     if source.head.affine is None:
         print(f"Place of the images in the patient: {source.head.known_geometry}")
@@ -185,20 +187,25 @@ def _request(scan: ScanFile, pipe: SGRMRIPipeline, settings: SamplingSettings, *
         for name, network in pipe.components.items()
         if isinstance(network, torch.nn.Module)
     }
+    of_checkpoint = {
+        name: value for name, value in pipe.config.items() if name not in pipe.components and not name.startswith("_")
+    }
     return {
         "scan": {**dataclasses.asdict(scan), "file": str(Path(scan.file).resolve())},
         "file": None if state is None else [state.st_size, state.st_mtime_ns],
         "settings": dataclasses.asdict(settings),
         "networks": networks,
+        "checkpoint": of_checkpoint,
         "scheduler": scheduler_settings(pipe),
         "versions": library_versions(),
         **more,
     }
 
 
-def _estimate(pipe: SGRMRIPipeline, source: ScanSource, settings: SamplingSettings) -> str:
+def _estimate(
+    pipe: SGRMRIPipeline, source: ScanSource, parts: Sequence[tuple[int, ...]], settings: SamplingSettings
+) -> str:
     """Say how long the reconstruction takes, by the first of its parts."""
-    parts = [source.numbers[chosen] for chosen in slice_parts(pipe, len(source.numbers), settings)]
     first = source.read(parts[0])
 
     def seconds_of(fewer: SamplingSettings) -> float:

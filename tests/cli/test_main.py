@@ -352,12 +352,6 @@ def test_without_arguments_the_commands_are_listed(capsys):
     assert "sgr demo" in printed and all(name in printed for name in ("reconstruct", "evaluate", "publish", "app"))
 
 
-@pytest.mark.parametrize(("text", "expected"), [("1", slice(1, 2)), ("::", slice(None, None, None))])
-def test_slice_ranges(text, expected):
-    arguments = ["reconstruct", "scan.h5", "--output", "out", f"--slices={text}"]
-    assert cli.create_parser().parse_args(arguments).slices == expected
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -386,15 +380,6 @@ def test_arguments_are_refused_before_anything_heavy_is_imported(tmp_path, argum
     )
     assert ended.returncode == code and said in ended.stdout + ended.stderr
     assert "heavy: []" in ended.stdout
-
-
-@pytest.mark.parametrize("command", ["demo", "reconstruct", "synthesize"])
-def test_help_ends_in_an_example_that_parses(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main([command, "--help"])
-    assert ended.value.code == 0
-    example = " ".join(capsys.readouterr().out.split("example: sgr ")[1].split())
-    assert cli.create_parser().parse_args(example.split()).command == command
 
 
 def test_half_precision_is_for_the_prior_alone(assets):

@@ -2,6 +2,7 @@ import argparse
 
 import pytest
 
+from sgr_diffusers import cli
 from sgr_diffusers.cli.options import add_settings, settings_from
 from sgr_diffusers.reconstruction.settings import SamplingSettings
 
@@ -34,3 +35,18 @@ def test_the_help_states_every_default(parser):
     text = " ".join(parser.format_help().split())
     for default in ("both", "100, or 25 with --fast", "the checkpoint's", "8"):
         assert f"(default: {default})" in text
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1", slice(1, 2)), ("::", slice(None, None, None))])
+def test_slice_ranges(text, expected):
+    arguments = ["reconstruct", "scan.h5", "--output", "out", f"--slices={text}"]
+    assert cli.create_parser().parse_args(arguments).slices == expected
+
+
+@pytest.mark.parametrize("command", ["demo", "reconstruct", "synthesize"])
+def test_help_ends_in_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    example = " ".join(capsys.readouterr().out.split("example: sgr ")[1].split())
+    assert cli.create_parser().parse_args(example.split()).command == command

@@ -3,6 +3,7 @@
 import filecmp
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,14 @@ def test_parts_of_other_settings_are_named_and_kept_unless_they_are_given_up(inp
     message = capsys.readouterr().err
     assert "unfinished run with other settings (settings.seed: 0 there, 1 now)" in message
     assert len(list(tmp_path.glob(".out.part/slices-*.npz"))) == 1
+    changed = tmp_path / "changed"  # the same networks, another setting of the checkpoint
+    shutil.copytree(inputs[1], changed)
+    index = json.loads((changed / "model_index.json").read_text())
+    (changed / "model_index.json").write_text(json.dumps({**index, "is_equivariant": True}))
+    assert cli.main(arguments((inputs[0], changed), tmp_path / "out")) == 2
+    message = capsys.readouterr().err
+    assert "checkpoint.is_equivariant: false there, true now" in message and "goes on from there" not in message
+    shutil.rmtree(changed)
     reconstruct(inputs, tmp_path / "out", "--seed", "1", "--overwrite")
     assert json.loads((tmp_path / "out/settings.json").read_text())["seed"] == 1
     assert os.listdir(tmp_path) == ["out"]

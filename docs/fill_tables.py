@@ -1,4 +1,4 @@
-"""Fills the tables of README and documentation from the evaluations that come with the checkpoints.
+"""Fills the tables of README and documentation, and draws the cards' diagrams, from the checkpoints' evaluations.
 
     python docs/fill_tables.py
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from sgr_diffusers.evaluation.curves import width_figure
 from sgr_diffusers.evaluation.table1 import read_table1, table1_markdown
 from sgr_diffusers.figures.tables import format_table
-from sgr_diffusers.pretrained import GENERAL, PRETRAINED
+from sgr_diffusers.pretrained import BRAIN_TUMOUR, GENERAL, PRETRAINED
 from sgr_diffusers.publishing.general_card import KINDS, real_scans
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +114,10 @@ def filled(text: str, name: str, table: str) -> str:
 
 
 def main() -> None:
-    """Write all tables."""
+    """Write all tables and diagrams."""
+    for checkpoint in (PRETRAINED, BRAIN_TUMOUR):
+        table = checkpoint / "evaluation" / "coverage.csv"
+        width_figure(pd.read_csv(table)).savefig(table.with_suffix(".png"))
     for file, blocks in BLOCKS.items():
         text = (ROOT / file).read_text()
         for name, make in blocks.items():

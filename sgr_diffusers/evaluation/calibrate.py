@@ -22,6 +22,7 @@ from ..utils.files import whole_file
 from ..utils.versions import library_versions
 from .compute import UnitComputer
 from .counts import count_bounds
+from .curves import width_figure
 from .load import EvaluationResults, load_results
 from .runner import EvaluationRequest
 
@@ -276,7 +277,7 @@ class CoverageTask:
             calibration.check_unseen(ids)
 
     def finish(self, computer: UnitComputer) -> list[str]:
-        """Write `calibration.json` or `coverage.csv`, and return lines for the screen.
+        """Write `calibration.json`, or `coverage.csv` and `coverage.png`, and return lines for the screen.
 
         Raises:
             ValueError: too few scans are complete.
@@ -298,6 +299,7 @@ class CoverageTask:
         path = Path(self.request.output) / "coverage.csv"
         with whole_file(path) as partial:
             table.to_csv(partial, index=False, lineterminator="\n")
+        width_figure(table).savefig(path.with_suffix(".png"))
         return [table.to_string(index=False, float_format="{:.3f}".format), f"Written to {path}"]
 
     def _seen(self) -> dict[str, tuple[str, ...]]:

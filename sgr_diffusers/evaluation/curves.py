@@ -1,16 +1,17 @@
 """Draw the tables of scores as figures in the manner of the paper's Figs. 5 and 6, and as further figures."""
 
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..figures.colours import BLUE, ORANGE, VERMILION
+from ..figures.colours import BLUE, ORANGE, SKY_BLUE, VERMILION
 from .scores import SCORES, ScoreTables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ablation_figure", "coverage_figure", "sample_curve_figure", "score_figure"]
+__all__ = ["ablation_figure", "coverage_figure", "sample_curve_figure", "score_figure", "width_figure"]
 
 _TITLES = {
     "precision_lower": r"precision of $S^\downarrow$",
@@ -152,5 +153,28 @@ def coverage_figure(tables: ScoreTables, strength: float) -> "Figure":
         ax.set_title(f"{_REFERENCES[reference]}{second}", fontsize=9)
         ax.set_xlabel(_TITLES["width"], fontsize=8)
     axes[0, 0].set_ylabel(_TITLES["covered"], fontsize=8)
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+def width_figure(table: pd.DataFrame) -> "Figure":
+    """Draw the median widths of the calibrated intervals and of the bounds of each class, against acceleration.
+
+    Args:
+        table: table of `sgr evaluate --coverage` (coverage.csv).
+    """
+    names, coverages = table["class"].unique(), sorted(table["coverage"].unique(), reverse=True)
+    figure, axes = _grid(1, len(names))
+    for ax, name in zip(axes[0], names, strict=True):
+        of_class = table[table["class"] == name]
+        for coverage, colour in zip(coverages, cycle((BLUE, SKY_BLUE)), strict=False):
+            widths = of_class[of_class["coverage"] == coverage].groupby("acceleration")["width_mm3"].mean()
+            ax.plot(widths, color=colour, marker="o", markersize=4, label=f"{coverage:.0%} interval")
+        widths = of_class.groupby("acceleration")["bounds_width_mm3"].mean()
+        ax.plot(widths, color=ORANGE, linestyle="--", marker="s", markersize=4, label="guided bounds")
+        ax.set_title(name.replace("_", " "), fontsize=9)
+        ax.set_xticks(widths.index, [f"{acceleration:g}x" for acceleration in widths.index])
+        ax.set_ylim(bottom=0)
+    axes[0, 0].set_ylabel("median width in mm$^3$", fontsize=8)
     axes[0, 0].legend(fontsize=7)
     return figure

@@ -17,7 +17,16 @@ from .page import render_page
 from .scores import ScoreTables, score
 from .table1 import check_claims, paper_rows, save_table1, table1_markdown, table1_rows
 
-__all__ = ["write_report"]
+__all__ = ["CAPTIONS", "write_report"]
+
+CAPTIONS = {
+    "figure3_bounds": "Fig. 3: bounds",
+    "figure4_boundaries": "Fig. 4: uncertainty boundary against acceleration",
+    "figure5_scores": "Fig. 5: median and quartiles of the scores against acceleration",
+    "figure6_ablation": "Fig. 6: ablation over the strength b",
+    "figure7_samples": "Repeated reconstruction against its number of samples",
+    "figure8_coverage": "Coverage of the bounds and the width paid for it",
+}
 
 
 def write_report(
@@ -78,18 +87,18 @@ def write_report(
 
 def _write_figures(folder: Path, results: EvaluationResults, tables: ScoreTables) -> dict[str, tuple[str, Path]]:
     """Write a PNG file of each figure that there is something to draw of."""
-    drawn: dict[str, tuple[str, Any]] = {
-        "figure3_bounds": ("Fig. 3: bounds", bounds_figure(results)),
-        "figure4_boundaries": ("Fig. 4: uncertainty boundary against acceleration", boundaries_figure(results)),
-        "figure5_scores": ("Fig. 5: median and quartiles of the scores", score_figure(tables, results.strength)),
-        "figure6_ablation": ("Fig. 6: ablation over the strength b", ablation_figure(tables)),
-        "figure7_samples": ("Repeated reconstruction against its number of samples", sample_curve_figure(tables)),
-        "figure8_coverage": ("Coverage and the width paid for it", coverage_figure(tables, results.strength)),
+    drawn: dict[str, Any] = {
+        "figure3_bounds": bounds_figure(results),
+        "figure4_boundaries": boundaries_figure(results),
+        "figure5_scores": score_figure(tables, results.strength),
+        "figure6_ablation": ablation_figure(tables),
+        "figure7_samples": sample_curve_figure(tables),
+        "figure8_coverage": coverage_figure(tables, results.strength),
     }
     written = {}
-    for name, (caption, figure) in drawn.items():
+    for name, figure in drawn.items():
         if figure is not None:
             path = folder / f"{name}.png"
             figure.savefig(path)
-            written[name] = (caption, path)
+            written[name] = (CAPTIONS[name], path)
     return written

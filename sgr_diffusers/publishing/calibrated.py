@@ -35,6 +35,7 @@ def calibration_facts(folder: Path) -> dict[str, Any] | None:
         "strength": f"{settings.guidance_strength:.4g}",
         "reference": calibration.reference.replace("_", " "),
         "slice_rule": calibration.slice_rule,
+        "has_diagram": measured.with_suffix(".png").is_file(),
         "coverage": [
             [
                 f"{row['acceleration']:g}x",

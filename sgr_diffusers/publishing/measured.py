@@ -48,7 +48,8 @@ def _claims(evaluation: Path) -> dict[str, tuple[str, str]]:
     """File -> hash of the weights that its numbers are of, and the data type in which that was taken."""
     claims = {}
     record, quality = evaluation / RECORD_FILE, evaluation / QUALITY_FILE
-    numbers = [path.name for path in (evaluation / "table1.csv", *sorted(evaluation.glob("*.png"))) if path.is_file()]
+    figures = sorted(evaluation.glob("figure*.png"))
+    numbers = [path.name for path in (evaluation / "table1.csv", *figures) if path.is_file()]
     if record.is_file():
         content = read_json(record)
         try:

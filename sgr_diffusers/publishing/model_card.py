@@ -2,8 +2,8 @@
 
 Records, by name in the folder: `training/*_prior.json` and `training/*_segmentation.json` of the training scripts,
 `training/assembly.json` of `assemble_pipeline.py`, `evaluation/table1.csv` and `evaluation/settings.json` of `sgr
-report`, `evaluation/quality.json` of `tests/benchmarks/benchmark_quality.py`; figures are `evaluation/*.png`;
-`calibration.json` of `sgr calibrate`, and `evaluation/coverage.csv` of `sgr evaluate --coverage`.
+report`, `evaluation/quality.json` of `tests/benchmarks/benchmark_quality.py`; figures are `evaluation/figure*.png`;
+`calibration.json` of `sgr calibrate`, and `evaluation/coverage.csv` and `.png` of `sgr evaluate --coverage`.
 Every number of a card is from one of them.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.skm_tea import SKM_TEA, SYNTHETIC
+from ..evaluation.report import CAPTIONS
 from ..evaluation.scores import QUALITY, SCORES
 from ..evaluation.table1 import read_table1, table1_cells
 from ..guidance.strength import PAPER_STRENGTH
@@ -166,8 +167,8 @@ def _cost(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _figures(folder: Path) -> list[dict[str, str]]:
-    paths = sorted((folder / "evaluation").glob("*.png"))
-    return [{"path": f"evaluation/{path.name}", "title": path.stem.replace("_", " ")} for path in paths]
+    paths = sorted((folder / "evaluation").glob("figure*.png"))
+    return [{"path": f"evaluation/{path.name}", "title": CAPTIONS.get(path.stem, path.stem)} for path in paths]
 
 
 def _quality(path: Path) -> dict[str, Any] | None:

@@ -137,9 +137,11 @@ def table_note(settings: SamplingSettings) -> str:
         settings: settings of the reconstructions.
     """
     lines = [
-        "Left open: (upper - lower) / upper. Misfit: distance of the image from the measured data, relative to the "
-        "data; noise alone leaves the last column."
+        "Misfit: distance of the image from the measured data, relative to the data; noise alone leaves the last "
+        "column."
     ]
+    if settings.target == "both":
+        lines.insert(0, "Left open: (upper - lower) / upper.")
     if settings.coverage is not None:
         lines = [
             f"Interval: holds the volume in {settings.coverage:.0%} of scans like those of the calibration. Point: "

@@ -101,6 +101,7 @@ def test_reconstruct_writes_images_volumes_and_a_figure(sgr, capsys):
 
     printed = capsys.readouterr().out
     assert "lower mm³" in printed and all(name.replace("_", " ") in printed for name in CLASSES)
+    assert "Left open: " in printed and "Misfit: " in printed
 
 
 @pytest.fixture
@@ -152,8 +153,10 @@ def test_a_slice_does_not_depend_on_the_others(sgr):
     assert not np.allclose(volume_of("other", "meniscus_upper_image.nii.gz")[1], one, rtol=1e-3)
 
 
-def test_plain_reconstruction_of_every_second_slice_as_stored(sgr):
+def test_plain_reconstruction_of_every_second_slice_as_stored(sgr, capsys):
     assert sgr("--slices", "0:6:2", "--target", "none") == 0
+    printed = capsys.readouterr().out
+    assert "Misfit: " in printed and "Left open" not in printed  # a column of bounds
     assert set(os.listdir("out")) == {
         "unguided_image.nii.gz",
         "unguided_image.json",

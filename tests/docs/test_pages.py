@@ -4,8 +4,12 @@ import re
 import runpy
 from contextlib import nullcontext
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
+from sgr_diffusers.evaluation.curves import width_figure
+from sgr_diffusers.pretrained import BRAIN_TUMOUR, PRETRAINED
 from tests.helpers.pages import PAGES, ROOT, blocks
 from tests.helpers.torchvision_stub import torchvision_or_stub
 
@@ -41,6 +45,14 @@ def test_tables_are_those_of_the_checkpoints():
         text = (ROOT / page).read_text()
         for name, make in made.items():
             assert text == tables["filled"](text, name, make()), f"run docs/fill_tables.py: {page}, {name}"
+
+
+@pytest.mark.parametrize("checkpoint", [PRETRAINED, BRAIN_TUMOUR], ids=lambda folder: folder.name)
+def test_diagrams_of_the_cards_are_of_their_records(checkpoint, tmp_path):
+    evaluation = checkpoint / "evaluation"
+    width_figure(pd.read_csv(evaluation / "coverage.csv")).savefig(tmp_path / "new.png")
+    kept, new = (plt.imread(path) for path in (evaluation / "coverage.png", tmp_path / "new.png"))
+    assert kept.shape == new.shape and abs(kept - new).mean() < 2e-4, "run docs/fill_tables.py"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -13,6 +13,7 @@ from sgr_diffusers.calibration.scores import ScanVolumes
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.data.skm_tea import CLASS_NAMES
 from sgr_diffusers.evaluation.calibrate import ALL_CLASSES, check_scans, coverage_table, seen_scans
+from sgr_diffusers.evaluation.curves import width_figure
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from tests.helpers.layout_fixture import write_tiny_skm_tea
 from tests.helpers.tiny_pipeline import save_tiny_pipeline
@@ -49,6 +50,19 @@ def test_table_of_coverage_has_what_was_covered_and_what_was_to_be_expected(cali
     at_once = table[table["class"] == ALL_CLASSES]
     assert (at_once["share"] >= at_once["expected_low"]).all()
     assert (table["width_mm3"] > table["bounds_width_mm3"]).all()  # of bounds that hold 60 %
+
+
+def test_figure_shows_the_widths_of_intervals_and_bounds_by_acceleration():
+    table = pd.DataFrame(
+        [(a, c, "one", a * c, a / 2) for a in (4.0, 8.0) for c in (0.9, 0.8)],
+        columns=["acceleration", "coverage", "class", "width_mm3", "bounds_width_mm3"],
+    )
+    [axes] = width_figure(table).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert drawn["90% interval"] == [[4.0, pytest.approx(3.6)], [8.0, pytest.approx(7.2)]]
+    assert drawn["80% interval"] == [[4.0, pytest.approx(3.2)], [8.0, pytest.approx(6.4)]]
+    assert drawn["guided bounds"] == [[4.0, 2.0], [8.0, 4.0]]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["4x", "8x"]
 
 
 def test_coverage_is_not_measured_on_scans_of_the_calibration(calibration):
@@ -104,6 +118,7 @@ def test_calibrated_measured_and_called(inputs, tmp_path, capsys):
     assert run("evaluate", inputs, tmp_path / "test", "--methods", "SGR") == 0
     table = pd.read_csv(tmp_path / "test" / "coverage.csv")
     assert list(table["class"]) == [*CLASS_NAMES, ALL_CLASSES] and (table["n_test"] == 2).all()
+    assert (tmp_path / "test" / "coverage.png").stat().st_size > 1000
 
     scan = next((data / "files_recon_calib-24").glob("*.h5"))
     case = read_skm_tea(scan, mask=4.0, slices=slice(0, 1))

@@ -59,7 +59,7 @@ def test_a_report_comes_along(folder, tmp_path):
         "5 slices of the split val of Knees, 7 steps, b = 0.01 in each below t = 0.25 of the training time, seed 3, by"
     )
     assert f"{protocol}\n\n```\nsgr evaluate here\n```\n\n| acc." in card
-    assert "![figure3 bounds](evaluation/figure3_bounds.png)" in card
+    assert "![Fig. 3: bounds](evaluation/figure3_bounds.png)" in card
     result = ModelCard(card).data.eval_results[0]
     assert (result.dataset_name, result.dataset_split) == ("Knees", "val")
     assert card_faults(card, "model", tmp_path / "stage") == []

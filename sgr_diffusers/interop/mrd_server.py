@@ -10,7 +10,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,9 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
 
     Args:
         connection: connection of the server: messages to iterate over, `send_image`, `send_logging` and `send_close`.
-        config: configuration as JSON text, `{"parameters": {"model": "general", "target": "both", ...}}`: "model",
-            "device", "dtype" as of `load_pipeline`, "mask" as of `read_raw`, and settings of `SamplingSettings`; other
-            text for the defaults.
+        config: configuration, a mapping or its JSON text, `{"parameters": {"model": "general", "target": "both"}}`:
+            "model", "device", "dtype" as of `load_pipeline`, "mask" as of `read_raw`, and settings of
+            `SamplingSettings`; other text for the defaults.
         metadata: MRD header, as text or as `ismrmrd.xsd.ismrmrdHeader`.
 
     Raises:
@@ -61,15 +61,33 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
 
 
 def _parameters(config: Any) -> dict[str, Any]:
-    try:
-        parameters = json.loads(config)["parameters"]
-    except (TypeError, ValueError, KeyError):  # the name of the module, or the XML of a Gadgetron
-        return {}
-    known = {entry.name for entry in dataclasses.fields(SamplingSettings)} | {"model", "device", "dtype", "mask"}
-    parameters = {name: value for name, value in parameters.items() if name not in _OF_THE_SERVER}
-    if not set(parameters) <= known:
-        raise ValueError(f"`parameters` may hold {sorted(known)}, got {sorted(set(parameters) - known)} among them.")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
+    """Return the parameters of the configuration: a mapping, its JSON text, or another text for no parameters."""
+    if not isinstance(config, Mapping):
+        try:
+            config = json.loads(config)
+        except (TypeError, ValueError):  # the name of the module, or the XML of a Gadgetron
+            return {}
+    parameters = config.get("parameters", {}) if isinstance(config, Mapping) else {}
+    settings = {entry.name: entry for entry in dataclasses.fields(SamplingSettings)}
+    known = sorted({*settings, "model", "device", "dtype", "mask"})
+    given = {name: value for name, value in parameters.items() if name not in _OF_THE_SERVER}
+    if not set(given) <= set(known):
+        raise ValueError(f"`parameters` may hold {known}, got {sorted(set(given) - set(known))} among them.")
+    return {name: _value(settings[name], value) if name in settings else value for name, value in given.items()}
+
+
+def _value(setting: dataclasses.Field, value: Any) -> Any:
+    """Return the value of a setting; scanners also send numbers and flags as text."""
+    rule = setting.metadata["rule"]
+    if not isinstance(value, str):
+        return tuple(value) if isinstance(value, list) else value
+    if rule is None:
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"`{setting.name}` must be true or false, got {value!r}.")
+        return value.lower() == "true"
+    with suppress(ValueError):  # what is no number is refused by its rule
+        return tuple(map(rule.parse, value.split())) if setting.metadata["several"] else rule.parse(value)
+    return value
 
 
 def _reconstruct(connection: Any, parameters: dict[str, Any], metadata: Any) -> list[Any]:

@@ -41,14 +41,14 @@ class Connection:
         self.out.close()
 
 
-def serve(listener, errors):
-    """One connection, as the server takes it: configuration, header, additional configuration, module."""
+def serve(listener, errors, read):
+    """One connection, as the server takes it: configuration, header, additional configuration (read by it), module."""
     with listener.accept()[0] as sock, sock.makefile("rwb") as stream:
         connection = Connection(stream)
         config, header = next(connection.messages), next(connection.messages)
         assert config == "sgr"
         try:
-            process(connection, next(connection.messages), header)
+            process(connection, read(next(connection.messages)), header)
         except Exception as error:  # the server logs it
             errors.append(error)
 
@@ -75,10 +75,10 @@ def model(tmp_path_factory):
 def send(model):
     """Send a measurement to the module; what comes back, and the errors that the server saw."""
 
-    def call(lines, cut_at=None, **parameters):
+    def call(lines, cut_at=None, read=json.loads, **parameters):
         errors = []
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = threading.Thread(target=serve, args=(listener, errors))
+            server = threading.Thread(target=serve, args=(listener, errors, read))
             server.start()
             with socket.create_connection(listener.getsockname()) as sock, sock.makefile("rwb") as stream:
                 client = ProtocolSerializer(stream)
@@ -133,6 +133,14 @@ def test_the_image_is_that_of_the_raw_data(send):
     assert ismrmrd.Meta.deserialize(images[0].attribute_string)["DataRole"] == "Image"
 
 
+@pytest.mark.parametrize("read", [json.loads, str])
+def test_parameters_may_be_texts_as_scanners_send_them(send, read):
+    texts = {"classes": "meniscus femoral_cartilage", "num_inference_steps": "2", "fast": "False"}
+    images, answers, errors = send(measurement(), read=read, **texts)
+    assert not answers and not errors
+    assert len(images) == N_SLICES * 8
+
+
 @pytest.mark.parametrize(
     ("lines", "arguments", "message"),
     [
@@ -142,6 +150,8 @@ def test_the_image_is_that_of_the_raw_data(send):
         (measurement(last=None), {}, "that of line 15 has not"),
         (measurement(), {"colour": "red"}, "`parameters` may hold .* got .'colour'. among them"),
         (measurement(), {"target": "sideways"}, "`target` must be one of"),
+        (measurement(), {"num_inference_steps": "many"}, "`num_inference_steps` must be a whole number .* got 'many'"),
+        (measurement(), {"fast": "perhaps"}, "`fast` must be true or false, got 'perhaps'"),
         ([ismrmrd.Image.from_array(np.zeros((4, 4), np.float32))], {}, "must hold raw data, got Image"),
     ],
 )

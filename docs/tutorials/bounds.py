@@ -17,7 +17,7 @@ n_steps = 25  # 100 in the paper
 # ## Read the measurement
 #
 # The file holds fully sampled k-space and several sampling masks. `mask=8.0` keeps an eighth of the samples, and the
-# fully sampled image stays with the scan as `target`, only to compare with.
+# fully sampled image stays with the scan as `fully_sampled`, for comparison only.
 
 # %%
 scan = read_raw(PRETRAINED / "case.h5", slices=[1], mask=8.0)

@@ -2,11 +2,15 @@
 
 import importlib.util
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from sgr_diffusers import SenseOperator
+from tests.helpers.layout_fixture import write_tiny_skm_tea
 from tests.helpers.pipeline_parts import SIZE, build, call, draw_problem
+from tests.helpers.tiny_pipeline import save_tiny_pipeline
 from tests.helpers.torchvision_stub import torchvision_or_stub
 
 
@@ -107,6 +111,22 @@ def test_samplers_of_deepinv_take_the_prior(deepinv, name, loose, tight):
         residuals.append((operator.forward(image) - kspace).norm() / kspace.norm())
     assert residuals[1] < 0.9 * residuals[0]
     assert torch.equal(image, sample(name, pipe, operator, kspace, 0.01, n_steps=6, seed=0, weight=tight))
+
+
+def test_the_table_of_samplers_is_tuned_on_other_scans_and_written(deepinv, tmp_path, monkeypatch, capsys):
+    import benchmark_deepinv
+
+    write_tiny_skm_tea(tmp_path / "data", n_scans=(("val", 1), ("test", 2)))
+    model = save_tiny_pipeline(tmp_path / "model")
+    options = "--steps 2 --accelerations 4 --weights 1 30 --lambdas 7 --num-threads 1"
+    paths = ["--data-dir", str(tmp_path / "data"), "--model", str(model), "--output", str(tmp_path / "table.csv")]
+    monkeypatch.setattr("sys.argv", ["benchmark_deepinv.py", *options.split(), *paths])
+    benchmark_deepinv.main()
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert list(table["sampler"]) == ["pipeline", "DPS", "DiffPIR"] and (table["n_slices"] == 2).all()
+    assert np.isfinite(table[["psnr", "ssim"]]).all(axis=None)
+    assert list(table["n_weights"]) == [0, 2, 1] and table["weight"][1] in (1, 30)
+    assert capsys.readouterr().out.count("4x ") == 3
 
 
 def test_what_does_not_fit_is_refused(deepinv, ours):

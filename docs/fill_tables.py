@@ -6,6 +6,7 @@ A table stands between two comments, `<!-- NAME: begin -->` and `<!-- NAME: end 
 this script would write.
 """
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -110,6 +111,11 @@ def samplers() -> str:
     return format_table(rows, markdown=True)
 
 
+def appearance(part: str) -> str:
+    """A table of synthetic training images beside real ones: `part` is "rows" or "levels"."""
+    return format_table(json.loads((GENERAL / "evaluation" / "appearance.json").read_text())[part], markdown=True)
+
+
 BLOCKS = {
     "README.md": {"synthetic": synthetic_overview, "real": real_overview},
     "docs/results.md": {
@@ -117,6 +123,8 @@ BLOCKS = {
         "calibrated": calibrated_widths,
         "real scans": real_details,
         "samplers": samplers,
+        "training images": lambda: appearance("rows"),
+        "anatomy": lambda: appearance("levels"),
     },
 }
 

@@ -15,6 +15,7 @@ from tests.helpers.tiny_training import finish, start_processes
 FOLDER = Path(__file__).parent
 # script -> (seconds that it may take, arguments, a line that it prints at the end)
 SCRIPTS = {
+    "appearance": (300, "--n-images 2 --n-knees 1 --output OUTPUT/appearance.json", r"Areas in mm\^2"),
     "data": (
         300,
         "--n-slices 2 --n-coils 1 --size 64 16 --n-scans 2 --repetitions 1",

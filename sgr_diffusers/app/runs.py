@@ -236,12 +236,20 @@ def run_case(
 
 
 def _check_calibrated(pipe: SGRMRIPipeline, coverage: float | None, scan: RawSlices) -> None:
-    """Check that the model's calibration holds for the sampling of a scan.
+    """Check that the model's calibration holds for the sampling and the number of slices of a scan.
 
     Raises:
         ValueError: it does not; the text says what it holds for, in the words of the page.
     """
-    calibration = load_calibration(pipe.name_or_path)
+    calibration, n_slices = load_calibration(pipe.name_or_path), len(scan.slice_indices)
+    try:
+        calibration.check_slices(n_slices)
+    except CalibrationMismatch as error:
+        raise ValueError(
+            "There is no calibrated interval for this file: the model was calibrated for the volume in "
+            f"{calibration.slices_text} of a scan together, and the file has {n_slices}. Cut out as many, or untick "
+            "the interval."
+        ) from error
     try:
         calibration.quantiles_for(coverage or 0.0, *measured_group(scan.mask))
     except CalibrationMismatch as error:

@@ -18,7 +18,7 @@ from sgr_diffusers.calibration.scores import ScanVolumes
 
 volumes = {Group(8.0, "poisson", (7.9, 8.1)): ScanVolumes(ids, class_names, lower, upper, reference, voxel)}
 quantiles = calibrate(volumes, [0.8, 0.9])
-Calibration(quantiles, settings, splits, "fully_sampled", "all slices", seed, versions).save(checkpoint)
+Calibration(quantiles, settings, splits, "fully_sampled", "all slices", (2, 2), seed, versions).save(checkpoint)
 
 calibration = Calibration.load(checkpoint)
 calibration.check_settings(settings_of_this_call)

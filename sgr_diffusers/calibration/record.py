@@ -44,6 +44,9 @@ class CalibrationSettings:
         eta: share of fresh noise.
         guidance_strength: b of paper Eq. 14, the mean over the pushed steps.
         guidance_from: share of the training time below which images are pushed.
+        is_equivariant: whether the prior sees images turned and mirrored.
+        denoising_variance: error of the prior at each noise level, for the noise-aware consistency; `None` if it was
+            not measured.
         consistency: method of data consistency in a step.
         cg_iterations: iterations of conjugate gradients in a step.
         final_consistency: kind of data consistency in the last step.
@@ -56,6 +59,8 @@ class CalibrationSettings:
     eta: float
     guidance_strength: float
     guidance_from: float
+    is_equivariant: bool
+    denoising_variance: Mapping[str, Any] | None
     consistency: str
     cg_iterations: int
     final_consistency: str
@@ -71,6 +76,7 @@ class Calibration:
         splits: ids of the scans of each split; "train", "tune" and "calibration" are needed, "test" may be added.
         reference: what gave the reference volumes, for example "fully_sampled" or "manual".
         slice_rule: which slices of a scan were taken.
+        n_slices: smallest and largest number of slices of a scan, whose volumes were added up.
         seed: seed of all noise of the calibration.
         versions: version of each library that computed the calibration.
 
@@ -84,6 +90,7 @@ class Calibration:
     splits: Mapping[str, tuple[str, ...]]
     reference: str
     slice_rule: str
+    n_slices: tuple[int, int]
     seed: int
     versions: Mapping[str, str]
 
@@ -156,6 +163,27 @@ class Calibration:
             raise CalibrationMismatch(
                 f"`coverage` was calibrated with other settings: {'; '.join(different)} ('there' is {FILE_NAME}). Use "
                 "the calibrated settings, leave out `coverage`, or calibrate these settings."
+            )
+
+    @property
+    def slices_text(self) -> str:
+        """Number of slices of a calibration scan, for messages and the card."""
+        least, most = self.n_slices
+        if least < most:
+            return f"{least} to {most} slices"
+        return "1 slice" if most == 1 else f"{most} slices"
+
+    def check_slices(self, n_slices: int) -> None:
+        """Refuse a number of slices that no scan of the calibration had: the interval is of their volume together.
+
+        Raises:
+            CalibrationMismatch: there are too few or too many slices; the message says how many are needed.
+        """
+        least, most = self.n_slices
+        if not least <= n_slices <= most:
+            raise CalibrationMismatch(
+                f"`coverage` was calibrated for the volume in {self.slices_text} of a scan together, chosen by "
+                f"{self.slice_rule}; got {n_slices}. Give {self.slices_text} chosen likewise, or leave out `coverage`."
             )
 
     def check_unseen(self, scan_ids: Iterable[str]) -> None:

@@ -163,12 +163,14 @@ def calibrate_checkpoint(
     ids = {scan_id for group in volumes.values() for scan_id in group.scan_ids}
     used = results.config["identity"]["settings"]
     names = ("slices", "min_foreground", "n_slices_per_scan")
+    n_slices = [len(results.config["slices"][scan_id]) for scan_id in ids]
     return Calibration(
         quantiles=calibrate(volumes, coverages),
         settings=settings,
         splits={**seen, "calibration": tuple(sorted(ids))},
         reference=reference,
         slice_rule=", ".join(f"{name} {used[name]}" for name in names),
+        n_slices=(min(n_slices), max(n_slices)),
         seed=used["seed"],
         versions=library_versions(),
     )
@@ -275,6 +277,8 @@ class CoverageTask:
             calibration = Calibration.load(self.folder)
             calibration.check_settings(self._settings(computer))
             calibration.check_unseen(ids)
+            for numbers in computer.data.slices.values():
+                calibration.check_slices(len(numbers))
 
     def finish(self, computer: UnitComputer) -> list[str]:
         """Write `calibration.json`, or `coverage.csv` and `coverage.png`, and return lines for the screen.

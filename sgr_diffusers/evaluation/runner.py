@@ -225,6 +225,7 @@ def _identity(request: EvaluationRequest, computer: UnitComputer) -> dict[str, A
             "guidance_strength": used_strength(pipe, request.settings, request.settings.visited_timesteps),
             "guidance_from": float(pipe.config.guidance_from),
             "is_equivariant": pipe.config.is_equivariant,
+            "denoising_variance": pipe.config.denoising_variance,
             "consistency": complete.consistency,
             "cg_iterations": complete.cg_iterations,
             **chosen,

@@ -91,6 +91,8 @@ def calibration_settings(pipe: Any, settings: CallSettings, timesteps: Sequence[
         eta=float(settings.eta),
         guidance_strength=round(settings.guidance_scale * used_strength(pipe, settings, timesteps), 9),
         guidance_from=float(pipe.config.guidance_from),
+        is_equivariant=bool(pipe.config.is_equivariant),
+        denoising_variance=json.loads(json.dumps(pipe.config.denoising_variance)),
         consistency=str(complete.consistency),
         cg_iterations=int(complete.cg_iterations or 0),
         final_consistency=settings.final_consistency,
@@ -166,6 +168,7 @@ def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: b
     device, voxel_size_mm = pipe._execution_device, call["voxel_size_mm"]
     calibration.check_settings(calibration_settings(pipe, settings, call["timesteps"]))
     measurement = check_measurement(call["kspace"], call["mask"], call["coil_maps"], device, call["noise_std"])
+    calibration.check_slices(len(measurement.kspace))
     quantiles = calibration.quantiles_for(coverage, *measured_group(measurement.mask.cpu().numpy()))
     call["coil_maps"] = measurement.known_or_estimated_maps(settings)
     call |= {"calibration_width": None, "kernel_width": None, "crop": None}

@@ -34,6 +34,7 @@ def calibration_facts(folder: Path) -> dict[str, Any] | None:
         "timesteps": settings.timesteps,
         "strength": f"{settings.guidance_strength:.4g}",
         "reference": calibration.reference.replace("_", " "),
+        "slices": calibration.slices_text,
         "slice_rule": calibration.slice_rule,
         "has_diagram": measured.with_suffix(".png").is_file(),
         "coverage": [

@@ -73,6 +73,7 @@ def _is_calibrated(pipe: SGRMRIPipeline, settings: SamplingSettings, scans: Sequ
         now = calibration_settings(with_fast_scheduler(pipe), settings, settings.visited_timesteps)
         calibration.check_settings(now)
         for scan in scans:
+            calibration.check_slices(len(scan.slice_indices))
             calibration.quantiles_for(COVERAGE, *measured_group(scan.mask))
     except CalibrationMismatch:
         return False

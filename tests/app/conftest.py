@@ -25,7 +25,7 @@ def model(tmp_path_factory):
     group, names = Group(8.0, family, (acceleration, acceleration)), tuple(pipe.class_names)
     quantiles = GroupQuantiles(group, COVERAGE, 20, names, (0.2,) * 4, (0.1,) * 4, 0.2, 0.1)
     splits = {"train": (), "tune": (), "calibration": tuple(map(str, range(20)))}
-    Calibration((quantiles,), settings, splits, "fully_sampled", "all slices", 0, {}).save(folder)
+    Calibration((quantiles,), settings, splits, "fully_sampled", "all slices", (2, 2), 0, {}).save(folder)
     return folder
 
 

@@ -106,6 +106,12 @@ def test_a_calibrated_run_is_of_all_slices_and_what_the_library_gives(pipe):
     result_views(result, "meniscus")
 
 
+def test_an_interval_of_another_number_of_slices_is_refused_in_the_words_of_the_page(pipe, scan):
+    measurement = SliceRequest(describe_case(scan, LIMITS), 0, "poisson_4.0x")
+    with pytest.raises(ValueError, match=r"in 2 slices of a scan together, and the file has 6\. Cut out"):
+        run_case(pipe, RunRequest(measurement, ("meniscus",), coverage=COVERAGE), AppLimits(max_slices=6))
+
+
 @pytest.mark.parametrize(
     ("mask", "limits", "message"),
     [

@@ -16,6 +16,8 @@ SETTINGS = CalibrationSettings(
     eta=1.0,
     guidance_strength=0.02,
     guidance_from=0.2,
+    is_equivariant=True,
+    denoising_variance={"noise_to_signal": [0.1, 1.0], "error": [0.01, 0.1]},
     consistency="cg",
     cg_iterations=3,
     final_consistency="replace",
@@ -36,7 +38,7 @@ def calibration():
     groups = {Group(8.0, "poisson", (7.9, 8.2)): volumes, Group(4.0, "poisson", (4.0, 4.1)): volumes}
     splits = {"train": scan_ids(0, 10), "tune": scan_ids(10, 20), "calibration": scan_ids(20, 40)}
     return Calibration(
-        calibrate(groups, [0.8, 0.9]), SETTINGS, splits, "fully_sampled", "all slices", 0, {"torch": "2.13.0"}
+        calibrate(groups, [0.8, 0.9]), SETTINGS, splits, "fully_sampled", "all slices", (2, 3), 0, {"torch": "2.13.0"}
     )
 
 
@@ -72,6 +74,14 @@ def test_other_settings_are_refused_with_the_differences(calibration):
     assert "guidance_strength: 0.02 there, 0.05 now" in str(caught.value)
     assert "networks.segmentation_model: b2 there, c3 now" in str(caught.value)
     assert "unet" not in str(caught.value)
+
+
+def test_another_number_of_slices_than_that_of_the_scans_is_refused(calibration):
+    calibration.check_slices(2)
+    calibration.check_slices(3)
+    for n_slices in (1, 4):
+        with pytest.raises(CalibrationMismatch, match=f"got {n_slices}. Give 2 to 3 slices chosen likewise"):
+            calibration.check_slices(n_slices)
 
 
 def test_a_loaded_calibration_accepts_its_own_settings(calibration, tmp_path):
@@ -122,6 +132,7 @@ def test_a_checkpoint_without_calibration_says_so(tmp_path):
         (lambda content: content["quantiles"][0]["group"].update(measured=[4.0]), "`measured` must be of type"),
         (lambda content: content["quantiles"][0]["upper"].pop(), "for each of 2 classes, got 2 and 1"),
         (lambda content: content["settings"].pop("eta"), r"CalibrationSettings lacks \['eta'\]"),
+        (lambda content: content.pop("n_slices"), r"Calibration lacks \['n_slices'\]"),
         (lambda content: content.update(format_version=2), "`format_version` is 2"),
         (lambda content: content["quantiles"][0].update(more=1), r"does not know \['more'\]"),
     ],

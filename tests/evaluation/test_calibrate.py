@@ -34,10 +34,10 @@ def volumes_of(seed, n_scans, start=0):
 @pytest.fixture
 def calibration():
     calibrated = volumes_of(0, 999)
-    settings = CalibrationSettings({}, {}, 4, None, 1.0, 0.1, 1.0, "cg", 5, "replace")
+    settings = CalibrationSettings({}, {}, 4, None, 1.0, 0.1, 1.0, False, None, "cg", 5, "replace")
     splits = {"train": ("a",), "tune": ("b",), "calibration": calibrated.scan_ids}
     quantiles = calibrate({GROUP: calibrated}, [0.8, 0.9])
-    return Calibration(quantiles, settings, splits, "fully_sampled", "all", 0, {})
+    return Calibration(quantiles, settings, splits, "fully_sampled", "all", (1, 1), 0, {})
 
 
 def test_table_of_coverage_has_what_was_covered_and_what_was_to_be_expected(calibration):
@@ -114,6 +114,7 @@ def test_calibrated_measured_and_called(inputs, tmp_path, capsys):
     calibration = Calibration.load(model)
     assert calibration.quantiles[0].classes == CLASS_NAMES
     assert len(calibration.splits["calibration"]) == 9 and len(calibration.splits["train"]) == 1
+    assert calibration.n_slices == (1, 1)
 
     assert run("evaluate", inputs, tmp_path / "test", "--methods", "SGR") == 0
     table = pd.read_csv(tmp_path / "test" / "coverage.csv")
@@ -132,7 +133,10 @@ def test_calibrated_measured_and_called(inputs, tmp_path, capsys):
 
     output = tmp_path / "bounds"
     arguments = ["reconstruct", str(scan), "--model", str(model), "--output", str(output), "--coverage", "0.8"]
-    assert cli.main([*arguments, "--acceleration", "4", "--slices", "2:4", "--steps", "3"]) == 0
+    arguments += ["--acceleration", "4", "--steps", "3", "--slices"]
+    assert cli.main([*arguments, "2:4"]) == 2
+    assert "for the volume in 1 slice of a scan together" in capsys.readouterr().err
+    assert cli.main([*arguments, "2"]) == 0
     assert "Interval: holds the volume in 80% of scans" in capsys.readouterr().out
     rows = pd.read_csv(output / "volumes.csv")
     assert (rows["interval_low_mm3"] <= rows["interval_high_mm3"]).all()
@@ -144,6 +148,8 @@ def test_calibrated_measured_and_called(inputs, tmp_path, capsys):
     assert "belong to the split calibration" in capsys.readouterr().err
     assert run("evaluate", inputs, tmp_path / "other", "--methods", "SGR", "--eta", "0.5") == 2
     assert "eta: 1.0 there, 0.5 now" in capsys.readouterr().err
+    assert run("evaluate", inputs, tmp_path / "more", "--methods", "SGR", "--n-slices-per-scan", "2") == 2
+    assert "n_slices_per_scan 1; got 2. Give 1 slice chosen likewise" in capsys.readouterr().err
 
 
 def test_too_few_scans_are_refused_before_anything_is_computed(inputs, tmp_path, capsys):

@@ -29,7 +29,7 @@ def calibration_of(pipe, quantiles=(-0.2, 0.1)):
     splits = {"train": (), "tune": (), "calibration": tuple(map(str, range(20)))}
     entry = GroupQuantiles(group, 0.9, 20, CLASSES, lower, upper, *quantiles)
     settings = calibration_settings(pipe, CallSettings(**CALL), None)
-    return Calibration((entry,), settings, splits, "fully_sampled", "all slices", 0, {})
+    return Calibration((entry,), settings, splits, "fully_sampled", "all slices", (2, 2), 0, {})
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,24 @@ def test_a_call_that_was_not_calibrated_is_refused(pipe, changed, message):
         call(pipe, **{"coverage": 0.9, **CALL, **changed})
 
 
-def test_other_masks_networks_and_checkpoints_are_refused(pipe):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"is_equivariant": True}, "is_equivariant: false there, true now"),
+        ({"denoising_variance": {"noise_to_signal": [0.1, 1.0], "error": [0.01, 0.1]}}, "denoising_variance: null"),
+    ],
+)
+def test_a_pipeline_with_another_configuration_is_refused(pipe, changed, message):
+    pipe.register_to_config(**changed)
+    with pytest.raises(CalibrationMismatch, match=message):
+        call(pipe, coverage=0.9, **CALL)
+
+
+def test_other_masks_slices_networks_and_checkpoints_are_refused(pipe):
     with pytest.raises(CalibrationMismatch, match=r"`mask` of kind .* has no calibration"):
         call(pipe, draw_problem(share=0.2), coverage=0.9, **CALL)
+    with pytest.raises(CalibrationMismatch, match=r"the volume in 2 slices of a scan together, .* got 1"):
+        call(pipe, draw_problem(n_slices=1), coverage=0.9, **CALL)
     pipe.unet.conv_in.weight.data += 1
     with pytest.raises(CalibrationMismatch, match=r"networks\.unet"):
         call(pipe, coverage=0.9, **CALL)

@@ -71,11 +71,14 @@ def test_a_calibration_is_described_with_what_was_measured_of_it(folder):
     assert "Calibrated bounds" not in model_card(folder, "org/knee")
     group = Group(8.0, "lines", (8.0, 8.1))
     quantiles = GroupQuantiles(group, 0.9, 20, ("one",), (0.1,), (0.2,), 0.1, 0.2)
-    settings = CalibrationSettings({}, {"class": "DDPMScheduler"}, 3, (500, 90, 0), 1.0, 0.05, 0.2, "cg", 3, "replace")
+    settings = CalibrationSettings(
+        {}, {"class": "DDPMScheduler"}, 3, (500, 90, 0), 1.0, 0.05, 0.2, False, None, "cg", 3, "replace"
+    )
     splits = {"train": (), "tune": (), "calibration": tuple(map(str, range(20)))}
-    Calibration((quantiles,), settings, splits, "fully_sampled", "slices all", 0, {}).save(folder)
+    Calibration((quantiles,), settings, splits, "fully_sampled", "slices all", (2, 4), 0, {}).save(folder)
     card = model_card(folder, "org/knee")
-    assert "Calibrated on 20 scans" in card and "masks 8x lines; DDPMScheduler, 3 steps at t = 500, 90, 0" in card
+    assert "Calibrated on 20 scans, the unit being 2 to 4 slices of a scan together (slices all)" in card
+    assert "masks 8x lines; DDPMScheduler, 3 steps at t = 500, 90, 0" in card
     assert "Measured on other scans" not in card
     row = {"acceleration": 8.0, "mask": "lines", "coverage": 0.9, "class": "one", "n_calibration": 20, "n_test": 30}
     row |= {"n_covered": 28, "share": 28 / 30, "expected_low": 0.7, "expected_high": 1.0, "ci_low": 0.78}

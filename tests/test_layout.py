@@ -16,7 +16,7 @@ NAME = "sgr_diffusers"
 ALLOWED = {
     "utils": [],
     "calibration": ["utils"],
-    "mri": [],
+    "mri": ["utils"],
     "io": ["mri", "utils"],
     "models": [],
     "guidance": [],

@@ -62,7 +62,8 @@ class Guidance(ConfigMixin):
 
     def wants_push(self, **tensors: Tensor) -> Tensor:
         """Tell which images have a score worth a backward pass, bool `(image,)`; all by default, without gradients."""
-        return torch.ones(len(next(iter(tensors.values()))), dtype=torch.bool)
+        images = next(iter(tensors.values()))
+        return torch.ones(len(images), dtype=torch.bool, device=images.device)
 
     @property
     def has_goals(self) -> bool:
@@ -200,14 +201,15 @@ class SegmentationGuidance(Guidance):
 
     def push_shares(self, measured: Tensor, class_numbers: Sequence[int], targets: Sequence[str]) -> Tensor:
         """Compute the share of a full push that brings the volume of all slices to the goal."""
-        goals = self.goals_mm3(class_numbers, targets).to(measured.device)
+        goals = self.goals_mm3(class_numbers, targets).to(measured.device, non_blocking=True)
         return push_shares(measured.sum(dim=0), goals, self._voxel_mm3)
 
     def _tissue(self, logits: Tensor, class_number: Tensor, is_upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return classes and direction of each image: those of the guidance, or of the branch where it has none."""
         if self._numbers is not None:
             class_number = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
-            class_number[:, list(self._numbers)] = True
+            for number in self._numbers:
+                class_number[:, number] = True
         if self.config.target is not None:
             is_upper = torch.full_like(is_upper, self.config.target == "upper")
         return class_number, is_upper
@@ -267,7 +269,8 @@ def compare_with_goals(
 
 
 @torch.no_grad()
-def images_to_push(guidance: Sequence[Guidance], tensors: dict[str, Tensor]) -> list[bool]:
-    """Return whether any guidance wants to push each image of a batch."""
+def images_to_push(guidance: Sequence[Guidance], tensors: dict[str, Tensor]) -> Tensor:
+    """Return whether any guidance wants to push each image of a batch, on the device of the images."""
+    device = next(iter(tensors.values())).device
     wanted = [g.wants_push(**{name: tensors[name] for name in g.tensor_inputs}) for g in guidance]
-    return torch.stack([each.cpu() for each in wanted]).any(dim=0).tolist()
+    return torch.stack([each.to(device, non_blocking=True) for each in wanted]).any(dim=0)

@@ -66,7 +66,7 @@ def class_log_odds(logits: Float[Tensor, "batch out_class y x"], classes: Classe
 def _own_and_others(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Return each sample's logits of its classes and of all others, `(batch, out_class, y, x)`; elsewhere -inf."""
     if classes.ndim == 1:
-        classes = F.one_hot(classes.long(), logits.shape[1]).bool()
+        classes = classes[:, None] == torch.arange(logits.shape[1], device=logits.device)
     is_own = classes[:, :, None, None]
     return logits.masked_fill(~is_own, -torch.inf), logits.masked_fill(is_own, -torch.inf)
 

@@ -140,17 +140,19 @@ class DenoiseStep(_Block):
     def run(self, pipe: SGRMRIPipeline, block: Any) -> None:
         """Step 5 of the call."""
         settings, sampler, latents = block.settings, block.sampler, block.latents
-        segment = None if pipe.segmentation_model is None else pipe.segment
-        denoiser = Denoiser(pipe.unet, segment, block.problem, block.branches, settings.batch_size)
+        networks = pipe.unet, pipe.segmentation_model
+        denoiser = Denoiser(*networks, block.problem, block.branches, settings.batch_size)
         last = len(sampler.timesteps) - 1
         for i, t in enumerate(sampler.timesteps):
             noisy, level = sampler.model_input(latents, t), sampler.level(t)
             pushing = scale_guidance(block.plan[i], settings.guidance_scale)
             symmetry = Symmetry.of_step(i) if pipe.config.is_equivariant else Symmetry()
-            estimate = denoiser(noisy, Step(t, level, 0 if i == last else settings.cg_iterations, pushing, symmetry))
+            n_iterations, timestep = 0 if i == last else settings.cg_iterations, sampler.network_timesteps[i]
+            estimate = denoiser(noisy, Step(timestep, level, n_iterations, pushing, symmetry))
             latents = estimate.x0
             if i < last:
                 latents = sampler.step(level, t, estimate.x0_consistent, estimate.eps + estimate.push)
+        denoiser.check_networks()
         block.latents = latents
 
 

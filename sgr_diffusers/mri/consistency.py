@@ -4,7 +4,7 @@ Images are complex `(*batch, y, x)`, k-space complex `(*batch, coil, y, x)`; the
 """
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from .methods import CONSISTENCY, FINAL_CONSISTENCY, NOISE_AWARE_ITERATIONS
@@ -117,19 +117,21 @@ class StepConsistency:
         self._operator, self._rhs = operator, operator.adjoint(kspace)
 
     def __call__(
-        self, image: Complex[Tensor, "image y x"], slices: list[int], open_variance: float, max_iterations: int
+        self,
+        image: Complex[Tensor, "image y x"],
+        slices: slice | Int[Tensor, " image"],
+        open_variance: float,
+        max_iterations: int,
     ) -> Complex[Tensor, "image y x"]:
         """Return the images made consistent; differentiable with respect to them.
 
         Args:
             image: predicted clean images x0.
-            slices: slice of each image; a single one may serve all.
+            slices: index of the slice of each image; a single one may serve all.
             open_variance: variance r_t^2 that the noise level leaves open, for "noise_aware".
             max_iterations: most conjugate gradient iterations; "noise_aware" stops before where it has converged.
         """
-        is_whole = slices == list(range(len(self._rhs)))  # then the copies of a selection would take time for nothing
-        normal = self._operator.normal if is_whole else self._operator[slices].normal
-        rhs = self._rhs if is_whole else self._rhs[slices]
+        normal, rhs = self._operator[slices].normal, self._rhs[slices]
         if self.method == "cg":
             return conjugate_gradient(normal, rhs, image, max_iterations).solution
         weight = 1 / open_variance

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from ..utils.late_flags import LateFlags
+
 _ROUNDING = 8  # residuals up to this many units in the last place are zero
 
 
@@ -59,8 +61,9 @@ def conjugate_gradient(
         rhs: Right-hand side; its batch axes broadcast against those of `start`.
         start: First iterate.
         max_iterations: Most iterations. With few of them the result stays near `start` where N is weak.
-        tolerance: Stop a sample at a residual of `tolerance * ||rhs||`. With the default 0 every iteration is run
-            (samples whose residual is zero up to rounding stand still) and the device is never waited for.
+        tolerance: Stop a sample at a residual of `tolerance * ||rhs||`. With the default 0 every iteration is run;
+            samples whose residual is zero up to rounding stand still. An accelerator makes one iteration more, in
+            which all stand still, so that it is not idle while the host learns that they do.
 
     Raises:
         ValueError: `max_iterations` or `tolerance` is negative, or the shapes do not broadcast.
@@ -93,9 +96,13 @@ def conjugate_gradient(
     active = energy.detach() > floor
     broken = torch.zeros_like(active)
     iterations = torch.zeros_like(active, dtype=torch.int64)
+    going_on: list[LateFlags] = []
     for step in range(max_iterations):
-        if tolerance > 0 and not bool(active.any()):
-            break
+        if tolerance > 0:
+            going_on.append(LateFlags(active.any()))
+            known = going_on[:-1] if going_on[-1].are_late else going_on
+            if known and not any(known[-1].tolist()):
+                break
         image = normal(direction)
         curvature = _inner(direction, image)
         broken = broken | (active & (curvature.detach() <= 0))

@@ -7,7 +7,26 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Branches"]
+__all__ = ["Branches", "Selection"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some images of a call, with what the device needs to know of each.
+
+    Attributes:
+        index: index of the images in the flat batch.
+        slices: index of their slices; of a single one, which broadcasts, where all images are of the same slice.
+        class_number: label of the class of each image, 0 for plain reconstruction.
+        is_upper: flag of each image, true if its target is "upper".
+        slice_number: number of the slice of each image.
+    """
+
+    index: slice | Int[Tensor, " image"]
+    slices: slice | Int[Tensor, " image"]
+    class_number: Int[Tensor, " image"]
+    is_upper: Bool[Tensor, " image"]
+    slice_number: Int[Tensor, " image"]
 
 
 @dataclass(frozen=True)
@@ -46,23 +65,36 @@ class Branches:
         """Return the sign of the noise of each image, 1 and -1 in turn within a slice."""
         return torch.tensor([(-1.0) ** (image % self.per_slice) for image in range(len(self))], device=device)
 
-    def are_equal(self, images: Tensor) -> bool:
-        """Return whether all images of a slice are the same."""
-        return torch.equal(images, self.expand(images[:: self.per_slice]))
+    @property
+    def share_noise(self) -> bool:
+        """Whether all images of a slice start from the same noise; samples do not."""
+        return self.class_numbers != (0,) or len(self.targets) == 1
 
     def unflatten(self, images: Tensor) -> Tensor:
         """Give the images their axes: `(image, ...)` to `(slice, class, target, ...)`."""
         return images.reshape(self.n_slices, len(self.class_numbers), len(self.targets), *images.shape[1:])
 
-    def slice_of(self, images: Sequence[int]) -> list[int]:
-        """Return the slice of each of the numbered images."""
-        return [image // self.per_slice for image in images]
-
-    def labels(self, images: Sequence[int]) -> Int[Tensor, " image"]:
-        """Return the label of the class of each of the numbered images."""
+    def select(self, images: Sequence[int], device: torch.device) -> Selection:
+        """Look up the numbered images, and hold what is known of them on a device."""
+        slices = [image // self.per_slice for image in images]
         labels = [number for number in self.class_numbers for _ in self.targets]
-        return torch.tensor([labels[image % self.per_slice] for image in images])
+        is_upper = [self.targets[image % len(self.targets)] == "upper" for image in images]
+        is_one_slice = slices[0] == slices[-1]  # slices ascend with the images; coil maps are not copied then
+        return Selection(
+            index=_index(images, device),
+            slices=_index(slices[:1] if is_one_slice else slices, device),
+            class_number=_send([labels[image % self.per_slice] for image in images], device),
+            is_upper=_send(is_upper, device),
+            slice_number=_send(slices, device),
+        )
 
-    def is_upper(self, images: Sequence[int]) -> Bool[Tensor, " image"]:
-        """Return whether the target of each of the numbered images is "upper"."""
-        return torch.tensor([self.targets[image % len(self.targets)] == "upper" for image in images])
+
+def _index(numbers: Sequence[int], device: torch.device) -> slice | Tensor:
+    """Return an index for the numbered entries of an axis: a slice, which copies nothing, where they are in a row."""
+    row = range(numbers[0], numbers[0] + len(numbers))
+    return slice(row.start, row.stop) if list(numbers) == list(row) else _send(numbers, device)
+
+
+def _send(values: Sequence[int | bool], device: torch.device) -> Tensor:
+    """Make a tensor on a device without waiting for it."""
+    return torch.tensor(values).to(device, non_blocking=True)

@@ -4,15 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
-from jaxtyping import Complex, Float, UInt8
+from jaxtyping import Bool, Complex, Float, UInt8
 from torch import Tensor, nn
 
 from ..guidance.guiders import Guidance, images_to_push
 from ..guidance.losses import guidance_weight, joint_weights
 from ..mri.operators import channels_to_complex
 from ..schedulers.sampler import NoiseLevel
-from .branches import Branches
-from .networks import batches, predict
+from ..utils.late_flags import LateFlags
+from .branches import Branches, Selection
+from .networks import FiniteWatch, batches, predict, segment, size_multiple
 from .problem import Problem
 from .symmetry import Symmetry
 
@@ -64,10 +65,10 @@ class Estimate:
         model_output, x0, eps, x0_consistent = (torch.empty_like(images) for _ in range(4))
         return cls(model_output, x0, eps, x0_consistent, torch.zeros_like(images))
 
-    def put(self, images: Sequence[int], part: "Estimate") -> None:
-        """Write the estimate of the numbered images."""
+    def put(self, selected: Selection, part: "Estimate") -> None:
+        """Write the estimate of some images."""
         for entry in fields(self):
-            getattr(self, entry.name)[list(images)] = getattr(part, entry.name).detach()
+            getattr(self, entry.name)[selected.index] = getattr(part, entry.name).detach()
 
 
 class TwoStageGradient:
@@ -135,13 +136,17 @@ class Denoiser:
 
     Only images with something to push get a graph. Which these are is known after the forward pass: those pushed in
     the step before are expected to be pushed again, and the others are looked at without a graph first. Images of a
-    slice that are still equal are computed once.
+    slice that are still equal are computed once. An accelerator is never left without work: the host reads what
+    depends on images while the device computes others.
+
+    Attributes:
+        are_equal: flag, true while all images of a slice are the same. To be set to false if they are changed.
     """
 
     def __init__(
         self,
         unet: nn.Module,
-        segment: Callable[[Complex[Tensor, "image y x"]], Float[Tensor, "image out_class y x"]] | None,
+        segmentation_model: nn.Module | None,
         problem: Problem,
         branches: Branches,
         batch_size: int | None = None,
@@ -150,18 +155,21 @@ class Denoiser:
 
         Args:
             unet: the prior.
-            segment: function from complex images to logits; `None` without a segmentation model.
+            segmentation_model: the segmentation model; `None` without.
             problem: measurement of all slices.
             branches: slice, class and target of each image.
             batch_size: most images in a network call; `None` for no bound.
         """
-        self._unet, self._segment, self._problem = unet, segment, problem
+        self._unet, self._segmentation_model, self._problem = unet, segmentation_model, problem
         self._branches, self._batch_size = branches, batch_size
-        every = range(len(branches))
-        is_lower = [not is_upper for is_upper in branches.is_upper(every).tolist()]
+        self.are_equal = branches.share_noise
         is_plain = branches.class_numbers == (0,)
-        self._is_pushed = [is_plain or not lower for lower in is_lower]
+        of_slice = [is_plain or target == "upper" for _ in branches.class_numbers for target in branches.targets]
+        self._is_pushed = of_slice * branches.n_slices
+        self._wishes: list[tuple[list[int], LateFlags]] = []
         self._steering: dict[int, Steering] = {}
+        self._selections: dict[tuple[int, ...], Selection] = {}
+        self._watch = FiniteWatch()
 
     def __call__(self, noisy: Channels, step: Step) -> Estimate:
         """Estimate all images in a step.
@@ -169,21 +177,37 @@ class Denoiser:
         Args:
             noisy: noisy images at the input of the prior.
             step: timestep, noise level and guidance.
+
+        Raises:
+            ValueError: a network returned NaN or infinity: on an accelerator, in the step before the last.
         """
         branches, every = self._branches, range(len(self._branches))
+        self._watch.begin_step()
         estimate = Estimate.like(noisy)
-        if not step.guidance and branches.are_equal(noisy):
+        if not step.guidance and self.are_equal:
             self._estimate_plainly(estimate, noisy, branches.first_of_slices, step)
-            first = [branches.per_slice * number for number in branches.slice_of(every)]
-            return Estimate(*(getattr(estimate, entry.name)[first] for entry in fields(estimate)))
-        self._steering = {}
+            firsts = (getattr(estimate, entry.name)[:: branches.per_slice] for entry in fields(estimate))
+            return Estimate(*map(branches.expand, firsts))
+        self.are_equal, self._steering = False, {}
+        self._note(self._wishes)
         is_expected = [bool(step.guidance) and is_pushed for is_pushed in self._is_pushed]
         self._estimate_plainly(estimate, noisy, [k for k in every if not is_expected[k]], step)
         if step.guidance:
-            for images in batches([k for k in every if self._is_pushed[k]], self._batch_size):
-                estimate.put(images, self._estimate_and_push(noisy[images], images, step))
+            looked_at, self._wishes = self._wishes, []
+            self._estimate_and_push(estimate, noisy, [k for k in every if is_expected[k]], step)
+            self._note(looked_at)  # the device computes the pushed images meanwhile
+            joining = [k for k in every if self._is_pushed[k] and not is_expected[k]]
+            self._estimate_and_push(estimate, noisy, joining, step)
             self._push_jointly(estimate, step)
         return estimate
+
+    def check_networks(self) -> None:
+        """Wait for the device, and refuse what the networks returned if it is not finite.
+
+        Raises:
+            ValueError: a network returned NaN or infinity.
+        """
+        self._watch.finish()
 
     def finish(
         self, x0: Channels, method: str
@@ -203,11 +227,12 @@ class Denoiser:
             model).
 
         Raises:
-            ValueError: an image is not finite.
+            ValueError: an image or the output of a network is not finite.
         """
         branches, images, residuals, labels = self._branches, [], [], []
         for batch in batches(list(range(len(branches))), self._batch_size):
-            image, residual = self._problem.finish(x0[batch], branches.slice_of(batch), method)
+            selected = self._select(batch)
+            image, residual = self._problem.finish(x0[selected.index], selected.slices, method)
             if not residual.isfinite().all():
                 raise ValueError(
                     "the reconstruction is not finite in single precision. Check the scale of `kspace` and "
@@ -215,40 +240,57 @@ class Denoiser:
                 )
             images.append(image)
             residuals.append(residual)
-            if self._segment is not None:
+            if self._segmentation_model is not None:
                 labels.append(self._segment(image).argmax(dim=1).to(torch.uint8))
+        self.check_networks()
         segmentations = branches.unflatten(torch.cat(labels)) if labels else None
         return branches.unflatten(torch.cat(images)), branches.unflatten(torch.cat(residuals)), segmentations
 
+    def _select(self, images: list[int]) -> Selection:
+        """Look up the numbered images; what was looked up before is on the device already."""
+        key = tuple(images)
+        if key not in self._selections:
+            self._selections[key] = self._branches.select(images, self._problem.kspace.device)
+        return self._selections[key]
+
     def _predict(self, noisy: Channels, step: Step) -> Channels:
         """Return the output of the prior for noisy images, which it sees changed by the symmetry of the step."""
-        return step.symmetry.undo(predict(self._unet, step.symmetry.apply(noisy), step.timestep))
+        return step.symmetry.undo(predict(self._unet, step.symmetry.apply(noisy), step.timestep, self._watch))
+
+    def _segment(self, images: Complex[Tensor, "image y x"]) -> Float[Tensor, "image out_class y x"]:
+        """Return the logits of the segmentation model, which there is, or the call was refused."""
+        assert self._segmentation_model is not None
+        return segment(self._segmentation_model, images, size_multiple(self._unet), self._watch)
 
     def _estimate_plainly(self, estimate: Estimate, noisy: Channels, images: list[int], step: Step) -> None:
-        """Fill in the estimate of the numbered images without a graph, and note which of them want a push."""
+        """Fill in the estimate of the numbered images without a graph, and ask which of them want a push."""
         for batch in batches(images, self._batch_size):
-            output = self._predict(noisy[batch], step)
-            part = self._denoise(noisy[batch], output, batch, step)
-            estimate.put(batch, part)
+            selected = self._select(batch)
+            some = noisy[selected.index]
+            part = self._denoise(some, self._predict(some, step), selected, step)
+            estimate.put(selected, part)
             if step.guidance:
-                self._note_wishes(self._guidance_inputs(noisy[batch], part, batch, step), batch, step)
+                self._ask_wishes(self._guidance_inputs(some, part, selected, step), batch, step)
 
-    def _estimate_and_push(self, noisy: Channels, images: list[int], step: Step) -> Estimate:
-        """Estimate the numbered images with the push of all guidance of the step."""
-        with torch.enable_grad():
-            gradient_of = TwoStageGradient(lambda start: self._predict(start, step), noisy)
-            estimate = self._denoise(gradient_of.noisy, gradient_of.output, images, step)
-            tensors = self._guidance_inputs(gradient_of.noisy, estimate, images, step)
-            if any(self._note_wishes(tensors, images, step)):
+    def _estimate_and_push(self, estimate: Estimate, noisy: Channels, images: list[int], step: Step) -> None:
+        """Fill in the estimate of the numbered images, with the push of all guidance of the step."""
+        for batch in batches(images, self._batch_size):
+            selected = self._select(batch)
+            with torch.enable_grad():
+                gradient_of = TwoStageGradient(lambda start: self._predict(start, step), noisy[selected.index])
+                part = self._denoise(gradient_of.noisy, gradient_of.output, selected, step)
+                tensors = self._guidance_inputs(gradient_of.noisy, part, selected, step)
+                wishes = self._ask_wishes(tensors, batch, step)[:, None, None, None]
                 for k, (guidance, strength) in enumerate(step.guidance):
                     score = guidance.score(**{name: tensors[name] for name in guidance.tensor_inputs})  # Eq. 12
                     gradient = gradient_of(score, keep_graph=k + 1 < len(step.guidance))
+                    gradient = torch.where(wishes, gradient, 0.0)
                     if k in self._steering:
-                        self._steering[k].gradient[images] = gradient
+                        self._steering[k].gradient[selected.index] = gradient
                         continue
-                    gamma = guidance_weight(estimate.eps.detach(), gradient, strength)  # Eq. 14
-                    estimate.push.add_(gamma[:, None, None, None] * gradient)
-        return estimate
+                    gamma = guidance_weight(part.eps.detach(), gradient, strength)  # Eq. 14
+                    part.push.add_(gamma[:, None, None, None] * gradient)
+            estimate.put(selected, part)
 
     def _push_jointly(self, estimate: Estimate, step: Step) -> None:
         """Add the pushes of guidance that has a volume for all slices to reach."""
@@ -261,39 +303,39 @@ class Denoiser:
             weights = joint_weights(eps, gradient, strength)
             estimate.push.add_((shares * weights).expand_as(measured).reshape(-1, 1, 1, 1) * steering.gradient)
 
-    def _denoise(self, noisy: Channels, output: Channels, images: list[int], step: Step) -> Estimate:
-        """Estimate the numbered images from the output of the prior, without a push."""
+    def _denoise(self, noisy: Channels, output: Channels, selected: Selection, step: Step) -> Estimate:
+        """Estimate some images from the output of the prior, without a push."""
         x0, eps = step.level.denoise(output, noisy)  # Eq. 4
-        slices = self._branches.slice_of(images)
-        x0_consistent = self._problem.make_consistent(x0, slices, step.level, step.n_iterations)  # Eq. 5
+        x0_consistent = self._problem.make_consistent(x0, selected.slices, step.level, step.n_iterations)  # Eq. 5
         return Estimate(output, x0, eps, x0_consistent, torch.zeros_like(noisy))
 
     def _guidance_inputs(
-        self, noisy: Channels, estimate: Estimate, images: list[int], step: Step
+        self, noisy: Channels, estimate: Estimate, selected: Selection, step: Step
     ) -> dict[str, Tensor]:
         """Return the tensors that guidance may ask for, by the names in `SGRMRIPipeline._guidance_tensor_inputs`."""
-        branches, device = self._branches, noisy.device
         tensors = {"noisy": noisy, "eps": estimate.eps, "x0": estimate.x0, "x0_consistent": estimate.x0_consistent}
         if any("logits" in guidance.tensor_inputs for guidance, _ in step.guidance):
-            assert self._segment is not None  # the call was refused otherwise
             tensors["logits"] = self._segment(channels_to_complex(estimate.x0_consistent))
-        return tensors | {
-            "class_number": branches.labels(images).to(device),
-            "is_upper": branches.is_upper(images).to(device),
-            "slice_number": torch.tensor(branches.slice_of(images), device=device),
-        }
+        names = "class_number", "is_upper", "slice_number"
+        return tensors | {name: getattr(selected, name) for name in names}
 
-    def _note_wishes(self, tensors: dict[str, Tensor], images: list[int], step: Step) -> list[bool]:
-        """Note for the next step, and return, which of the numbered images any guidance wants to push."""
+    def _ask_wishes(self, tensors: dict[str, Tensor], images: list[int], step: Step) -> Bool[Tensor, " image"]:
+        """Ask for, and return, which of the numbered images any guidance wants to push; measure what it needs."""
         wishes = images_to_push([guidance for guidance, _ in step.guidance], tensors)
-        for image, wish in zip(images, wishes, strict=True):
-            self._is_pushed[image] = wish
+        self._wishes.append((images, LateFlags(wishes)))
         for k, (guidance, _) in enumerate(step.guidance):
             with torch.no_grad():
                 measured = guidance.measure(**{name: tensors[name] for name in guidance.tensor_inputs})
             if measured is not None:
-                self._steer(k, tensors["noisy"]).measured[images] = measured
+                self._steer(k, tensors["noisy"]).measured[self._select(images).index] = measured
         return wishes
+
+    def _note(self, wishes: list[tuple[list[int], LateFlags]]) -> None:
+        """Note which images are to be pushed, and empty the list."""
+        for images, flags in wishes:
+            for image, is_pushed in zip(images, flags.tolist(), strict=True):
+                self._is_pushed[image] = is_pushed
+        wishes.clear()
 
     def _steer(self, k: int, noisy: Channels) -> Steering:
         """Return what guidance number `k` has found in this step, at first zeros."""

@@ -5,10 +5,10 @@ cast on the way in and out; everything else sees float32 images of the size that
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Complex, Float
@@ -17,11 +17,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ..utils.late_flags import LateFlags
+
 __all__ = [
+    "FiniteWatch",
     "batches",
     "check_all_used",
     "check_complete",
     "check_components",
+    "check_finite",
     "check_networks",
     "class_names_of",
     "predict",
@@ -31,12 +35,67 @@ __all__ = [
 ]
 
 
-def predict(unet: nn.Module, noisy: Float[Tensor, "batch 2 y x"], timestep: Tensor) -> Float[Tensor, "batch 2 y x"]:
+def check_finite(name: str, network: nn.Module, output: Tensor) -> None:
+    """Refuse the output of a network that is not finite; waits for the device.
+
+    Raises:
+        ValueError: naming the component and the cause.
+    """
+    if not bool(output.isfinite().all()):
+        _refuse_output(name, network, output.dtype)
+
+
+class FiniteWatch:
+    """Refuses outputs of networks that are not finite, as `check_finite`, without waiting for an accelerator.
+
+    What an accelerator computes in a step is looked at when the step after the next begins.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing to look at."""
+        self._steps: list[list[tuple[str, nn.Module, torch.dtype, LateFlags]]] = [[]]
+
+    def __call__(self, name: str, network: nn.Module, output: Tensor) -> None:
+        """Look at an output of this step: at once on the host, later on an accelerator."""
+        self._steps[-1].append((name, network, output.dtype, LateFlags(output.isfinite().all())))
+        if not self._steps[-1][-1][-1].are_late:
+            self._look_back(0)
+
+    def begin_step(self) -> None:
+        """Look at the outputs of the step before the last."""
+        self._look_back(1)
+        self._steps.append([])
+
+    def finish(self) -> None:
+        """Look at all outputs that are left."""
+        self._look_back(0)
+
+    def _look_back(self, n_left: int) -> None:
+        """Look at the outputs of all steps but the last `n_left`."""
+        while len(self._steps) > n_left:
+            for name, network, dtype, is_finite in self._steps.pop(0):
+                if not all(is_finite.tolist()):
+                    _refuse_output(name, network, dtype)
+        self._steps = self._steps or [[]]
+
+
+Check = Callable[[str, nn.Module, Tensor], None]
+
+
+def predict(
+    unet: nn.Module, noisy: Float[Tensor, "batch 2 y x"], timestep: Tensor, check: Check = check_finite
+) -> Float[Tensor, "batch 2 y x"]:
     """Return the output of the prior for noisy images, float32, without the channels of a learned sigma.
 
     Noisy images are continued periodically to the multiple that the UNet needs: the border then has the noise level
     that the network expects, where zeros would be a frame without noise, and is air for a body inside the field of
     view.
+
+    Args:
+        unet: the prior.
+        noisy: noisy images.
+        timestep: timestep at the input of the network, on its device.
+        check: `check_finite`, or a `FiniteWatch`, which does not wait for the device.
 
     Raises:
         ValueError: the output is not finite.
@@ -44,12 +103,12 @@ def predict(unet: nn.Module, noisy: Float[Tensor, "batch 2 y x"], timestep: Tens
     padded = _pad(noisy, size_multiple(unet), is_periodic=True)
     with _kept_weights(unet):
         output = unet(padded.to(unwrap(unet).dtype), timestep, return_dict=False)[0]
-    _check_finite("unet", unet, output[:, :2])
+    check("unet", unet, output[:, :2])
     return _crop(output[:, :2].float(), noisy.shape[-2:])
 
 
 def segment(
-    model: nn.Module, images: Complex[Tensor, "batch y x"], multiple: int = 1
+    model: nn.Module, images: Complex[Tensor, "batch y x"], multiple: int = 1, check: Check = check_finite
 ) -> Float[Tensor, "batch out_class y x"]:
     """Return the logits of the segmentation model, float32, for complex images scaled as its training images were.
 
@@ -57,6 +116,7 @@ def segment(
         model: segmentation model from magnitude `(batch, 1, y, x)` to logits.
         images: complex images `(batch, y, x)`; their edges are repeated up to the multiple that the model needs.
         multiple: multiple that the sides must have, unless the model has an attribute `size_multiple`.
+        check: `check_finite`, or a `FiniteWatch`, which does not wait for the device.
 
     Raises:
         TypeError: the model does not return a tensor.
@@ -81,7 +141,7 @@ def segment(
             f"`segmentation_model` must return logits (batch, n_classes + 1, y, x) of its input's size, got "
             f"{tuple(logits.shape)} for an input of {tuple(magnitude.shape)}. Wrap it in a module that resizes them."
         )
-    _check_finite("segmentation_model", model, logits)
+    check("segmentation_model", model, logits)
     return _crop(logits.float(), images.shape[-2:])
 
 
@@ -268,15 +328,13 @@ def _kept_weights(network: nn.Module) -> AbstractContextManager:
     return saved_tensors_hooks(keep, lambda saved: saved)
 
 
-def _check_finite(name: str, network: nn.Module, output: Tensor) -> None:
-    if bool(output.isfinite().all()):
-        return
+def _refuse_output(name: str, network: nn.Module, dtype: torch.dtype) -> NoReturn:
     weights = (key for key, value in network.named_parameters() if not value.is_meta and not value.isfinite().all())
     bad = next(weights, None)
     cause = (
         f"its weights are not finite, such as those of {bad}. Load it again, from files that are whole"
         if bad
-        else f"its weights are finite, so it overflows in {output.dtype}. Call `pipe.to(torch.float32)`, or check the "
+        else f"its weights are finite, so it overflows in {dtype}. Call `pipe.to(torch.float32)`, or check the "
         "scale of `kspace` and of `latents`"
     )
     raise ValueError(f"`{name}` returned NaN or infinity: {cause}.")

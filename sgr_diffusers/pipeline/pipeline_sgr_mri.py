@@ -294,25 +294,28 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         latents = latents if signs is None else signs[:, None, None, None] * latents
 
         # 5. Reverse steps; the last ends in the clean image, so that no noise is left whatever the scheduler ends with
-        segment_images = None if self.segmentation_model is None else self.segment
-        denoiser = Denoiser(self.unet, segment_images, problem, branches, batch_size)
+        denoiser = Denoiser(self.unet, self.segmentation_model, problem, branches, batch_size)
         self._num_timesteps = len(sampler.timesteps)
         last = self._num_timesteps - 1
         for i, t in enumerate(self.progress_bar(sampler.timesteps)):
             noisy, level = sampler.model_input(latents, t), sampler.level(t)
-            pushing, n_iterations = scale_guidance(plan[i], self._guidance_scale), settings.cg_iterations
+            pushing = scale_guidance(plan[i], self._guidance_scale)
+            n_iterations = 0 if i == last else settings.cg_iterations
             symmetry = Symmetry.of_step(i) if self.config.is_equivariant else Symmetry()
-            estimate = denoiser(noisy, Step(t, level, 0 if i == last else n_iterations, pushing, symmetry))
+            estimate = denoiser(noisy, Step(sampler.network_timesteps[i], level, n_iterations, pushing, symmetry))
             latents = estimate.x0
             if i < last:
                 latents = sampler.step(level, t, estimate.x0_consistent, estimate.eps + estimate.push)  # Eq. 13
             if callback_on_step_end is not None:
                 tensors = {"latents": latents, **vars(estimate)}
                 given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs or ()}
+                before, version = latents, latents._version
                 latents = latents_of_callback(callback_on_step_end(self, i, t, given), latents)
+                denoiser.are_equal &= latents is before and latents._version == version
             if self.interrupt and i < last:
                 latents = estimate.x0
                 break
+        denoiser.check_networks()
 
         # 6. Full data consistency and segmentation, of the mean where it is asked for
         deviation = None
@@ -321,7 +324,9 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
             samples = of_samples.finish(latents, final_consistency)[0]  # slice, 1, sample, y, x
             deviation = samples.std(dim=2, correction=0) * problem.scale[:, None, None, None]
             latents, targets = latents.unflatten(0, (n_slices, num_samples)).mean(dim=1), ("mean",)
-            denoiser = Denoiser(self.unet, segment_images, problem, Branches(n_slices, (0,), targets), batch_size)
+            denoiser = Denoiser(
+                self.unet, self.segmentation_model, problem, Branches(n_slices, (0,), targets), batch_size
+            )
         images, residual, segmentations = denoiser.finish(latents, final_consistency)  # slice, class, target, (y, x)
         residual_of_noise = noise_residual(problem.kspace, measurement.mask, problem.noise_std)
         warn_of_residual(residual, residual_of_noise)

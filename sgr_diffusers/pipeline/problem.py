@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from ..mri.consistency import StepConsistency, data_residual, fully_consistent
@@ -12,6 +12,8 @@ from ..schedulers.sampler import NoiseLevel
 from .inputs import Measurement, slice_scale
 
 __all__ = ["Problem"]
+
+Slices = slice | Int[Tensor, " image"]
 
 
 @dataclass(frozen=True)
@@ -65,33 +67,34 @@ class Problem:
         return cls(operator, kspace, noise_std, scale, zero_filled, step_consistency, denoising_variance)
 
     def make_consistent(
-        self, x0: Float[Tensor, "image 2 y x"], slices: Sequence[int], level: NoiseLevel, n_iterations: int
+        self, x0: Float[Tensor, "image 2 y x"], slices: Slices, level: NoiseLevel, n_iterations: int
     ) -> Float[Tensor, "image 2 y x"]:
-        """Pull predicted clean images to the measurement of their slices (paper Eq. 5)."""
+        """Pull predicted clean images to the measurement of their slices (paper Eq. 5).
+
+        Args:
+            x0: predicted clean images.
+            slices: index of the slice of each image, or of the one that serves all.
+            level: noise level of the step.
+            n_iterations: most conjugate gradient iterations.
+        """
         image = channels_to_complex(x0)
         open_variance = level.open_variance(self.denoising_variance)
-        consistent = self.step_consistency(image, _broadcast(slices), open_variance, n_iterations)
+        consistent = self.step_consistency(image, slices, open_variance, n_iterations)
         return complex_to_channels(consistent)
 
     def finish(
-        self, x0: Float[Tensor, "image 2 y x"], slices: Sequence[int], method: str
+        self, x0: Float[Tensor, "image 2 y x"], slices: Slices, method: str
     ) -> tuple[Complex[Tensor, "image y x"], Float[Tensor, " image"]]:
         """Make clean images agree with the measurement in full.
 
         Args:
             x0: clean images.
-            slices: slice of each image.
+            slices: index of the slice of each image, or of the one that serves all.
             method: one of `mri.consistency.FINAL_CONSISTENCY`.
 
         Returns:
             Complex images in the scale of the prior, and their data residual.
         """
-        slices = _broadcast(slices)
         operator, kspace = self.operator[slices], self.kspace[slices]
         image = fully_consistent(operator, channels_to_complex(x0), kspace, method)
         return image, data_residual(operator, image, kspace)
-
-
-def _broadcast(slices: Sequence[int]) -> list[int]:
-    """Return ascending slices of images as one entry where all are the same, so that coil maps are not copied."""
-    return [slices[0]] if slices[0] == slices[-1] else list(slices)

@@ -101,6 +101,10 @@ class ScheduledSampler:
 
     Use: `level = sampler.level(t)` and `sampler.model_input(latents, t)` before the network, `sampler.step` after it,
     in the order of `sampler.timesteps`, which may visit a noise level more than once (Heun, PNDM).
+
+    Attributes:
+        prediction_type: what the network predicts, one of `PREDICTION_TYPES`.
+        network_timesteps: timestep at the input of the network, on its device, for each evaluation.
     """
 
     def __init__(
@@ -121,7 +125,7 @@ class ScheduledSampler:
             num_inference_steps: number of steps, as in `scheduler.set_timesteps`.
             eta: share of fresh noise, for DDIM; others have their own or none.
             generators: generators of fresh noise, one for each image; equal ones give equal noise.
-            device: device of the latents.
+            device: device of the networks.
             timesteps: timesteps to visit, in place of `num_inference_steps` of the scheduler's own choice.
             noise_signs: sign, 1 or -1, that the fresh noise of each image is multiplied by; `None` for 1.
 
@@ -136,11 +140,12 @@ class ScheduledSampler:
         self._scheduler, self._generators = scheduler, generators
         self._signs = 1.0 if noise_signs is None else noise_signs[:, None, None, None]
         self._has_own_timesteps = timesteps is not None
+        # Schedulers compute with the numbers of their steps on the host: on another device each would be waited for.
         try:
             if timesteps is None:
-                scheduler.set_timesteps(num_inference_steps, device=device)
+                scheduler.set_timesteps(num_inference_steps, device="cpu")
             else:
-                scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+                scheduler.set_timesteps(timesteps=list(timesteps), device="cpu")
         except (ValueError, TypeError, LookupError, RuntimeError) as error:
             raise ValueError(
                 f"`scheduler` {self._name} cannot make these steps with its settings: {error} Change them by "
@@ -157,6 +162,7 @@ class ScheduledSampler:
                 f"`scheduler` {self._name} starts at timestep 0, where the prior expects an image without noise. Ask "
                 "for 2 steps or more, or set timestep_spacing='trailing'."
             )
+        self.network_timesteps = scheduler.timesteps.to(device)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)  # else it is looked up by the timestep, which need not be unique
         parameters = inspect.signature(scheduler.step).parameters
@@ -168,7 +174,7 @@ class ScheduledSampler:
 
     @property
     def timesteps(self) -> Tensor:
-        """Timesteps at the input of the network, one for each evaluation."""
+        """Timestep of each evaluation, on the host; `network_timesteps` are the same on the device."""
         return self._scheduler.timesteps
 
     @property

@@ -113,7 +113,7 @@ def noise_aware_case():
 def test_noise_aware_consistency_minimises_its_weighted_sum():
     operator, image, kspace, noise_std = noise_aware_case()
     consistent = StepConsistency(operator, kspace, noise_std, "noise_aware")
-    result = consistent(image, [0, 1], open_variance=0.5, max_iterations=200)
+    result = consistent(image, slice(None), open_variance=0.5, max_iterations=200)
     for k in range(2):
         matrix, weights = dense(operator[k]), noise_std[k].repeat_interleave(SIZE[0] * SIZE[1]) ** -2
         normal = matrix.mH @ (weights[:, None] * matrix) + torch.eye(matrix.shape[1]) / 0.5
@@ -124,9 +124,9 @@ def test_noise_aware_consistency_minimises_its_weighted_sum():
 
 def test_noise_aware_consistency_follows_the_data_without_noise_and_the_prior_without_an_open_question():
     operator, image, kspace, noise_std = noise_aware_case()
-    fits = StepConsistency(operator, kspace, 1e-4 * noise_std, "noise_aware")(image, [0, 1], 1.0, 200)
+    fits = StepConsistency(operator, kspace, 1e-4 * noise_std, "noise_aware")(image, slice(None), 1.0, 200)
     assert data_residual(operator, fits, kspace).max() < 0.05
-    stays = StepConsistency(operator, kspace, noise_std, "noise_aware")(image, [0, 1], 1e-8, 10)
+    stays = StepConsistency(operator, kspace, noise_std, "noise_aware")(image, slice(None), 1e-8, 10)
     torch.testing.assert_close(stays, image, rtol=1e-4, atol=1e-4)
 
 
@@ -134,9 +134,9 @@ def test_noise_aware_consistency_follows_the_data_without_noise_and_the_prior_wi
 def test_step_consistency_treats_each_image_by_itself_and_can_be_differentiated(method):
     operator, image, kspace, noise_std = noise_aware_case()
     consistent = StepConsistency(operator, kspace, noise_std, method)
-    together = consistent(image, [0, 1], 0.5, 3)
+    together = consistent(image, torch.tensor([0, 1]), 0.5, 3)
     for k in range(2):
-        torch.testing.assert_close(consistent(image[k : k + 1], [k], 0.5, 3)[0], together[k])
+        torch.testing.assert_close(consistent(image[k : k + 1], slice(k, k + 1), 0.5, 3)[0], together[k])
     assert torch.autograd.gradcheck(
-        lambda x: consistent(x, [0, 1], 0.5, 3), image.clone().requires_grad_(), fast_mode=True
+        lambda x: consistent(x, slice(None), 0.5, 3), image.clone().requires_grad_(), fast_mode=True
     )

@@ -47,7 +47,8 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
     its branches (class and target). Their difference is guidance alone, and no result depends on `batch_size`.
 
     Args:
-        unet: the prior; 2 channels in (real, imaginary), 2 out, or 4 with learned sigma.
+        unet: the prior; 2 channels in (real, imaginary), 2 out, or 4 with learned sigma. Priors of other kinds are
+            adapted by `models.adapted_priors`.
         scheduler: scheduler of diffusers that does not clip, see `schedulers.support`. DDIM is the reference.
         segmentation_model: any module from magnitude `(batch, 1, y, x)` to logits `(batch, n_classes + 1, y, x)`,
             channel 0 the background. It may name its classes by `config.class_names` or an attribute `class_names`,
@@ -86,7 +87,7 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
 
     def __init__(
         self,
-        unet: UNet2DModel,
+        unet: UNet2DModel | nn.Module,
         scheduler: SchedulerMixin,
         segmentation_model: nn.Module | None = None,
         scale_quantile: float = 0.99,

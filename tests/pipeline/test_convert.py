@@ -1,7 +1,16 @@
 """`sgr convert`, from the authors' files to a pipeline that reconstructs, and back."""
 
+import functools
+import hashlib
 import json
+import shlex
+import shutil
+import subprocess
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -9,6 +18,8 @@ from monai.networks.nets import UNet
 
 from sgr_diffusers import SegmentationAdapter, SGRMRIPipeline, cli, create_prior, create_scheduler
 from tests.helpers.authors_unet import AuthorsUNet, random_authors_unet
+from tests.helpers.layout_fixture import write_tiny_skm_tea
+from tests.helpers.pages import blocks
 from tests.helpers.tiny_pipeline import save_tiny_pipeline
 
 
@@ -69,6 +80,47 @@ def test_the_record_says_from_what(converted, files):
     assert record["prior"]["file"] == "ema.pt" and len(record["prior"]["sha256"]) == 64
     assert record["prior"]["num_head_channels"] == 16 and record["prior"]["attention_resolutions"] == [2]
     assert record["segmentation"]["channels"] == [4, 8] and record["segmentation"]["flip_average"]
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Address of a server on this machine, and the folder that it serves."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    folder = tmp_path / "served"
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}", folder
+        http.shutdown()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the documented download needs curl")
+def test_the_documented_commands_download_convert_and_reconstruct(files, server, tmp_path, monkeypatch):
+    page, (address, folder) = "docs/how-to/authors-weights.md", server
+    (download,) = blocks(page, "console")
+    convert, reconstruct = (shlex.split(line)[1:] for line in blocks(page, "bash")[0].splitlines())
+    sources = dict(zip(["model1000000.pt", "model_segmentation.pt"], ["ema.pt", "segmentation.pt"], strict=True))
+    words = shlex.split(download)
+    for k, word in enumerate(words):
+        if word.startswith("https://"):
+            path = urlsplit(word).path
+            (folder / path[1:]).parent.mkdir(parents=True)
+            shutil.copy(files.folder / sources[Path(path).name], folder / path[1:])
+            words[k] = address + path
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(words, check=True, capture_output=True)
+    assert cli.main([*convert, "--num-head-channels", "16"]) == 0  # of the paper's architecture it is known
+    record = json.loads(Path("runs/authors/settings.json").read_text())
+    for name, file in (("prior", "model1000000.pt"), ("segmentation", "model_segmentation.pt")):
+        assert record[name]["sha256"] == hashlib.sha256(Path("models", file).read_bytes()).hexdigest()
+    write_tiny_skm_tea(tmp_path, n_scans=(("train", 5),), shape=(4, 40, 24))
+    few = ["--slices", "2", "--steps", "2", "--classes", "meniscus"]
+    assert cli.main([*reconstruct, *few]) == 0
+    names = {path.name for path in Path("bounds").iterdir()}
+    assert {"volumes.csv", "meniscus_lower_image.nii.gz", "meniscus_upper_segmentation.nii.gz"} <= names
 
 
 def test_there_and_back_is_the_same_to_the_bit(converted, files, tmp_path, capsys):

@@ -3,30 +3,17 @@
 import h5py
 import pytest
 
-from sgr_diffusers.calibration.quantiles import Group, GroupQuantiles
-from sgr_diffusers.calibration.record import Calibration
-from sgr_diffusers.pipeline.calibrated import calibration_settings, measured_group
-from sgr_diffusers.reconstruction.demo import CASE, COVERAGE
-from sgr_diffusers.reconstruction.settings import SamplingSettings
+from sgr_diffusers.reconstruction.demo import CASE
 from sgr_diffusers.reconstruction.source import read_scan
-from sgr_diffusers.reconstruction.volume import load_pipeline, with_fast_scheduler
 from tests.helpers.layout_fixture import write_tiny_skm_tea
-from tests.helpers.tiny_pipeline import save_tiny_pipeline
+from tests.helpers.tiny_pipeline import calibrate_tiny_pipeline, save_tiny_pipeline
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     """Calibrated for two fast steps and the mask of the bundled case at 8x."""
     folder = save_tiny_pipeline(tmp_path_factory.mktemp("model"))
-    pipe = with_fast_scheduler(load_pipeline(folder, "cpu"))
-    steps = SamplingSettings(num_inference_steps=2, fast=True)
-    settings = calibration_settings(pipe, steps, steps.visited_timesteps)
-    acceleration, family = measured_group(read_scan(CASE, mask="poisson_8.0x").mask)
-    group, names = Group(8.0, family, (acceleration, acceleration)), tuple(pipe.class_names)
-    quantiles = GroupQuantiles(group, COVERAGE, 20, names, (0.2,) * 4, (0.1,) * 4, 0.2, 0.1)
-    splits = {"train": (), "tune": (), "calibration": tuple(map(str, range(20)))}
-    Calibration((quantiles,), settings, splits, "fully_sampled", "all slices", (2, 2), 0, {}).save(folder)
-    return folder
+    return calibrate_tiny_pipeline(folder, read_scan(CASE, mask="poisson_8.0x").mask, 8.0)
 
 
 @pytest.fixture(scope="session")

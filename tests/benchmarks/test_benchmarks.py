@@ -8,14 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from sgr_diffusers.reconstruction.source import read_scan
 from tests.helpers.layout_fixture import write_tiny_skm_tea
-from tests.helpers.tiny_pipeline import save_tiny_pipeline
+from tests.helpers.tiny_pipeline import calibrate_tiny_pipeline, save_tiny_pipeline
 from tests.helpers.tiny_training import finish, start_processes
 
 FOLDER = Path(__file__).parent
 # script -> (seconds that it may take, arguments, a line that it prints at the end)
 SCRIPTS = {
     "appearance": (300, "--n-images 2 --n-knees 1 --output OUTPUT/appearance.json", r"Areas in mm\^2"),
+    "calibrated": (
+        300,
+        "--data-dir DATA --model CALIBRATED --second-segmentation MODEL --slices 2,3 --n-scans 1 --accelerations 4 "
+        "--output OUTPUT/ends.csv",
+        r"ascent +4x +\d",
+    ),
     "data": (
         300,
         "--n-slices 2 --n-coils 1 --size 64 16 --n-scans 2 --repetitions 1",
@@ -58,10 +65,12 @@ SCRIPTS = {
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    """Folders that stand for the words in capitals: scans and a pipeline."""
+    """Folders that stand for the words in capitals: scans and pipelines."""
     root = tmp_path_factory.mktemp("benchmarks")
     write_tiny_skm_tea(root / "DATA", n_scans=(("test", 1),))
     save_tiny_pipeline(root / "MODEL")
+    mask = read_scan(next((root / "DATA").glob("*/*.h5")), mask=4.0).mask
+    calibrate_tiny_pipeline(save_tiny_pipeline(root / "CALIBRATED"), mask, 4.0)
     return root
 
 
@@ -81,7 +90,7 @@ def test_every_script_is_run_here_or_has_tests_of_its_own():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_script_runs_to_its_end(name, paths, tmp_path):
     seconds, arguments, last = SCRIPTS[name]
-    arguments = re.sub(r"DATA|MODEL", lambda word: str(paths / word[0]), arguments)
+    arguments = re.sub(r"DATA|MODEL|CALIBRATED", lambda word: str(paths / word[0]), arguments)
     arguments = arguments.replace("OUTPUT", str(tmp_path)).split()
     screen = tmp_path / "screen"
     finish(start_processes(1, run_script, FOLDER / f"benchmark_{name}.py", arguments, screen), timeout=seconds)

@@ -192,7 +192,7 @@ def _case_fields(events: PageEvents) -> _Case:
         ]
     sampling = gr.Radio(
         label="Acceleration",
-        info="times by which the scan is taken to be faster: the other samples are left out",
+        info="8x keeps about an eighth of the measured samples, as a scan 8 times faster would",
         elem_id="sgr-sampling",
         **sampling_choices(events.bundled),
     )
@@ -204,10 +204,10 @@ def _settings_fields(events: PageEvents, limits: AppLimits) -> _Settings:
     import gradio as gr
 
     of_tissues, of_interval, of_spacing = events.offers(events.models[0], by_default=True)
-    tissues = gr.CheckboxGroup(label="Tissues (each takes its time)", elem_id="sgr-tissues", **of_tissues)
+    tissues = gr.CheckboxGroup(label="Tissues (each adds to the duration)", elem_id="sgr-tissues", **of_tissues)
     interval = gr.Checkbox(
         label=f"Interval that holds the volume in {COVERAGE:.0%} of such scans",
-        info="of all slices together, with the steps and the strength that it was calibrated for",
+        info="for all slices of the file together; steps and strength are those of the calibration",
         elem_id="sgr-interval",
         **of_interval,
     )

@@ -124,9 +124,9 @@ def preview_view(
     whole = (slice(0, zero_filled.shape[0]), slice(0, zero_filled.shape[1]))
     best = zero_filled if fully_sampled is None else fully_sampled
     frame = _frame(whole, best, voxel_size_mm, orientation)
-    panels = [_panel(f"Undersampled, {sampling}", zero_filled, frame, caption="what goes in")]
+    panels = [_panel(f"Undersampled, {sampling}", zero_filled, frame, caption="image of the measured samples alone")]
     if fully_sampled is not None:
-        panels.insert(0, _panel("Fully sampled", fully_sampled, frame, caption="only to compare with"))
+        panels.insert(0, _panel("Fully sampled", fully_sampled, frame, caption="for comparison only"))
     return f'<div class="sgr-panels sgr-preview">{"".join(panels)}</div>'
 
 
@@ -134,13 +134,15 @@ def headline_view(result: CaseResult) -> str:
     """What the result is of, and how well it fits."""
     request = result.request
     n_slices = len(result.scan.slice_indices)
-    slices = f"all {n_slices} slices" if n_slices > 1 else f"slice {request.measurement.slice_number}"
+    slices = f"{n_slices} slices" if n_slices > 1 else f"slice {request.measurement.slice_number}"
     where = f"{request.measurement.case.name}, {slices}, {result.scan.label}"
     steps = f"{request.n_steps} {'fast ' if request.fast else ''}steps"
-    how = f"{steps}, strength {request.strength:g}, seed {request.seed}, {result.seconds:.0f} s"
-    residual = 100 * result.bounds.data_residual.max()
-    text = f"{how}. The bounds differ from the measurement by at most {residual:.2g} % of its norm."
-    return f"<h2>Bounds of {escape(where)}</h2>{message(text)}"
+    how = f"{steps}, strength of the search {request.strength:g}, random seed {request.seed}, {result.seconds:.0f} s"
+    residual, noise = 100 * result.bounds.data_residual.max(), 100 * result.bounds.noise_residual
+    fit = (
+        f"The images differ from the measured data by at most {residual:.2g} %, where noise alone makes {noise:.2g} %."
+    )
+    return f"<h2>Bounds of {escape(where)}</h2>{message(f'{how}. {fit}')}"
 
 
 def result_views(result: CaseResult, class_name: str, zoom: bool = True) -> tuple[str, str]:
@@ -226,7 +228,7 @@ def interval_plot(rows: Sequence[Mapping[str, Any]], coverage: float | None = No
             f'<span class="sgr-known">{between.join(notes)}</span></span></div>'
         )
     scale = "".join(f"<span>{value:.0f}</span>" for value in (0, top / 2, top))
-    where = "this slice" if n_slices == 1 else f"all {n_slices} slices together"
+    where = "this slice" if n_slices == 1 else f"{n_slices} slices together"
     return (
         f'<h3>Volumes in {where}</h3><div class="sgr-plot">{"".join(lines)}'
         '<div class="sgr-row sgr-scale" aria-hidden="true"><span class="sgr-name">mm³</span>'
@@ -281,9 +283,10 @@ def _mm3(volume: float) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next number of the series 1, 2, 4, 5, 10, 20, ..."""
+    """The next number of the series 1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10, 12, ..."""
     magnitude = 10 ** np.floor(np.log10(value))
-    return float(next(step * magnitude for step in (1, 2, 4, 5, 10) if step * magnitude >= value))
+    steps = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10)
+    return float(next(step * magnitude for step in steps if step * magnitude >= value))
 
 
 def _frame(

@@ -70,17 +70,21 @@ def draw_intervals(axes: Any, chart: Intervals) -> None:
 
 
 def interval_legend(charts: Sequence[Intervals]) -> list[Any]:
-    """Return entries of a legend for what occurs in charts of calibrated intervals; none for plain bounds."""
+    """Return entries of a legend for what occurs in charts; plain bounds need none but that of the line."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    handles: list[Any] = []
     reached = {bool(end) for chart in charts for ends in chart.attained for end in ends}
-    if not reached:
-        return []
-    handles: list[Any] = [Patch(color=ORANGE, label="calibrated interval")]
-    handles.append(Line2D([], [], linestyle="", label="unguided image", **_DIAMOND))
-    texts = {True: "image at its end", False: "image short of its end"}
-    handles += [Line2D([], [], linestyle="", label=texts[end], **_dot(end)) for end in (True, False) if end in reached]
+    if reached:
+        handles.append(Patch(color=ORANGE, label="calibrated interval"))
+        handles.append(Line2D([], [], linestyle="", label="unguided image", **_DIAMOND))
+        texts = {True: "image at its end", False: "image short of its end"}
+        handles += [
+            Line2D([], [], linestyle="", label=text, **_dot(end)) for end, text in texts.items() if end in reached
+        ]
+    if any(chart.known is not None for chart in charts):
+        handles.append(Line2D([], [], color=BLUE, linewidth=1.2, label="volume in the fully sampled image"))
     return handles
 
 

@@ -330,7 +330,8 @@ def test_two_visitors_take_turns_and_each_gets_the_own_result(open_page, hold, m
         assert first.locator("#sgr-picture img").count() == 0
     for page, n_steps, seed in ((first, 4, 0), (second, 3, 7)):
         page.wait_for_selector("#sgr-picture img")
-        assert f"{n_steps} fast steps, strength 1, seed {seed}," in page.locator("#sgr-headline").inner_text()
+        how = f"{n_steps} fast steps, strength of the search 1, random seed {seed},"
+        assert how in page.locator("#sgr-headline").inner_text()
     assert_rows(table_of(first)[1], expected_rows(model, scan, 4))
     assert_rows(table_of(second)[1], expected_rows(model, scan, 3, seed=7))
 
@@ -350,7 +351,7 @@ def test_a_run_is_stopped_and_the_next_one_works(open_page, hold, scan):
     page.locator("#sgr-fast").get_by_label("even, as in the paper").check()
     run(page)
     page.wait_for_selector("#sgr-picture img")
-    assert "2 steps, strength 1" in page.locator("#sgr-headline").inner_text()
+    assert "2 steps, strength of the search 1" in page.locator("#sgr-headline").inner_text()
 
 
 def test_an_unknown_voxel_size_is_asked_for(open_page, tmp_path):
@@ -378,7 +379,7 @@ def test_phone(open_page):
     page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     plot = page.locator("#sgr-plot").inner_text()
-    assert "Volumes in all 2 slices together" in plot and plot.count("best estimate:") == 5  # four, and the legend
+    assert "Volumes in 2 slices together" in plot and plot.count("best estimate:") == 5  # four, and the legend
     for mark in ("bar", "diamond", "dot"):
         assert page.locator(f"#sgr-plot .sgr-track .sgr-{mark}").first.is_visible()
     boxes = [picture.bounding_box() for picture in page.locator("#sgr-picture .sgr-picture").all()]

@@ -99,10 +99,10 @@ def test_a_calibrated_run_is_of_all_slices_and_what_the_library_gives(pipe):
     assert result.scan.slice_indices == (0, 1) and result.shown == 0
     (row,) = result.rows()
     assert row["interval_low_mm3"] <= row["interval_high_mm3"]
-    assert "all 2 slices" in headline_view(result) and "2 fast steps" in headline_view(result)
+    assert ", 2 slices, " in headline_view(result) and "2 fast steps" in headline_view(result)
     plot = interval_plot(result.rows(), COVERAGE, 2)
     assert f"<b>{row['interval_low_mm3']:.0f} mm³ to {row['interval_high_mm3']:.0f} mm³</b>" in plot
-    assert f"best estimate: {row['point_mm3']:.0f} mm³" in plot and "in all 2 slices together" in plot
+    assert f"best estimate: {row['point_mm3']:.0f} mm³" in plot and "in 2 slices together" in plot
     result_views(result, "meniscus")
 
 
@@ -313,7 +313,8 @@ def test_views_of_a_result(result):
     assert 'type="range"' in fade and "data:image/png;base64," in fade
     whole, _ = result_views(result, "meniscus", zoom=False)
     assert "aspect-ratio:24.0000/38.4000" in whole  # 16 columns of 1.5 mm, 24 rows of 1.6 mm
-    assert "MTR_001.h5, slice 2, 4x" in headline_view(result) and "strength 20, seed 5" in headline_view(result)
+    headline = headline_view(result)
+    assert "MTR_001.h5, slice 2, 4x" in headline and "strength of the search 20, random seed 5" in headline
 
 
 def test_sides_of_the_body_are_marked_where_they_are_known(result):
@@ -334,7 +335,7 @@ def test_intervals_are_drawn_to_scale():
     row = {"class": "tibial_cartilage", "lower_mm3": 400.0, "upper_mm3": 700.0, "fully_sampled_mm3": 800.0}
     absent = {"class": "meniscus", "lower_mm3": 0.0, "upper_mm3": 0.0, "fully_sampled_mm3": 0.0}
     plot = interval_plot([row, absent])
-    assert "left:40.00%;width:30.00%" in plot and 'sgr-tick sgr-outside" style="left:80.00%' in plot
+    assert "left:50.00%;width:37.50%" in plot and 'sgr-tick sgr-outside" style="left:100.00%' in plot
     assert "400 mm³ to 700 mm³" in plot and "fully sampled: 800 mm³, outside" in plot and "not found" in plot
     assert "tibial cartilage" in plot
     assert 'sgr-outside" style' not in interval_plot([absent])

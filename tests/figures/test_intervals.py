@@ -50,12 +50,22 @@ def test_everything_drawn_lies_within_the_axis():
 @pytest.mark.parametrize(
     ("chart", "texts"),
     [
-        (CALIBRATED, {"calibrated interval", "unguided image", "image at its end"}),
+        (
+            CALIBRATED,
+            {
+                "calibrated interval",
+                "unguided image",
+                "image at its end",
+                "image short of its end",
+                "volume in the fully sampled image",
+            },
+        ),
+        (Intervals("lower to upper", ["4x"], [1.0], [2.0], known=1.5), {"volume in the fully sampled image"}),
         (Intervals("lower to upper", ["4x"], [1.0], [2.0]), set()),
     ],
 )
-def test_the_legend_explains_calibrated_intervals_only(chart, texts):
+def test_the_legend_explains_what_occurs(chart, texts):
     row = PanelRow("tissue", [chart], (slice(0, 1), slice(0, 1)), 1.0)
     legends = draw_rows([row], "title").legends
-    assert texts <= {text.get_text() for legend in legends for text in legend.get_texts()}
+    assert texts == {text.get_text() for legend in legends for text in legend.get_texts()}
     assert bool(legends) == bool(texts)

@@ -22,8 +22,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Without progress bars in the tutorials, which have no notebook around them.
 docs: $(INSTALLED)
-	$(BIN)/mkdocs build --strict
+	TQDM_DISABLE=1 PYTHONWARNINGS='ignore:IProgress not found' $(BIN)/mkdocs build --strict
 
 # The stamp comes last: an installation that was interrupted is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -37,12 +37,13 @@ from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from sgr_diffusers.mri.consistency import data_residual, nearest_consistent
 from sgr_diffusers.mri.operators import SenseOperator
 from sgr_diffusers.pipeline.networks import segment, size_multiple
+from sgr_diffusers.pipeline.volume_search import scale_to_goals
 from sgr_diffusers.pretrained import GENERAL
 from sgr_diffusers.reconstruction.settings import SamplingSettings
 from sgr_diffusers.reconstruction.volume import load_pipeline, with_calibrated_steps, with_fast_scheduler
 
 LAMBDA = 0.01  # of the L1-wavelet image, in units of its 0.99 quantile
-STEP = 0.02  # length of a step of gradient ascent relative to the image
+STEP, N_STEPS = 0.02, 40  # length of a step of gradient ascent relative to the image, and most steps
 Volumes = Callable[[Tensor], Tensor]
 
 
@@ -59,12 +60,12 @@ def within_residual(operator: SenseOperator, images: Tensor, kspace: Tensor, mos
 def ascend(
     pipe: Any, scan: RawSlices, start: Tensor, most: Tensor, goals: Tensor, numbers: list[int], volumes_of: Volumes
 ) -> Tensor:
-    """Bring the volume of each class to its goals by gradient ascent, without a prior.
+    """Bring the volume of each class to its goals by gradient ascent, without a prior, and the last bit by scaling.
 
     Args:
         pipe: pipeline, whose segmentation model is ascended.
         scan: measurement.
-        start: image `(slice, y, x)` to start at.
+        start: image `(slice, y, x)` to start at, within the residual.
         most: largest data residual of each slice.
         goals: volumes `(class, target)`.
         numbers: label of each class.
@@ -74,7 +75,7 @@ def ascend(
     images = start[:, None, None].repeat(1, *goals.shape, 1, 1)
     rises = goals > volumes_of(images)
     classes = torch.tensor(numbers).repeat_interleave(2).repeat(len(start))
-    for _ in range(60):
+    for _ in range(N_STEPS):
         volumes = volumes_of(images)
         is_open = torch.where(rises, volumes < goals, volumes > goals)
         if not is_open.any():
@@ -88,7 +89,7 @@ def ascend(
         moved = images + STEP * torch.linalg.vector_norm(start) * gradient / length
         columns = [within_residual(operator, column, scan.kspace, most) for column in moved.flatten(1, 2).unbind(1)]
         images = torch.where(is_open[:, :, None, None], torch.stack(columns, 1).reshape(images.shape), images)
-    return images
+    return scale_to_goals(images, start, volumes_of, goals)
 
 
 def quantile(images: Tensor) -> Tensor:
@@ -143,7 +144,8 @@ def rows_of(pipe: Any, second: Any, scan: RawSlices, coverage: float, seed: int)
         return volume_mm3(masks, scan.voxel_size_mm, axes=(0, -2, -1)).float()
 
     unguided, limit = plain.images[:, 0, 0], plain.data_residual[:, 0, 0]
-    wavelet, scale = wavelet_image(scan), out.scale[:, None, None, None, None]
+    operator, scale = SenseOperator(scan.coil_maps, scan.mask), out.scale[:, None, None, None, None]
+    wavelet = within_residual(operator, wavelet_image(scan), scan.kspace, limit)
     own, rows = pipe.segmentation_model, []
     ascended = ascend(
         pipe, scan, wavelet, limit, goals, numbers, lambda images: volumes(own, images, quantile(wavelet))
@@ -154,7 +156,6 @@ def rows_of(pipe: Any, second: Any, scan: RawSlices, coverage: float, seed: int)
     ):
         begin = start[:, None, None].expand_as(images)
         before, after = ([volumes(network, x, scale_of) for network in (own, second)] for x in (begin, images))
-        operator = SenseOperator(scan.coil_maps, scan.mask)
         columns = [data_residual(operator, x, scan.kspace) / limit for x in images.flatten(1, 2).unbind(1)]
         ratio = torch.stack(columns).amax(1).reshape(goals.shape)
         attained = are_attained(after[0], goals, voxel_mm3)

@@ -28,19 +28,25 @@ import numpy as np
 import torch
 from benchmark_quality import BUNDLED, fully_sampled_segmentation, load
 
-from sgr_diffusers import SGRMRIPipeline
+from sgr_diffusers import SenseOperator, SGRMRIPipeline
 from sgr_diffusers.data.skm_tea import list_scans
 from sgr_diffusers.evaluation.metrics import psnr
+from sgr_diffusers.mri.operators import complex_to_channels
+from sgr_diffusers.mri.solvers import conjugate_gradient
+from sgr_diffusers.pipeline.inputs import slice_scale
 from sgr_diffusers.schedulers.support import FORGETS_NOISE, NOISE_LEVEL, supported_name
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from sgr_diffusers.utils.options import OptionParser, ScriptHelp
 
 MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
 REFERENCE = ("DDIM eta=1", 100)
+# As fast_timesteps, but from half the first timestep, and from conjugate gradients with noise rather than noise alone.
+WARM_START, WARM_TIMESTEP = "DDPM, warm start", 250
 # Classes with settings that change what they do; all others as they come, with the prior's noise levels.
 VARIANTS = {
     "DDIM eta=1": ("DDIMScheduler", {}, 1.0),
     "DDPM, fast_timesteps": ("DDPMScheduler", {}, 0.0),
+    WARM_START: ("DDPMScheduler", {}, 0.0),
     "DDIM eta=0": ("DDIMScheduler", {}, 0.0),
     "DPM++ 2M": ("DPMSolverMultistepScheduler", {}, 0.0),
     "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 0.0),
@@ -103,6 +109,9 @@ def measure(name, steps, scan, index, acceleration, seed, strength_factor):
     common = {"coil_maps": maps, "num_inference_steps": steps, "eta": eta}
     if name.endswith("fast_timesteps"):
         common["timesteps"] = fast_timesteps(steps)
+    if name == WARM_START:
+        common["timesteps"] = fast_timesteps(steps, start=WARM_TIMESTEP)
+        common["latents"] = warm_latents(kspace, maps, mask, seed)
     calls = []
     handle = PIPE.unet.register_forward_hook(lambda *_: calls.append(1))
     try:
@@ -131,6 +140,18 @@ def measure(name, steps, scan, index, acceleration, seed, strength_factor):
         true = reference == c
         counts[c] = [int(pixels.sum()) for pixels in (low & true, low, up & true, true, up)]
     return {**row, "counts": counts, "seconds": time.perf_counter() - start}
+
+
+def warm_latents(kspace, maps, mask, seed):
+    """Conjugate gradients from zero, in the scale of the prior, with the noise of the warm start's first timestep."""
+    operator = SenseOperator(maps, mask)
+    rhs = operator.adjoint(kspace)
+    image = conjugate_gradient(operator.normal, rhs, torch.zeros_like(rhs), PIPE.config.cg_iterations).solution
+    scale = slice_scale(rhs, PIPE.config.scale_quantile, PIPE.config.scale_correction)
+    clean = complex_to_channels(image / scale[:, None, None])
+    abar = float(PIPE.scheduler.alphas_cumprod[WARM_TIMESTEP])
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    return abar**0.5 * clean + (1 - abar) ** 0.5 * noise
 
 
 def summarize(rows):
@@ -252,6 +273,7 @@ def tables(rows, args, slices):
     """The tables of the guide, in markdown: differences are to DDIM with 100 steps."""
     base = rows.get(REFERENCE) or next(iter(rows.values()))
     command = f"python tests/benchmarks/benchmark_schedulers.py --data-dir runs/knee --n-scans {args.n_scans}"
+    command += f" --split {args.split}" if args.split != "test" else ""
     command += f" --slices-per-scan {args.slices_per_scan} --acceleration {args.acceleration:g} --dtype {args.dtype}"
     command += f" --strength {args.strength:g} --guidance-from {args.guidance_from:g}"
     command += f" --steps {' '.join(map(str, sorted(args.steps)))}"

@@ -8,8 +8,8 @@ from torch import Tensor
 
 __all__ = ["MOST_SCALE", "scale_to_goals"]
 
-MOST_SCALE = 1.5  # of what guidance changed: beyond 1 the change is extrapolated
-_N_HALVINGS = 7
+MOST_SCALE = 4.0  # of what guidance changed: beyond 1 the change is extrapolated
+_N_HALVINGS = 8
 
 
 def scale_to_goals(

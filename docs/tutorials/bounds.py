@@ -31,6 +31,7 @@ print(f"k-space (slice, coil, y, x): {tuple(scan.kspace.shape)}, measured: {scan
 
 # %%
 pipe = SGRMRIPipeline.from_pretrained(PRETRAINED)
+pipe.set_progress_bar_config(disable=True)
 out = pipe(
     scan.kspace,
     scan.mask,

@@ -16,6 +16,7 @@ from sgr_diffusers.pretrained import PRETRAINED
 n_steps, n_samples = 25, 16
 scan = read_raw(PRETRAINED / "case.h5", slices=[1], mask=8.0)
 pipe = SGRMRIPipeline.from_pretrained(PRETRAINED)
+pipe.set_progress_bar_config(disable=True)
 call = {"coil_maps": scan.coil_maps, "num_inference_steps": n_steps}
 
 

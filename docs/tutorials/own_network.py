@@ -16,6 +16,7 @@ from sgr_diffusers.pretrained import GENERAL, PRETRAINED
 n_steps = 25
 scan = read_raw(PRETRAINED / "case.h5", slices=[1], mask=8.0)
 pipe = SGRMRIPipeline.from_pretrained(GENERAL)
+pipe.set_progress_bar_config(disable=True)
 
 # %% [markdown]
 # ## A network

@@ -65,6 +65,7 @@ shell(
     f"--segmentation {runs}/segmentation --output-dir {runs}/pipeline"
 )
 pipe = SGRMRIPipeline.from_pretrained(runs / "pipeline")
+pipe.set_progress_bar_config(disable=True)
 scan = read_raw(runs / "pipeline" / "case.h5", slices=[0], mask=4.0)
 out = pipe(
     scan.kspace,

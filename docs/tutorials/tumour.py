@@ -38,6 +38,7 @@ if not data.is_dir():
 file = list_scans(data, "test")[0].kspace_file
 scan = read_raw(file, mask=8.0)
 pipe = SGRMRIPipeline.from_pretrained(BRAIN_TUMOUR)
+pipe.set_progress_bar_config(disable=True)
 
 # %% [markdown]
 # ## The smallest and the largest tumour that the measurement allows

@@ -15,6 +15,7 @@ KINDS = {
     "fse": "knee, 3-D FSE, 320 x 256",
     "brain16": "brain, raw data of 16 coils",
     "fold3": "brain, T1 with contrast agent",
+    "folder": "synthetic knee, varied, 96 x 80",
 }
 
 

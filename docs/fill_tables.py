@@ -72,9 +72,9 @@ def real_details() -> str:
     return format_table(rows, markdown=True)
 
 
-def table1() -> str:
+def table1(checkpoint: Path) -> str:
     """Table 1 as `sgr report` writes it."""
-    return table1_markdown(read_table1(PRETRAINED / "evaluation" / "table1.csv"))
+    return table1_markdown(read_table1(checkpoint / "evaluation" / "table1.csv"))
 
 
 def calibrated_widths() -> str:
@@ -119,7 +119,8 @@ def appearance(part: str) -> str:
 BLOCKS = {
     "README.md": {"synthetic": synthetic_overview, "real": real_overview},
     "docs/results.md": {
-        "table 1": table1,
+        "table 1": lambda: table1(PRETRAINED),
+        "table 1, varied": lambda: table1(GENERAL),
         "calibrated": calibrated_widths,
         "real scans": real_details,
         "samplers": samplers,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..evaluation.table1 import read_table1, table1_markdown
 from .cards import render_card
 
 __all__ = ["KINDS", "general_card", "real_scans"]
@@ -24,8 +25,9 @@ def general_card(folder: str | Path) -> str:
 
     Args:
         folder: folder of the checkpoint, with `training/prior.json` and `training/segmentation.json`, the records of
-            the trainings, `evaluation/segmentation.json` of `tests/benchmarks/benchmark_segmentation.py` and
-            `evaluation/real_scans.csv` of `tests/benchmarks/benchmark_real.py`.
+            the trainings, `evaluation/segmentation.json` of `tests/benchmarks/benchmark_segmentation.py`,
+            `evaluation/real_scans.csv` of `tests/benchmarks/benchmark_real.py`, and `evaluation/table1.csv` of `sgr
+            report` on varied knees.
     """
     folder = Path(folder)
     records = {
@@ -40,7 +42,8 @@ def general_card(folder: str | Path) -> str:
         {"scans": KINDS[kind], "acceleration": acceleration, **row}
         for (kind, acceleration), row in real_scans(folder).to_dict("index").items()
     ]
-    return render_card("general_card.md.jinja", records | {"real": rows})
+    table1 = table1_markdown(read_table1(folder / "evaluation" / "table1.csv"))
+    return render_card("general_card.md.jinja", records | {"real": rows, "table1": table1})
 
 
 def real_scans(folder: str | Path) -> pd.DataFrame:

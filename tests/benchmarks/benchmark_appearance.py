@@ -13,7 +13,6 @@ medians over manually labelled knees of the OAI, and over synthetic knees. Witho
 is measured.
 """
 
-import argparse
 import itertools
 import sys
 from pathlib import Path
@@ -161,7 +160,7 @@ def image_rows(measured: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write."""
-    parser: argparse.ArgumentParser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
+    parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
     parser.add_argument(
         "--real-dir", type=Path, help="folder of knee_fse_axial14.npz, brain_t1c.h5, oai_manual_labels.h5"
     )

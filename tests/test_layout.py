@@ -59,6 +59,7 @@ ALLOWED = {
     "publishing": ["calibration", "data", "evaluation", "guidance", "hub", "reconstruction", "utils"],
     "app": ["bounds", "calibration", "figures", "io", "mri", "pipeline", "reconstruction", "utils"],
     "cli": [
+        "__version__",
         "app",
         "data",
         "evaluation",

@@ -189,3 +189,4 @@ def _run_data_preview(args: argparse.Namespace) -> None:
     names = [name.replace("_", " ") for name in scan.class_names]
     figure = contact_sheet(images, labels[numbers], titles, class_names=names)
     figure.savefig(args.output, dpi=100)
+    print(f"Written to {args.output}")

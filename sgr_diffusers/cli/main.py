@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .. import __version__
 from ..io.file_checks import check_regular_file, is_bart_pair
 from ..pipeline.settings import real_number, whole_number
 from ..reconstruction.settings import DTYPES, SamplingSettings
@@ -80,6 +81,7 @@ def create_parser() -> argparse.ArgumentParser:
         "For research; not for clinical use.",
         epilog="example: sgr demo",
     )
+    parser.add_argument("--version", action="version", version=f"sgr_diffusers {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_reconstruct(commands)

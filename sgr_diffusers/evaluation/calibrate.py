@@ -16,6 +16,7 @@ from ..calibration.record import FILE_NAME, Calibration, CalibrationMismatch, Ca
 from ..calibration.scores import ScanVolumes
 from ..data.scan_files import read_annotations, read_mask, split_names
 from ..data.skm_tea import SkmTeaScan
+from ..figures.tables import format_table
 from ..pipeline.calibrated import calibration_settings, measured_group
 from ..pretrained import BUNDLED, PRETRAINED
 from ..utils.files import whole_file
@@ -32,6 +33,7 @@ __all__ = [
     "calibrate_checkpoint",
     "check_scans",
     "checkpoint_folder",
+    "coverage_rows",
     "coverage_table",
     "scan_volumes",
     "seen_scans",
@@ -221,6 +223,23 @@ def coverage_table(
     return pd.DataFrame(rows)
 
 
+def coverage_rows(table: pd.DataFrame) -> list[dict[str, str]]:
+    """Write the table of `coverage_table` as texts that a person reads, a row for each of its rows."""
+    return [
+        {
+            "sampling": f"{row['acceleration']:g}x",
+            "coverage": f"{row['coverage']:g}",
+            "tissue": str(row["class"]).replace("_", " "),
+            "covered scans": f"{row['n_covered']:.0f} of {row['n_test']:.0f}",
+            "expected share": f"{row['expected_low']:.2f} to {row['expected_high']:.2f}",
+            "95 % interval of it": f"{row['ci_low']:.2f} to {row['ci_high']:.2f}",
+            "interval mm³": f"{row['width_mm3']:.0f}",
+            "bounds mm³": f"{row['bounds_width_mm3']:.0f}",
+        }
+        for row in table.to_dict("records")
+    ]
+
+
 def _coverage_row(
     n_calibration: int, coverage: float, held: np.ndarray, width: np.ndarray, bounds_width: np.ndarray
 ) -> dict[str, float | int]:
@@ -304,7 +323,8 @@ class CoverageTask:
         with whole_file(path) as partial:
             table.to_csv(partial, index=False, lineterminator="\n")
         width_figure(table).savefig(path.with_suffix(".png"))
-        return [table.to_string(index=False, float_format="{:.3f}".format), f"Written to {path}"]
+        note = "Expected share: where it lies with probability 95 %. Interval and bounds: median widths."
+        return [format_table(coverage_rows(table)), "", note, f"Written to {path}"]
 
     def _seen(self) -> dict[str, tuple[str, ...]]:
         """Return the scans that were trained and tuned on."""

@@ -21,8 +21,8 @@ def check_windows(guidance: Sequence[Guidance], has_set_in: Sequence[bool], guid
     if not any(has_set_in[:-1]) and any(entry.config.start is None for entry in guidance):
         raise ValueError(
             f"`num_inference_steps` must leave a step before the last below {guidance_from:g} of the training time "
-            f"(`guidance_from`), or nothing is pushed; got {len(has_set_in)} evaluations. Ask for more steps, or "
-            "guide all of them by guidance=SegmentationGuidance(start=0.0)."
+            f"(`guidance_from`), or nothing is pushed; got {len(has_set_in)} evaluations. Take more steps; in "
+            "Python, guidance=SegmentationGuidance(start=0.0) guides in all of them."
         )
 
 

@@ -133,9 +133,11 @@ def slice_indices(slices: range | slice | Iterable[int] | None, n_slices: int, p
     if isinstance(slices, slice):
         if slices.step == 0:
             raise ValueError(f"`slices` must not have the step 0, got {slices}.")
+        numbers = (slices.start, slices.stop, slices.step)
+        text = ":".join("" if number is None else str(number) for number in numbers).removesuffix(":")
         bounds = [bound for bound in (slices.start, slices.stop) if bound is not None]
         if any(not 0 <= bound <= n_slices for bound in bounds):
-            raise ValueError(f"`slices` must lie within the {n_slices} slices of {path}, got {slices}.")
+            raise ValueError(f"`slices` must lie within the {n_slices} slices of {path}, got {text}.")
         slices = range(n_slices)[slices]
     indices = tuple(slices)
     if not all(isinstance(index, Integral) for index in indices):

@@ -43,7 +43,10 @@ def compress_coils(
     """
     coils = kspace.shape[1]
     if not 1 <= n_coils <= coils:
-        raise ValueError(f"`n_coils` must be from 1 to {coils}, the coils of `kspace`, got {n_coils}.")
+        raise ValueError(
+            f"`n_coils` must be from 1 to {coils}, the number of coils of `kspace`, got {n_coils} (on the "
+            "command line, --coils)."
+        )
     covariance = sum(
         of_slice.flatten(1).to(torch.complex128) @ of_slice.flatten(1).to(torch.complex128).mH for of_slice in kspace
     )

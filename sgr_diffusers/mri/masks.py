@@ -91,8 +91,8 @@ def poisson_disc_mask(
         raise ValueError(
             f"`acceleration` {acceleration} was not reached within {tolerance:.0%} for a {shape} matrix with a "
             f"{tuple(calibration_shape)} calibration box: the nearest of {max_attempts} attempts "
-            f"has {best.acceleration:.2f}. Change `acceleration`, `calibration_shape` or `crop_corners`, or raise "
-            "`tolerance`."
+            f"has {best.acceleration:.2f}. Take another `acceleration` or a larger matrix; in Python, also another "
+            "`calibration_shape`, `crop_corners` or `tolerance`."
         )
     return best
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..calibration.record import FILE_NAME as CALIBRATION_FILE
 from ..calibration.record import Calibration
+from ..evaluation.calibrate import coverage_rows
 
 __all__ = ["calibration_facts"]
 
@@ -24,7 +25,7 @@ def calibration_facts(folder: Path) -> dict[str, Any] | None:
         return None
     calibration = Calibration.load(folder)
     measured = folder / "evaluation" / "coverage.csv"
-    rows = pd.read_csv(measured).to_dict("records") if measured.is_file() else []
+    rows = coverage_rows(pd.read_csv(measured)) if measured.is_file() else []
     settings = calibration.settings
     return {
         "n_scans": len(calibration.splits["calibration"]),
@@ -37,17 +38,5 @@ def calibration_facts(folder: Path) -> dict[str, Any] | None:
         "slices": calibration.slices_text,
         "slice_rule": calibration.slice_rule,
         "has_diagram": measured.with_suffix(".png").is_file(),
-        "coverage": [
-            [
-                f"{row['acceleration']:g}x",
-                f"{row['coverage']:g}",
-                str(row["class"]).replace("_", " "),
-                f"{row['n_covered']:.0f} of {row['n_test']:.0f}",
-                f"{row['expected_low']:.2f} to {row['expected_high']:.2f}",
-                f"{row['ci_low']:.2f} to {row['ci_high']:.2f}",
-                f"{row['width_mm3']:.0f}",
-                f"{row['bounds_width_mm3']:.0f}",
-            ]
-            for row in rows
-        ],
+        "coverage": [list(row.values()) for row in rows],
     }

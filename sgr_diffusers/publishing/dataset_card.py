@@ -157,7 +157,7 @@ def _slice_rows(split: str, image: dict[str, Any]) -> list[dict[str, Any]]:
     if not re.fullmatch(r"MTR_\d{3}", same["scan_id"]):
         raise ValueError(
             f"{same['scan_id']!r} in the annotations of {split} is no scan of SKM-TEA. An index is made of SKM-TEA "
-            "alone: names of other scans may tell who was scanned."
+            "alone: names of other scans may tell who was scanned. Synthetic scans are published without --index."
         )
     return [{**same, "slice": number} for number in range(shape[0])]
 

@@ -141,7 +141,10 @@ def _case(case: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _record(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path} is missing. `training/assemble_pipeline.py` writes it.")
+        raise ValueError(
+            f"The pipeline's folder holds no training/{path.name}, from which the card is filled. "
+            "`training/assemble_pipeline.py` writes it; `push_to_hub` of the pipeline publishes one without records."
+        )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -124,8 +124,8 @@ def read_scan(
     size = raw.voxel_size_mm if given_size is None else given_size
     if size is None and needs_size:
         raise ValueError(
-            f"`voxel-size` is needed: {file} does not state it, and no annotations lie beside it. For SKM-TEA: "
-            "--voxel-size 0.3125 0.3125 0.8"
+            f"`voxel-size` is needed: {file} does not state it, and no annotations lie beside it. Give its edge "
+            "lengths in mm, for SKM-TEA by --voxel-size 0.3125 0.3125 0.8 (in Python, voxel_size_mm=...)."
         )
     return dataclasses.replace(raw, voxel_size_mm=size, affine=_fitting_affine(raw, size))
 

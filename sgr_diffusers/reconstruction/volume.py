@@ -151,7 +151,8 @@ def load_pipeline(
             str(source), dtype={"unet": getattr(torch, dtype), "default": torch.float32}
         )
     except Exception as error:  # whatever a foreign folder or the network can do
-        raise ValueError(f"`model` {source} cannot be loaded: {type(error).__name__}: {error}") from error
+        where = "" if is_local else ", which is no folder here and was looked for on the Hub,"
+        raise ValueError(f"`model` {source}{where} cannot be loaded: {type(error).__name__}: {error}") from error
     pipe.to(torch_device)
     pipe.set_progress_bar_config(disable=True)
     return pipe

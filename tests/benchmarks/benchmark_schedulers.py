@@ -257,7 +257,7 @@ def main():
             rows[column] = summarize(found)
     of_how_many = f"{len(slices)} slices of {len({scan.scan_id for scan, _ in slices})} scans"
     if len(slices) < n_slices:
-        of_how_many += f", the first that were complete of the command's {n_slices},"
+        of_how_many += f" (the first of the command's {n_slices} that were complete)"
     text = tables(rows, args, of_how_many)
     print(text)
     if args.guide:
@@ -287,7 +287,7 @@ def tables(rows, args, slices):
         "",
         f"{slices} of the {args.split} split, {args.acceleration:g}x, seed {args.seed}, networks in {args.dtype}, "
         f"prior `{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}`, b = {args.strength:g} {pushed}. "
-        "In brackets: less DDIM with eta=1 and 100 steps. Time: of the bounds, as a multiple of that.",
+        "In brackets: difference from DDIM with eta=1 and 100 steps. Time: that of the bounds, relative to the same.",
         "",
         "V_unc / V_up by number of steps:",
         "",

@@ -49,6 +49,16 @@ def test_synthesize_passes_every_option_on(tmp_path, capsys):
     assert "matrix_shape" in capsys.readouterr().err
 
 
+def test_preview_says_where_the_picture_is(root, tmp_path, capsys):
+    picture = tmp_path / "preview.png"
+    command = ["data", "preview", str(root), "--n-slices", "2", "--output", str(picture)]
+    assert cli.main([*command, "--split", "test"]) == 0
+    assert capsys.readouterr().out == f"Written to {picture}\n"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert cli.main([*command, "--scan", "9"]) == 2
+    assert "--scan 9: the split train has scans 0 to 1" in capsys.readouterr().err
+
+
 def test_check_of_a_good_and_of_a_damaged_folder(root, capsys):
     assert cli.main(["data", "check", str(root), "--read"]) == 0
     printed = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The `sgr` command, from arguments to files, on a tiny scan and an untrained pipeline."""
 
 import csv
+import importlib.metadata
 import json
 import os
 import shutil
@@ -220,7 +221,7 @@ def test_one_bound_of_one_class_without_reference(sgr, scan, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--slices", "4:9"], "`slices` must lie within the 6 slices"),
+        (["--slices", "4:9"], ", got 4:9."),
         (["--slices", "9"], "`slices` must lie within the 6 slices"),
         (["--echo", "3"], "`echo` must be from 1 to 2"),
         (["--acceleration", "5"], "poisson_5.0x"),
@@ -359,6 +360,7 @@ def test_without_arguments_the_commands_are_listed(capsys):
     ("arguments", "code", "said"),
     [
         (["--help"], 0, "Upper and lower bound reconstructions"),
+        (["--version"], 0, f"sgr_diffusers {importlib.metadata.version('sgr-diffusers')}\n"),
         (["reconstruct", "scan.h5", "--output", "out", "--steps", "0"], 2, "expected a whole number from 1 to 10000"),
         (["reconstruct", "scan.h5", "--output", "out"], 2, "`path` scan.h5 is not a file"),
         (["reconstruct", "pipe.h5", "--output", "out"], 2, "is a named pipe"),

@@ -12,7 +12,7 @@ from sgr_diffusers.calibration.record import Calibration, CalibrationMismatch, C
 from sgr_diffusers.calibration.scores import ScanVolumes
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.data.skm_tea import CLASS_NAMES
-from sgr_diffusers.evaluation.calibrate import ALL_CLASSES, check_scans, coverage_table, seen_scans
+from sgr_diffusers.evaluation.calibrate import ALL_CLASSES, check_scans, coverage_rows, coverage_table, seen_scans
 from sgr_diffusers.evaluation.curves import width_figure
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from tests.helpers.layout_fixture import write_tiny_skm_tea
@@ -50,6 +50,9 @@ def test_table_of_coverage_has_what_was_covered_and_what_was_to_be_expected(cali
     at_once = table[table["class"] == ALL_CLASSES]
     assert (at_once["share"] >= at_once["expected_low"]).all()
     assert (table["width_mm3"] > table["bounds_width_mm3"]).all()  # of bounds that hold 60 %
+    row, first = coverage_rows(table)[0], table.iloc[0]
+    assert (row["sampling"], row["tissue"]) == (f"{GROUP.acceleration:g}x", "one")
+    assert row["covered scans"] == f"{first['n_covered']} of 400"
 
 
 def test_figure_shows_the_widths_of_intervals_and_bounds_by_acceleration():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -28,10 +29,12 @@ def test_it_runs(tmp_path):
         "general": str(tmp_path / "pipeline"),
         "25": "2",
     }
-    arguments = [changed.get(argument, argument) for argument in arguments] + ["--settings#target", "none"]
+    arguments = [changed.get(argument, argument) for argument in arguments]
+    arguments += ["--settings#target", "none", "--voxel_size_mm", "[4.0, 2.0, 1.0]"]
     done = subprocess.run([sys.executable, *arguments], cwd=BUNDLE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "bounds/unguided_image.nii.gz").is_file()
+    image = nibabel.load(tmp_path / "bounds/unguided_image.nii.gz")
+    assert image.header.get_zooms() == (4.0, 2.0, 1.0)
     settings = json.loads((tmp_path / "bounds/settings.json").read_text())
     assert (settings["num_inference_steps"], settings["target"]) == (2, "none")
 

@@ -2,7 +2,7 @@
 # # Compare with L1-wavelet and with repeated reconstruction
 #
 # Two questions: is the picture better than that of a classical method, and do guided bounds say more than repeating a
-# plain reconstruction? One slice of one synthetic knee answers neither; see the page of results for many.
+# plain reconstruction? One slice of a synthetic knee only shows how to compare. The page of results has many scans.
 
 # %%
 import matplotlib.pyplot as plt
@@ -28,8 +28,8 @@ def seeded(seed=0):
 # %% [markdown]
 # ## The picture
 #
-# L1-wavelet has a weight that has to be chosen; here the best of four, by the fully sampled image, which no user has.
-# The mean of two samples with opposite noise is close to the posterior mean.
+# L1-wavelet has a weight that has to be chosen. Here it is the best of four, judged by the fully sampled image, which
+# a user would not have. The mean of two samples with opposite noise is close to the posterior mean.
 
 
 # %%
@@ -76,7 +76,7 @@ for number, name in enumerate(guided.classes):
     print(f"{name:20} repeated {texts[0]}, guided {texts[1]}")
 
 # %% [markdown]
-# The same as a picture: the thin bars are repeated, the thick ones guided.
+# The same as a picture: thin bars are of repeated reconstruction, thick bars of guided bounds.
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")

@@ -58,8 +58,8 @@ show({"as little as possible": lower_image, "as much as possible": upper_image},
 # %% [markdown]
 # ## A guidance
 #
-# A guidance names the tensors that it needs and returns a score for each image, which is raised. This one raises the
-# volume of the class in the upper half of the field of view only.
+# A guidance names the tensors that it needs and returns a score for each image, which the pipeline raises. This one
+# raises the volume of the class in the upper half of the field of view only.
 
 
 # %%

@@ -2,8 +2,8 @@
 # # Train on your data
 #
 # Two scripts train the prior and the segmentation network, and a third puts them together. Here they train small
-# networks on synthetic knees for seconds, to show the steps; nothing good comes out of that. Your own scans take the
-# place of the synthetic ones in the SKM-TEA layout.
+# networks on synthetic knees for seconds, to show the steps; networks trained for so short a time are of no use. For
+# your own scans, bring them into the SKM-TEA layout and give their folder instead.
 
 # %%
 import json

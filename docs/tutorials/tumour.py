@@ -2,8 +2,8 @@
 # # A brain tumour: how small could it be?
 #
 # The checkpoint `brain_tumour` bounds tumours in slices of real heads whose acquisition is simulated. The images are
-# public, and no one's head comes with this package: download J. Cheng's data set (figshare 1512427, CC BY 4.0) and
-# bring it into the layout of this package once, by
+# public, but do not come with this package. Download J. Cheng's data set (figshare 1512427, CC BY 4.0) and bring it
+# into the layout of this package once:
 #
 # ```bash
 # sgr data import-brain-tumour downloads/brain_tumor --output runs/brain_tumour

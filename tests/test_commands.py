@@ -59,9 +59,9 @@ def check_command(line):
         assert cli.create_parser().parse_args(arguments).command == arguments[0]
     elif program == "make":
         assert f"\n{arguments[0]}: " in (ROOT / "Makefile").read_text()
-    elif program == "accelerate":
-        option, config, script, *rest = arguments[1:]
-        assert (arguments[0], option) == ("launch", "--config_file") and (ROOT / config).is_file()
+    elif program == "accelerate-launch":
+        option, config, script, *rest = arguments
+        assert option == "--config_file" and (ROOT / config).is_file()
         assert runpy.run_path(str(ROOT / script))["parse_arguments"](rest).data_dir == "runs/knee"
     else:
         assert program in ("python", "jupytext") and (ROOT / arguments[-1 if program == "jupytext" else 0]).is_file()

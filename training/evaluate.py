@@ -1,6 +1,6 @@
 """Evaluate SGR and repeated reconstruction on data in the SKM-TEA layout, on one or many devices.
 
-    accelerate launch training/evaluate.py DATA_DIR --model DIR --output runs/evaluation --accelerations 4 8 12 16
+    accelerate-launch training/evaluate.py DATA_DIR --model DIR --output runs/evaluation --accelerations 4 8 12 16
 
 The same as ``sgr evaluate``. Processes share the slices; each result is stored as it is made, and a run that was
 killed goes on where it was. ``sgr report runs/evaluation --output DIR`` makes tables and figures of the results.

@@ -2,7 +2,7 @@
 
     python training/train_prior.py --data-dir DIR --output-dir runs/prior --max-train-minutes 60
 
-or, on several devices, ``accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml
+or, on several devices, ``accelerate-launch --config_file training/accelerate_configs/multi_gpu.yaml
 training/train_prior.py ...``. Leaves ``unet/`` (averaged weights), ``scheduler/``, ``training_record.json``,
 ``log.jsonl``, ``pictures/`` and ``checkpoint-<step>/`` in the output folder. The paper's training is
 ``--settings paper``.

@@ -2,7 +2,7 @@
 
     python training/train_segmentation.py --data-dir DIR --output-dir runs/segmentation --max-train-minutes 20
 
-or, on several devices, ``accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml
+or, on several devices, ``accelerate-launch --config_file training/accelerate_configs/multi_gpu.yaml
 training/train_segmentation.py ...``. Leaves ``segmentation_model/`` (averaged weights), ``segmentation_model_best/``
 (best mean of the Dice medians on the validation scans), ``training_record.json``, ``log.jsonl`` and
 ``checkpoint-<step>/`` in the output folder. As in the paper, 40 % of the slices are drawn from those that show a

@@ -101,8 +101,8 @@ def example_view() -> str:
     )
     return (
         "<h2>What a result looks like</h2>"
-        "<p>Of the tibial cartilage much is left open at this speed, of the meniscus little. Press Run to see the "
-        "bounds of the case chosen above.</p>"
+        "<p>At this speed the measurement leaves much of the tibial cartilage open, and little of the meniscus. Press "
+        "Run to see the bounds of the case chosen above.</p>"
         f'<img class="sgr-example" alt="{text}" src="data:image/png;base64,{data}">'
     )
 
@@ -267,12 +267,12 @@ def _plot_legend(name: str, coverage: float | None) -> str:
             "sgr-tick-swatch sgr-outside": f"{name}, outside the interval",
             "sgr-diamond": "best estimate: the image without guidance",
             "sgr-dot": "image at its end of the interval",
-            "sgr-dot sgr-short": "image short of its end: the data allow no more",
+            "sgr-dot sgr-short": "image that does not reach its end of the interval",
         }
         entries = {"sgr-bar-swatch": f"{coverage:.0%} interval", **entries}
         note = (
             f"An interval holds the volume in at least {coverage:.0%} of scans like those that the model was "
-            "calibrated on. Of other scans nothing is known."
+            "calibrated on. It says nothing about other scans."
         )
     items = "".join(f'<span><i class="sgr-swatch {kind}"></i>{text}</span>' for kind, text in entries.items())
     return f'<p class="sgr-legend">{items}</p><p>{note}</p>'

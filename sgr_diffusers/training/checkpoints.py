@@ -212,6 +212,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             with disk_errors(f"{folder}", self._way_out()), replaced_folder(folder) as partial:
                 self._write_weights(partial, state)
+            logger.info("Weights written to %s.", folder)
 
     def _write_weights(self, folder: Path, state: dict[str, torch.Tensor] | None) -> None:
         if state is None:

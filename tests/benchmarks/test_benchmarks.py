@@ -42,7 +42,7 @@ SCRIPTS = {
         "--steps 2 --num-threads 1",
         r"8x +\d+\.\d%",
     ),
-    "scan_size": (300, "--slices 2 3", r"\| 3 \| \d+ \| 2 \| \d+ \| \d+ \|"),
+    "scan_size": (300, "--slices 2 3", r"\| 3 \| \d+ \| 2 \| \d+ \| \d+ \|\nTwo processes take \d\.\d\d of"),
     "schedulers": (
         300,
         "--data-dir DATA --model MODEL --n-scans 1 --steps 2 --schedulers UniPC --num-threads 1 "

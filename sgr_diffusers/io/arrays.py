@@ -24,7 +24,7 @@ from .hdf5_file import child, find_group, open_hdf5, read_dataset
 from .kspace_checks import check_centre, check_mask_has_data, slice_energy
 from .raw_slices import RawSlices, check_finite, check_voxel_size, common_mask, slice_indices
 
-__all__ = ["read_arrays", "read_cfl"]
+__all__ = ["count_mapped_slices", "read_arrays", "read_cfl"]
 
 _READ, _PHASE_1, _PHASE_2, _COIL, _SLICE = 0, 1, 2, 3, 13  # axes of BART
 _MOST_AXES = 32
@@ -108,6 +108,23 @@ def read_arrays(
         scan_id=path.stem,
         n_slices=len(values),
     )
+
+
+def count_mapped_slices(path: Path) -> int | None:
+    """Count the slices of k-space of which single slices can be read: a .npy file, or 2-D k-space of BART.
+
+    Returns:
+        The number of slices; `None` for a file that is read as a whole.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_arrays`.
+    """
+    if is_bart_pair(path):
+        if read_cfl(path).shape[_PHASE_2:][:1] > (1,):
+            return None
+    elif not first_bytes(path).startswith(b"\x93NUMPY"):
+        return None
+    return len(_slices_first(_load(path)["kspace"], "kspace", path))
 
 
 def read_cfl(path: str | os.PathLike) -> Complex64[np.ndarray, "..."]:

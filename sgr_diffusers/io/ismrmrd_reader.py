@@ -20,7 +20,7 @@ from .raw_slices import RawSlices, common_mask, slice_indices, warn_suspect
 from .readout import crop_field_of_view, readout_to_image
 from .slice_geometry import common_directions, regular_step, slice_stack
 
-__all__ = ["noise_whitening_matrix", "read_ismrmrd"]
+__all__ = ["count_stack_slices", "noise_whitening_matrix", "read_ismrmrd"]
 
 _HIGHEST_NOISE_PEAK = 100.0  # |sample|^2 over its mean; of a million samples of noise the highest has about 14
 
@@ -78,6 +78,21 @@ def read_ismrmrd(
     raw = replace(raw, patient_id=header.patient_id)
     n_averages = len(np.unique(heads["idx"]["average"][rows]))
     return raw if whitening is None else replace(raw, noise_std=n_averages**-0.5)
+
+
+def count_stack_slices(path: Path, echo: int, repetition: int, group: str | None) -> int | None:
+    """Count the slices of a 2-D scan; arguments as for `read_ismrmrd`.
+
+    Returns:
+        The number of slices; `None` for a 3-D scan, whose slices are cut from all of its lines.
+
+    Raises:
+        FileNotFoundError, PermissionError, BlockingIOError, ValueError: as `read_ismrmrd`.
+    """
+    header, heads = read_heads(path, group)
+    header.check_imaging(path)
+    chosen = heads[select_lines(header, heads, echo, repetition, path)]
+    return None if is_three_dimensional(header, chosen, path) else len(np.unique(chosen["idx"]["slice"]))
 
 
 def noise_whitening_matrix(

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import read_arrays
+from .arrays import count_mapped_slices, read_arrays
 from .fastmri import read_fastmri
 from .file_checks import first_bytes, is_bart_pair
 from .hdf5_file import child, find_group, group_kind, open_hdf5
-from .ismrmrd_reader import read_ismrmrd
+from .ismrmrd_reader import count_stack_slices, read_ismrmrd
 from .raw_slices import RawSlices, check_voxel_size, warn_suspect
 from .skm_tea_file import read_skm_tea, stored_masks
 from .undersampling import undersample
@@ -139,15 +139,23 @@ def stored_choices(path: str | os.PathLike, group: str | None = None) -> tuple[t
     return masks, shape[3]
 
 
-def count_single_slices(path: str | os.PathLike, group: str | None = None) -> int | None:
-    """Count the slices of a file from which single slices can be read; `None` for a file that is read as a whole.
+def count_single_slices(
+    path: str | os.PathLike, echo: int = 1, repetition: int = 0, group: str | None = None
+) -> int | None:
+    """Count the slices of a file from which single slices can be read; arguments as for `read_raw`.
+
+    Returns:
+        The number of slices; `None` for a file that is read as a whole.
 
     Raises:
         FileNotFoundError, OSError, ValueError: as `read_raw`.
     """
     path = Path(path)
-    if _look_into(path, group)[0] not in ("skm_tea", "fastmri"):
-        return None
+    kind = _look_into(path, group)[0]
+    if kind == "ismrmrd":
+        return count_stack_slices(path, echo, repetition, group)
+    if kind == "arrays":
+        return count_mapped_slices(path)
     with open_hdf5(path) as file:
         shape: tuple[int, ...] = getattr(child(find_group(file, path, group), "kspace"), "shape", ())
     return shape[0] if shape else None

@@ -214,9 +214,10 @@ def _estimate(
         return time.monotonic() - start
 
     seconds = estimated_seconds(seconds_of, settings)
+    size = f" All slices are held in memory: {source.head.kspace.nbytes / 1e9:.2g} GB." if source.is_whole else ""
     return (
         f"{len(source.numbers)} slices in {len(parts)} parts of up to {len(parts[0])}: {seconds:.1f} s for a part, "
-        f"{len(parts) * seconds / 3600:.2f} hours on one process (one part timed, nothing else running)."
+        f"{len(parts) * seconds / 3600:.2f} hours on one process (one part timed, nothing else running).{size}"
     )
 
 

@@ -45,8 +45,8 @@ class ScanFile:
 class ScanSource:
     """The slices of a scan that are reconstructed, read from the file part by part where that is possible.
 
-    Slices of SKM-TEA and fastMRI files are read as they are needed; of other files, of calibrated bounds and beside a
-    DICOM series all of them are read at once.
+    Slices of SKM-TEA, fastMRI, 2-D ISMRMRD and .npy files and of BART's 2-D k-space are read as they are needed; of
+    other files, of calibrated bounds and beside a DICOM series all of them are read at once.
 
     Args:
         scan: file, and how it is read.
@@ -56,6 +56,7 @@ class ScanSource:
 
     Attributes:
         head: first slices, with the geometry of all of them.
+        is_whole: whether all slices are held in memory.
         numbers: number of each slice in the scan.
         placement: images of the series that the slices are; `None` without a series.
         suspicions: texts of the `SuspectDataWarning`s.
@@ -67,9 +68,11 @@ class ScanSource:
     def __init__(self, scan: ScanFile, slices: slice, series: DicomSeries | None, at_once: bool):
         """Read all slices, or the first two, which have the geometry of all."""
         self._scan, self.placement = scan, None
-        n_slices = None if at_once or series is not None else count_single_slices(scan.file, scan.group)
-        self._has_all = n_slices is None
         with collected_suspicions() as self.suspicions:
+            n_slices = None
+            if not at_once and series is None:
+                n_slices = count_single_slices(scan.file, scan.echo, scan.repetition, scan.group)
+            self.is_whole = n_slices is None
             if n_slices is None:
                 self.head = scan.read(slices)
                 self.numbers = self.head.slice_indices
@@ -81,7 +84,7 @@ class ScanSource:
 
     def read(self, numbers: Sequence[int]) -> RawSlices:
         """Return some of the slices, by their numbers in the scan."""
-        if not self._has_all:
+        if not self.is_whole:
             return self._scan.read(numbers)
         chosen = [self.numbers.index(number) for number in numbers]
         if chosen == list(range(len(self.numbers))):

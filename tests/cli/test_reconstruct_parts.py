@@ -3,12 +3,14 @@
 import filecmp
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -145,5 +147,16 @@ def test_runs_and_their_processes_share_the_slices(inputs, whole, tmp_path):
 
 def test_dry_run_estimates_and_writes_nothing(inputs, tmp_path, capsys):
     assert cli.main(arguments(inputs, tmp_path / "out", "--dry-run")) == 0
-    assert f"6 slices in {N_PARTS} parts of up to 1: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"6 slices in {N_PARTS} parts of up to 1: " in printed and "held in memory" not in printed
     assert os.listdir(tmp_path) == []
+
+
+def test_dry_run_says_what_a_file_that_is_read_as_a_whole_takes(inputs, tmp_path, capsys):
+    with h5py.File(inputs[0]) as file:
+        arrays = file["kspace"][..., 0, :], file["maps"][..., 0]  # slice, y, x, coil
+    kspace, maps = (array.transpose(0, 3, 1, 2) for array in arrays)
+    np.savez(tmp_path / "scan.npz", kspace=kspace, maps=maps)
+    command = [*arguments((tmp_path / "scan.npz", inputs[1]), tmp_path / "out", "--dry-run"), "--voxel-size", *"111"]
+    assert cli.main(command) == 0
+    assert re.search(r"All slices are held in memory: \d\S* GB\.", capsys.readouterr().out)

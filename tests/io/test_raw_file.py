@@ -1,13 +1,14 @@
 """Every kind of file by its content, and prospective data from the file to an image."""
 
 import shutil
+import tracemalloc
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from sgr_diffusers.io.raw_file import read_raw
+from sgr_diffusers.io.raw_file import count_single_slices, read_raw
 from sgr_diffusers.mri.coils import estimate_coil_maps
 from sgr_diffusers.mri.operators import SenseOperator
 from tests.helpers.raw_files import acquisition, fft, header_xml, random_complex, write_cfl, write_ismrmrd
@@ -69,6 +70,53 @@ def test_pairs_of_bart_by_any_of_their_names(tmp_path, name):
         for ending in (".cfl", ".hdr"):
             shutil.move(written.with_suffix(ending), tmp_path / f"SCAN{ending.upper()}")
     np.testing.assert_array_equal(read_raw(tmp_path / name).kspace[0], kspace[:, :, 0].transpose(2, 0, 1))
+
+
+def write_slices(folder, kind):
+    """Three slices in a file of some kind."""
+    kspace = random_complex(3, 2, 8, 6)
+    if kind == "npy":
+        np.save(folder / "a.npy", kspace)
+        return folder / "a.npy"
+    if kind == "npz":
+        np.savez(folder / "a.npz", kspace=kspace)
+        return folder / "a.npz"
+    if kind == "cfl":
+        axes = kspace.transpose(2, 3, 1, 0).reshape(8, 6, 1, 2, *(1,) * 9, 3)
+        return write_cfl(folder / "a.cfl", axes)
+    if kind == "cfl of 3-D k-space":
+        return write_cfl(folder / "a.cfl", kspace.transpose(0, 2, 3, 1))
+    lines = [acquisition(one[:, step], step, slice=k) for k, one in enumerate(kspace) for step in range(8)]
+    if kind == "ismrmrd":
+        return write_ismrmrd(folder / "a.h5", header_xml((6, 8, 1), (6, 8, 1)), lines)
+    slab = [acquisition(one[:, step], step, k) for k, one in enumerate(kspace) for step in range(8)]
+    return write_ismrmrd(folder / "a.h5", header_xml((6, 8, 3), (6, 8, 3)), slab)
+
+
+@pytest.mark.parametrize("kind", ["npy", "cfl", "ismrmrd"])
+def test_slices_read_one_by_one_are_those_read_together(tmp_path, kind):
+    path = write_slices(tmp_path, kind)
+    assert count_single_slices(path) == 3
+    together, single = read_raw(path), [read_raw(path, [index]) for index in range(3)]
+    np.testing.assert_array_equal(np.concatenate([raw.kspace for raw in single]), together.kspace)
+    assert {(raw.voxel_size_mm, raw.n_slices) for raw in single} == {(together.voxel_size_mm, 3)}
+
+
+@pytest.mark.parametrize("kind", ["npz", "cfl of 3-D k-space", "ismrmrd of 3-D k-space"])
+def test_files_whose_slices_need_all_of_the_file(tmp_path, kind):
+    assert count_single_slices(write_slices(tmp_path, kind)) is None
+
+
+def test_a_slice_takes_no_memory_for_the_others(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, random_complex(64, 2, 32, 32))
+    read_raw(path, [0])  # what is imported late stays
+    tracemalloc.start()
+    assert count_single_slices(path) == 64
+    read_raw(path, [5])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 4
 
 
 def test_repetitions_and_groups_of_ismrmrd(tmp_path):

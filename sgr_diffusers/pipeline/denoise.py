@@ -15,6 +15,7 @@ from ..utils.late_flags import LateFlags
 from .branches import Branches, Selection
 from .networks import FiniteWatch, batches, predict, segment, size_multiple
 from .problem import Problem
+from .scale_watch import ScaleWatch
 from .symmetry import Symmetry
 
 __all__ = ["Denoiser", "Estimate", "Step", "TwoStageGradient"]
@@ -169,7 +170,7 @@ class Denoiser:
         self._wishes: list[tuple[list[int], LateFlags]] = []
         self._steering: dict[int, Steering] = {}
         self._selections: dict[tuple[int, ...], Selection] = {}
-        self._watch = FiniteWatch()
+        self._watch, self._scale_watch = FiniteWatch(), ScaleWatch()
 
     def __call__(self, noisy: Channels, step: Step) -> Estimate:
         """Estimate all images in a step.
@@ -181,6 +182,12 @@ class Denoiser:
         Raises:
             ValueError: a network returned NaN or infinity: on an accelerator, in the step before the last.
         """
+        estimate = self._estimate(noisy, step)
+        self._scale_watch.note(step.level, estimate.x0, estimate.x0_consistent)
+        return estimate
+
+    def _estimate(self, noisy: Channels, step: Step) -> Estimate:
+        """Estimate all images, those of a slice that are equal once."""
         branches, every = self._branches, range(len(self._branches))
         self._watch.begin_step()
         estimate = Estimate.like(noisy)
@@ -202,12 +209,13 @@ class Denoiser:
         return estimate
 
     def check_networks(self) -> None:
-        """Wait for the device, and refuse what the networks returned if it is not finite.
+        """Wait for the device, refuse what the networks returned if it is not finite, and warn of a wrong scale.
 
         Raises:
             ValueError: a network returned NaN or infinity.
         """
         self._watch.finish()
+        self._scale_watch.warn()
 
     def finish(
         self, x0: Channels, method: str

@@ -56,7 +56,13 @@ def volumes(results: EvaluationResults, acceleration: float) -> tuple[ScanVolume
             row = results.rows[
                 next(u for u, _ in results.of_kind("reference") if (u.scan_id, u.slice) == (scan, index))
             ]
-            for k, image in enumerate(results.samples(scan, index, acceleration)[: results.rr_samples]):
+            images = results.samples(scan, index, acceleration)[: results.rr_samples]
+            if len(images) < results.rr_samples:
+                raise SystemExit(
+                    f"Slice {index} of {scan} has {len(images)} samples at {acceleration:g}x, {results.rr_samples} "
+                    "are needed. Add them to the folder by `sgr evaluate ... --methods SGR RR`."
+                )
+            for k, image in enumerate(images):
                 labels = labels_of(row, image["labels"])
                 samples[number, k] += np.bincount(labels.ravel(), minlength=len(classes) + 1)[1:] * sizes[number]
     budgets = [n for (scan, _, a), n in equal_budget_samples(results).items() if a == acceleration and scan in scans]

@@ -3,6 +3,7 @@
 import benchmark_calibration
 import numpy as np
 import pandas as pd
+import pytest
 
 from sgr_diffusers.evaluation.plan import EvaluationPlan
 from tests.helpers.evaluation_results import HandMade, labels
@@ -13,7 +14,7 @@ def tissue(n_one, n_two):
     return labels(one=range(n_one), two=range(12, 12 + n_two))
 
 
-def results(folder, n_scans, seed):
+def results(folder, n_scans, seed, with_samples=True):
     """Scans whose bounds are the truth and two pixels on either side, and whose samples lie around it."""
     rng = np.random.default_rng(seed)
     made = HandMade(folder, EvaluationPlan((8.0,), rr_samples=4))
@@ -22,7 +23,9 @@ def results(folder, n_scans, seed):
         made.reference(f"scan {number}", 0, tissue(*true))
         bounds = [(tissue(*(true - 2)), tissue(*(true + 2))) for _ in range(2)]
         made.guided(f"scan {number}", 0, bounds, acceleration=8.0, cost=(8, 4))
-        made.samples(f"scan {number}", 0, [tissue(*(true + rng.integers(-1, 2, 2))) for _ in range(4)], 8.0)
+        if with_samples:
+            maps = [tissue(*(true + rng.integers(-1, 2, 2))) for _ in range(4)]
+            made.samples(f"scan {number}", 0, maps, 8.0)
     return made.finish()
 
 
@@ -38,3 +41,9 @@ def test_every_method_has_a_row_for_each_class(tmp_path, capsys):
     ours = table[table["method"] == "SGR"]
     assert (ours["covered"] == 8).all() and (ours["width_mm3"] < 1e-6).all()
     assert "sgr_minus_it" in capsys.readouterr().out
+
+
+def test_results_without_samples_are_refused(tmp_path):
+    folder = str(results(tmp_path / "a", 20, 0, with_samples=False))
+    with pytest.raises(SystemExit, match=r"scan \d+ has 0 samples at 8x, 4 are needed\. .*--methods SGR RR"):
+        benchmark_calibration.main([folder, folder, "--output", str(tmp_path / "rows.csv")])

@@ -94,3 +94,22 @@ def test_balanced_order_brings_rare_classes_and_keeps_empty_slices():
     assert len(order) == 100
     assert 20 <= (order < 3).sum() <= 60
     assert 5 <= (order >= 40).sum() <= 25
+
+
+def test_labels_lie_where_the_image_shows_their_tissue():
+    y, x = torch.meshgrid(*(torch.arange(k) - k / 2 for k in BANK_SHAPE), indexing="ij")
+    disc = (y / 50) ** 2 + (x / 40) ** 2 < 1
+    regions = (disc * REGIONS.index("femoral_cartilage")).to(torch.uint8)[None]
+    images, labels = VariedImages(regions, regions, None, (1, 0, 0, 0), 0, (1.6, 1.6))(seeded(), 64, (96, 80))
+    magnitude = images.abs()
+    shown = magnitude > 0.5 * magnitude.flatten(1).quantile(0.9, dim=1)[:, None, None]
+    offsets = []
+    for tissue in (shown, labels > 0):
+        weight = tissue.float() / tissue.sum(dim=(1, 2), keepdim=True)
+        offsets.append(
+            torch.stack(
+                [(weight * torch.arange(k).view(s)).sum(dim=(1, 2)) for k, s in ((96, (-1, 1)), (80, (1, -1)))]
+            )
+        )
+    difference = (offsets[0] - offsets[1]).median(dim=1).values
+    assert difference.abs().max() < 0.05, f"labels are displaced by {difference.tolist()} pixels (y, x)"

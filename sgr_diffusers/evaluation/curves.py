@@ -174,7 +174,7 @@ def width_figure(table: pd.DataFrame) -> "Figure":
         ax.plot(widths, color=ORANGE, linestyle="--", marker="s", markersize=4, label="guided bounds")
         ax.set_title(name.replace("_", " "), fontsize=9)
         ax.set_xticks(widths.index, [f"{acceleration:g}x" for acceleration in widths.index])
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, max(ax.get_ylim()[1], 1))  # a class that most scans lack has widths of rounding errors
     axes[0, 0].set_ylabel("median width in mm$^3$", fontsize=8)
     axes[0, 0].legend(fontsize=7)
     return figure

@@ -334,8 +334,7 @@ def _bright(image: Complex[Tensor, "n y x"]) -> Float[Tensor, " n"]:
 def _label_pixels(labels: Int[Tensor, "n fine_y fine_x"]) -> Int[Tensor, "n y x"]:
     """Return the label that covers most of a pixel, where labels together cover at least half of it.
 
-    Pixel `i` of an image lies on point `2 i` of the fine grid, between its neighbours. Its area is that point, and half
-    of each neighbour.
+    Pixel `i` of an image lies on point `2 i` of the fine grid. Its area is that point, and half of each neighbour.
     """
     is_class = torch.stack([labels == k for k in range(1, max(LABEL_OF_REGION) + 1)], dim=1).float()
     share = torch.tensor([0.25, 0.5, 0.25], device=labels.device)

@@ -300,12 +300,17 @@ class _Ended(BaseException):
 
 
 class _SignalsAsExceptions:
-    """Within this context the signals that end a program raise, so that what was begun is cleaned up."""
+    """Within this context the signals that end a program raise, so that what was begun is cleaned up.
+
+    Compiled code that the exception passes may turn it into another (h5py's locks make it `SystemError`). The context
+    then raises its own.
+    """
 
     numbers = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __enter__(self) -> None:
         self.previous = {}
+        self.ended: _Ended | None = None
         for number in self.numbers:
             try:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
@@ -313,13 +318,15 @@ class _SignalsAsExceptions:
             except ValueError:  # not the main thread: signals are somebody else's business
                 return
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.ended is not None and error is not None and error is not self.ended:
+            raise self.ended from error
 
-    @staticmethod
-    def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
         # Once is enough: a second Ctrl-C must not stop the cleaning up.
-        for other in _SignalsAsExceptions.numbers:
+        for other in self.numbers:
             signal.signal(other, signal.SIG_IGN)
-        raise _Ended(number)
+        self.ended = _Ended(number)
+        raise self.ended

@@ -323,6 +323,21 @@ def test_an_interrupted_run_leaves_nothing_behind(sgr, tmp_path, capsys, number)
     assert restored is before
 
 
+def test_a_signal_within_compiled_code_is_an_interruption(sgr, monkeypatch, capsys):
+    """h5py's locks turn an exception that passes them into `SystemError`."""
+
+    def reconstruct(*arguments, **options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except BaseException as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    monkeypatch.setattr("sgr_diffusers.reconstruction.run.reconstruct_file", reconstruct)
+    assert sgr("--acceleration", "4") == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.endswith("sgr: interrupted\n")
+
+
 def test_a_reader_that_has_gone_is_no_error(assets):
     """As in `sgr data check DIR | head`."""
     reading, writing = os.pipe()

@@ -13,7 +13,7 @@ from ..mri.operators import channels_to_complex
 from ..schedulers.sampler import NoiseLevel
 from ..utils.late_flags import LateFlags
 from .branches import Branches, Selection
-from .networks import FiniteWatch, batches, predict, segment, size_multiple
+from .networks import FiniteWatch, batches, fastest_batch_size, predict, segment, size_multiple
 from .problem import Problem
 from .scale_watch import ScaleWatch
 from .symmetry import Symmetry
@@ -135,6 +135,8 @@ class Steering:
 class Denoiser:
     """Computes the estimate of all images of a step, in network calls of at most `batch_size` images.
 
+    On a CPU, network calls of a step get fewer images where that is faster, see `networks.fastest_batch_size`.
+
     Only images with something to push get a graph. Which these are is known after the forward pass: those pushed in
     the step before are expected to be pushed again, and the others are looked at without a graph first. Images of a
     slice that are still equal are computed once. An accelerator is never left without work: the host reads what
@@ -163,6 +165,8 @@ class Denoiser:
         """
         self._unet, self._segmentation_model, self._problem = unet, segmentation_model, problem
         self._branches, self._batch_size = branches, batch_size
+        fastest = fastest_batch_size(unet, problem.kspace.shape[-2:], problem.kspace.device)
+        self._step_batch_size = min((size for size in (batch_size, fastest) if size is not None), default=None)
         self.are_equal = branches.share_noise
         is_plain = branches.class_numbers == (0,)
         of_slice = [is_plain or target == "upper" for _ in branches.class_numbers for target in branches.targets]
@@ -272,7 +276,7 @@ class Denoiser:
 
     def _estimate_plainly(self, estimate: Estimate, noisy: Channels, images: list[int], step: Step) -> None:
         """Fill in the estimate of the numbered images without a graph, and ask which of them want a push."""
-        for batch in batches(images, self._batch_size):
+        for batch in batches(images, self._step_batch_size):
             selected = self._select(batch)
             some = noisy[selected.index]
             part = self._denoise(some, self._predict(some, step), selected, step)
@@ -282,7 +286,7 @@ class Denoiser:
 
     def _estimate_and_push(self, estimate: Estimate, noisy: Channels, images: list[int], step: Step) -> None:
         """Fill in the estimate of the numbered images, with the push of all guidance of the step."""
-        for batch in batches(images, self._batch_size):
+        for batch in batches(images, self._step_batch_size):
             selected = self._select(batch)
             with torch.enable_grad():
                 gradient_of = TwoStageGradient(lambda start: self._predict(start, step), noisy[selected.index])

@@ -214,6 +214,7 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
                 slice, the seed of that slice. `None`: a fresh seed.
             latents: x_T `(batch, 2, y, x)`, shared by the branches of a slice. With `eta=0` nothing else is random.
             batch_size: most images in one network call, to bound memory; does not change the result. `None`: no bound.
+                A CPU gets fewer where fewer take less time.
             guidance: guidance that pushes the images, one or several; `None` for `SegmentationGuidance()`, which
                 pushes each branch's class in its target's direction, and for nothing with target "none".
             coverage: probability, for example 0.9, with which an interval shall hold the volume of a class in all

@@ -7,9 +7,9 @@ A step has all classes and both bounds. The authors' loop takes a class at a tim
 graph through prior, consistency and segmentation. Bare calls are prior and segmentation model, forward and backward.
 Ours is the second step of a call: in the first, the images to be pushed are not known yet. Weights are random: times
 do not depend on them. A CPU is measured by the CPU time of this process (with one thread, other work on the machine
-counts little), a GPU by the clock. Prints seconds an image for each number of images in a network call, ratios to the
-other two, and what a whole case costs: the paper's 100 steps for every bound against ours, by the images that each
-sends through the prior with and without a graph.
+counts little), a GPU by the clock. Prints seconds an image for each bound on the images in a network call (a CPU
+gets fewer where that is faster), ratios to the other two, and what a whole case costs: the paper's 100 steps for
+every bound against ours, by the images that each sends through the prior with and without a graph.
 """
 
 import time
@@ -22,6 +22,7 @@ from sgr_diffusers.guidance.losses import guidance_loss
 from sgr_diffusers.models.prior import PRIOR_PRESETS
 from sgr_diffusers.mri.operators import SenseOperator, channels_to_complex
 from sgr_diffusers.mri.solvers import conjugate_gradient
+from sgr_diffusers.pipeline.networks import fastest_batch_size
 from sgr_diffusers.reconstruction.volume import with_fast_scheduler
 from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from sgr_diffusers.utils.options import OptionParser, ScriptHelp
@@ -165,17 +166,18 @@ def measure(pipe, args, size, device, variant):
         plain = seconds_of(lambda: forward(pipe, size, 2, device), device, args.repetitions) / 2
         print(f"{variant}: authors' loop {authors / n_images:.3f} s an image; forward alone {plain:.3f}", flush=True)
         for batch_size in args.batch_sizes:
-            bare = seconds_of(lambda n=batch_size: bare_calls(pipe, size, n, device), device, args.repetitions) * (
-                n_images / batch_size
+            n_at_once = min(batch_size, fastest_batch_size(pipe.unet, size, device) or batch_size)
+            bare = seconds_of(lambda n=n_at_once: bare_calls(pipe, size, n, device), device, args.repetitions) * (
+                n_images / n_at_once
             )
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             times[batch_size] = step = step_seconds(pipe, data, batch_size, device, args.repetitions)
             memory = ""
             if device.type == "cuda":
-                memory = f"; {torch.cuda.max_memory_allocated() / 2**20 / batch_size:.0f} MiB an image"
+                memory = f"; {torch.cuda.max_memory_allocated() / 2**20 / n_at_once:.0f} MiB an image"
             print(
-                f"{variant}: {batch_size} images a call: {step / n_images:.3f} s an image, {step / bare:.2f} of "
+                f"{variant}: {n_at_once} images a call: {step / n_images:.3f} s an image, {step / bare:.2f} of "
                 f"its bare network calls, {step / authors:.2f} of the authors' loop, CG {share / step:.1%}{memory}",
                 flush=True,
             )
@@ -195,7 +197,9 @@ def main():
     parser.add_argument("--size", type=int, nargs=2, default=[512, 160], help="rows and columns")
     parser.add_argument("--coils", type=int, default=16, help="number of coils")
     parser.add_argument("--classes", type=int, default=4, help="number of classes, each with two bounds")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="images in a network call")
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="most images in a network call"
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["float32"], help="what to change")
     parser.add_argument("--device", default="cpu", help="device")
     parser.add_argument("--repetitions", type=int, default=1)

@@ -1,11 +1,14 @@
 """The pipeline as a user and as diffusers see it: what comes out, noise and batching, the contract of diffusers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from diffusers.callbacks import PipelineCallback
 
 from sgr_diffusers import SenseOperator, SGRMRIPipeline, SGRMRIPipelineOutput
+from sgr_diffusers.pipeline.networks import fastest_batch_size
 from tests.helpers.pipeline_parts import (
     FIELDS,
     SIZE,
@@ -184,6 +187,36 @@ def test_batch_size_bounds_every_network_call():
         network.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
     call(pipe, batch_size=3)
     assert max(sizes) == 3
+
+
+def test_a_cpu_gets_as_many_images_as_its_cache_holds(monkeypatch):
+    """Without a bound by the user, and with one that is larger."""
+    pipe, sizes = build("unet"), []
+    pipe.unet.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    expected = call(pipe)
+    bytes_of_an_image = 4 * pipe.unet.config.block_out_channels[0] * expected.images.shape[-2:].numel()
+    monkeypatch.setattr("sgr_diffusers.pipeline.networks._CPU_FEATURE_BYTES", 2 * bytes_of_an_image + 1)
+    for batch_size in (None, 3):
+        sizes.clear()
+        out = call(pipe, batch_size=batch_size)
+        assert max(sizes) == 2
+        torch.testing.assert_close(out.images, expected.images, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "device", "expected"),
+    [
+        ((128, 256), (512, 160), "cpu", 1),  # the paper's prior
+        ((128, 256), (256, 64), "cpu", 2),
+        ((32, 64), (192, 192), "cpu", 4),  # `general`
+        ((128, 256), (512, 160), "cuda", None),
+        (None, (512, 160), "cpu", None),  # a prior that does not say
+    ],
+)
+def test_large_feature_maps_get_small_batches_on_a_cpu(channels, size, device, expected):
+    unet = torch.nn.Identity()
+    unet.config = SimpleNamespace(block_out_channels=channels)
+    assert fastest_batch_size(unet, size, torch.device(device)) == expected
 
 
 @pytest.mark.parametrize("target", ["both", "none"])

@@ -154,9 +154,9 @@ def unwrap(network: Any) -> Any:
     return network if inner is None else unwrap(inner)
 
 
-# A CPU with a cache of 2 MiB a core took the least time for an image while the first feature maps of a network call were
-# below this size: a tenth less than for 4 times as many images with `general` on 320 x 256 pixels, a fifth less at the
-# paper's size. With smaller feature maps, a call was the faster for an image the more images it had.
+# A CPU with a cache of 2 MiB a core took the least time for an image while the first feature maps of a network call
+# were below this size: a tenth less than for 4 times as many images with `general` on 320 x 256 pixels, a fifth less
+# at the paper's size. With smaller feature maps, an image took less time the more images a call had.
 _CPU_FEATURE_BYTES = 20 * 2**20
 
 

@@ -150,10 +150,13 @@ def reconstruct_file(
         if parts.folder.exists() and not is_helper() and not isinstance(error, FileExistsError):
             print(f"\nWhat is made is kept in {parts.folder}: the same command goes on from there.", file=sys.stderr)
         raise
-    head = "Voxel size unknown: no volumes" if volume.voxel_size_mm is None else "Volumes"
+    head, shown = "Volumes", rows
+    if volume.voxel_size_mm is None:  # of target "none" alone, whose images are the same for every class
+        head = "Voxel size unknown: no volumes"
+        shown = [{name: rows[0][name] for name in ("sampling", "residual", "noise_residual")}]
     n_slices = len(volume.numbers)
     slices_read = "1 slice" if n_slices == 1 else f"{n_slices} slices together"
-    print(f"{head} of {slices_read}:\n\n{table_text(rows)}\n\n{table_note(settings)}")
+    print(f"{head} of {slices_read}:\n\n{table_text(shown)}\n\n{table_note(settings)}")
     print(f"Written to {output}")
     if source.head.affine is None:
         print(f"Place of the images in the patient: {source.head.known_geometry}")

@@ -21,7 +21,8 @@ def scale_to_goals(
     """Scale the difference of guided and unguided images until the volumes come as near to the goals as they can.
 
     One factor from 0 to `MOST_SCALE` for all slices of a class and target is found by bisection. Both images agree
-    with the measurement, and so does what lies on the line through them.
+    with the measurement, and so does what lies on the line through them. A goal on the side of the unguided volume
+    where guidance did not go gives the unguided images.
 
     Args:
         guided: guided images.
@@ -32,10 +33,10 @@ def scale_to_goals(
     """
     plain = plain[:, None, None]
     change = guided - plain
-    best = torch.ones_like(goals)
-    volumes = volumes_of(guided)
-    error = (volumes - goals).abs()
-    rises = goals > volumes_of(plain.expand_as(guided))  # with the factor, from the unguided volume on
+    volumes, start = volumes_of(guided), volumes_of(plain.expand_as(guided))
+    best = torch.where((start - goals).abs() < (volumes - goals).abs(), 0.0, 1.0)
+    error = torch.minimum((volumes - goals).abs(), (start - goals).abs())
+    rises = goals > start  # with the factor
     low, high = torch.zeros_like(goals), torch.full_like(goals, MOST_SCALE)
     for _ in range(_N_HALVINGS):
         factor = (low + high) / 2

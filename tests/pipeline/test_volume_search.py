@@ -29,6 +29,12 @@ def test_beyond_the_guided_images_there_is_little_to_find(ramp):
     assert (scales > 1).all() and (scales <= MOST_SCALE).all()
 
 
+def test_a_goal_on_the_other_side_of_the_unguided_volume_gives_the_unguided_images(ramp):
+    _, plain = ramp
+    images = scale_to_goals(*ramp, bright_pixels, torch.tensor([[84.0, 76.0]]))  # away from what guidance changed
+    assert torch.equal(images, plain[:, None, None].expand_as(images))
+
+
 def test_images_that_guidance_did_not_change_stay(ramp):
     _, plain = ramp
     same = plain[:, None, None].repeat(1, 1, 2, 1, 1)

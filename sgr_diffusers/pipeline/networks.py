@@ -168,10 +168,10 @@ def fastest_batch_size(unet: nn.Module, size: Sequence[int], device: torch.devic
         size: rows and columns of an image.
         device: the device of the prior.
     """
-    channels = getattr(getattr(unwrap(unet), "config", None), "block_out_channels", None)
-    if device.type != "cpu" or not channels:
+    channels = (getattr(getattr(unwrap(unet), "config", None), "block_out_channels", None) or [None])[0]
+    if device.type != "cpu" or channels is None:
         return None
-    return max(_CPU_FEATURE_BYTES // (4 * channels[0] * math.prod(size)), 1)
+    return max(_CPU_FEATURE_BYTES // (4 * channels * math.prod(size)), 1)
 
 
 def batches(images: list[int], batch_size: int | None) -> Iterator[list[int]]:

@@ -211,6 +211,7 @@ def test_a_cpu_gets_as_many_images_as_its_cache_holds(monkeypatch):
         ((32, 64), (192, 192), "cpu", 4),  # `general`
         ((128, 256), (512, 160), "cuda", None),
         (None, (512, 160), "cpu", None),  # a prior that does not say
+        ((None,), (512, 160), "cpu", None),  # an adapter around one
     ],
 )
 def test_large_feature_maps_get_small_batches_on_a_cpu(channels, size, device, expected):

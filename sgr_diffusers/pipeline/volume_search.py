@@ -21,8 +21,8 @@ def scale_to_goals(
     """Scale the difference of guided and unguided images until the volumes come as near to the goals as they can.
 
     One factor from 0 to `MOST_SCALE` for all slices of a class and target is found by bisection. Both images agree
-    with the measurement, and so does what lies on the line through them. A goal on the side of the unguided volume
-    where guidance did not go gives the unguided images.
+    with the measurement, and so does what lies on the line through them. The unguided images are the nearest where
+    guidance moved the volume away from the goal.
 
     Args:
         guided: guided images.

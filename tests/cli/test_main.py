@@ -1,7 +1,6 @@
 """The `sgr` command, from arguments to files, on a tiny scan and an untrained pipeline."""
 
 import csv
-import importlib.metadata
 import json
 import os
 import shutil
@@ -363,43 +362,6 @@ def test_demo_shows_every_acceleration_and_class(assets, scan, tmp_path, capsys)
     assert {row["fully_sampled_mm3"] for row in rows[:4]} == {row["fully_sampled_mm3"] for row in rows[4:]}
     head = "sampling  tissue              lower mm³  upper mm³  fully sampled mm³  left open  misfit  misfit of noise"
     assert head in capsys.readouterr().out
-
-
-def test_without_arguments_the_commands_are_listed(capsys):
-    assert cli.main([]) == 0
-    printed = capsys.readouterr().out
-    assert "sgr demo" in printed and all(name in printed for name in ("reconstruct", "evaluate", "publish", "app"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["--help"], 0, "Upper and lower bound reconstructions"),
-        (["--version"], 0, f"sgr_diffusers {importlib.metadata.version('sgr-diffusers')}\n"),
-        (["reconstruct", "scan.h5", "--output", "out", "--steps", "0"], 2, "expected a whole number from 1 to 10000"),
-        (["reconstruct", "scan.h5", "--output", "out"], 2, "`path` scan.h5 is not a file"),
-        (["reconstruct", "pipe.h5", "--output", "out"], 2, "is a named pipe"),
-        (["reconstruct", "taken/scan.h5", "--output", "taken"], 2, "`output` taken is already there"),
-    ],
-)
-def test_arguments_are_refused_before_anything_heavy_is_imported(tmp_path, arguments, code, said):
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "scan.h5").touch()
-    os.mkfifo(tmp_path / "pipe.h5")
-    command = [
-        "import sys",
-        f"sys.argv = {['/usr/bin/sgr', *arguments]!r}",
-        "import atexit",
-        "atexit.register(lambda: print('heavy:', sorted({'torch', 'numpy', 'diffusers'} & set(sys.modules))))",
-        "from sgr_diffusers.cli import main",
-        "sys.exit(main())",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
-    ended = subprocess.run(
-        [sys.executable, "-c", "\n".join(command)], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert ended.returncode == code and said in ended.stdout + ended.stderr
-    assert "heavy: []" in ended.stdout
 
 
 def test_half_precision_is_for_the_prior_alone(assets):

@@ -1,4 +1,11 @@
+"""What the command line takes before it reads any data: options, and refusals of arguments."""
+
 import argparse
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +57,40 @@ def test_help_ends_in_an_example_that_parses(command, capsys):
     assert ended.value.code == 0
     example = " ".join(capsys.readouterr().out.split("example: sgr ")[1].split())
     assert cli.create_parser().parse_args(example.split()).command == command
+
+
+def test_without_arguments_the_commands_are_listed(capsys):
+    assert cli.main([]) == 0
+    printed = capsys.readouterr().out
+    assert "sgr demo" in printed and all(name in printed for name in ("reconstruct", "evaluate", "publish", "app"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "Upper and lower bound reconstructions"),
+        (["--version"], 0, f"sgr_diffusers {importlib.metadata.version('sgr-diffusers')}\n"),
+        (["reconstruct", "scan.h5", "--output", "out", "--steps", "0"], 2, "expected a whole number from 1 to 10000"),
+        (["reconstruct", "scan.h5", "--output", "out"], 2, "`path` scan.h5 is not a file"),
+        (["reconstruct", "pipe.h5", "--output", "out"], 2, "is a named pipe"),
+        (["reconstruct", "taken/scan.h5", "--output", "taken"], 2, "`output` taken is already there"),
+    ],
+)
+def test_arguments_are_refused_before_anything_heavy_is_imported(tmp_path, arguments, code, said):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "scan.h5").touch()
+    os.mkfifo(tmp_path / "pipe.h5")
+    command = [
+        "import sys",
+        f"sys.argv = {['/usr/bin/sgr', *arguments]!r}",
+        "import atexit",
+        "atexit.register(lambda: print('heavy:', sorted({'torch', 'numpy', 'diffusers'} & set(sys.modules))))",
+        "from sgr_diffusers.cli import main",
+        "sys.exit(main())",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(command)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == code and said in ended.stdout + ended.stderr
+    assert "heavy: []" in ended.stdout

@@ -50,7 +50,7 @@ class ScaleWatch:
         if len(products) < _FEWEST_STEPS:
             return
         product, energy = torch.stack(products).sum(dim=0)
-        ratio = float((product / energy).median())
+        ratio = float(torch.where(energy > 0, product / energy, torch.inf).median())  # a prior may predict nothing
         if not _EXPECTED[0] <= ratio <= _EXPECTED[1]:
             trained, way = ("stronger", "smaller") if ratio < 1 else ("weaker", "larger")
             warnings.warn(

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from sgr_diffusers import SGRMRIPipeline, read_raw
+from sgr_diffusers.pipeline.scale_watch import ScaleWatch
 from sgr_diffusers.pretrained import PRETRAINED
+from sgr_diffusers.schedulers.sampler import NoiseLevel
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +44,11 @@ def test_the_scale_of_the_training_is_not_warned_of(bundled):
 def test_another_scale_is_warned_of_once_with_the_way_to_go(bundled, scale_correction, trained, way):
     (text,) = warnings_of(bundled, scale_correction)
     assert f"trained with {trained} images" in text and f"a {way} `scale_correction`" in text
+
+
+def test_a_prior_that_predicts_nothing_is_warned_of():
+    watch = ScaleWatch()
+    for _ in range(4):
+        watch.note(NoiseLevel(0.4, 0.9, "sample"), torch.zeros(1, 2, 8, 8), torch.ones(1, 2, 8, 8))
+    with pytest.warns(UserWarning, match="inf times as strong as the prior predicts"):
+        watch.warn()

@@ -143,11 +143,10 @@ def coverage_figure(tables: ScoreTables, strength: float) -> "Figure":
             if part.empty:
                 continue
             ax.plot(part["width"], part["covered"], markersize=4, **style)
-            for point in part.to_dict("records"):
-                if point["width"] == point["width"]:
-                    xy = (point["width"], point["covered"])
-                    text = f"{point['acceleration']:g}x"
-                    ax.annotate(text, xy, fontsize=7, xytext=(3, 3), textcoords="offset points")
+            ends = part.dropna(subset="width").sort_values("acceleration").iloc[[0, -1]]
+            for point in ends.to_dict("records"):
+                xy, text = (point["width"], point["covered"]), f"{point['acceleration']:g}x"
+                ax.annotate(text, xy, fontsize=7, xytext=(3, 3), textcoords="offset points", color=style["color"])
         ax.set_ylim(-0.03, 1.08)
         second = ",\nsecond network" if segmenter == "second" else ""
         ax.set_title(f"{_REFERENCES[reference]}{second}", fontsize=9)

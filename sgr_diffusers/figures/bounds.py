@@ -251,15 +251,14 @@ def draw_rows(
         first.text(-0.06, 0.5, row.label, transform=first.transAxes, ha="right", va="center", fontsize=8)
     figure.suptitle(title, fontsize=10, x=0.5, y=1 - 0.08 / height, va="top")
     handles = _legend_handles(rows, used, class_names, outline_name)
-    if handles:
-        figure.legend(
-            handles=handles,
-            loc="upper center",
-            bbox_to_anchor=(0.5, 1 - (0.3 if title else 0.05) / height),
-            ncol=min(len(handles), 2 if width < 8 else 4 if width < 11 else 5),
-            fontsize=7.5,
-            frameon=False,
+    place = 0.5, 1 - (0.3 if title else 0.05) / height
+    for n_columns in range(min(len(handles), 5), 0, -1):
+        legend = figure.legend(
+            handles=handles, loc="upper center", bbox_to_anchor=place, ncol=n_columns, fontsize=7.5, frameon=False
         )
+        if legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
     return figure
 
 

@@ -11,6 +11,8 @@ from sgr_diffusers.figures.bounds import (
     UNCERTAIN,
     VIOLATES,
     BoundPanels,
+    Panel,
+    PanelRow,
     bound_row,
     compare_bound,
     draw_rows,
@@ -105,3 +107,14 @@ def test_figure_shows_every_colour_and_touches_no_global_state(view):
     assert matplotlib.get_backend(auto_select=False) == backend
     with pytest.raises(ValueError, match="at least one row"):
         draw_rows([])
+
+
+@pytest.mark.parametrize("n_panels", [2, 5, 7])
+def test_the_legend_fits_into_the_figure(n_panels):
+    labels = np.arange(36, dtype=np.uint8).reshape(6, 6) % 5
+    view = slice(0, 6), slice(0, 6)
+    panels = [Panel("panel", np.ones((6, 6)), overlay=labels, outline=labels > 2)] * n_panels
+    figure = draw_rows([PanelRow("tissue", panels, view, 1.0)], "title")
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 5
+    assert legend.get_window_extent().width <= figure.bbox.width

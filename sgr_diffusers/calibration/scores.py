@@ -1,11 +1,13 @@
 """Scores of the calibration scans, and the step from quantiles of the scores back to an interval in mm^3.
 
 A scan is a patient with all its slices together. Its score says how far the reference volume V lies beyond a bound, in
-units of the scan's own width w = V_up - V_low + one voxel:
+a unit u of the scan's own:
 
-    s_low = (V_low - V) / w        s_up = (V - V_up) / w
+    s_low = (V_low - V) / u        s_up = (V - V_up) / u        u = V_up - V_low + V_up / 5 + 4 voxels
 
-A score is negative where V lies inside of the bound.
+A score is negative where V lies inside of the bound. The last two terms of u are for scans whose bounds nearly
+coincide. Without them, such a scan has a large score as soon as it is off by a voxel or two, and makes the intervals
+of all scans wide. They were chosen on tuning scans, see docs/explanation/calibration.md.
 """
 
 from dataclasses import dataclass
@@ -13,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["ScanVolumes", "calibrated_interval", "width_mm3"]
+__all__ = ["ScanVolumes", "calibrated_interval", "unit_mm3"]
 
-_ROUNDING = 1e-9  # of w: a scan whose score is the quantile itself stays covered after rounding
+_SHARE, _VOXELS = 0.2, 4  # of the upper volume, and number of voxels, in the unit of a score
+_ROUNDING = 1e-9  # of a unit: a scan whose score is the quantile itself stays covered after rounding
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,20 @@ class ScanVolumes:
 
     def scores(self) -> tuple[Float[np.ndarray, "scan class"], Float[np.ndarray, "scan class"]]:
         """Return the one-sided scores (s_low, s_up) of all scans and classes."""
-        width = width_mm3(self.lower_mm3, self.upper_mm3, self.voxel_mm3[:, None])
+        unit = unit_mm3(self.lower_mm3, self.upper_mm3, self.voxel_mm3[:, None])
         below = self.lower_mm3.astype(np.float64) - self.reference_mm3
         above = self.reference_mm3.astype(np.float64) - self.upper_mm3
-        return below / width, above / width
+        return below / unit, above / unit
 
 
-def width_mm3(
+def unit_mm3(
     lower_mm3: Float[np.ndarray, "*scan class"],
     upper_mm3: Float[np.ndarray, "*scan class"],
     voxel_mm3: Float[np.ndarray, "*scan 1"] | float,
 ) -> Float[np.ndarray, "*scan class"]:
-    """Return the width w of the bounds plus one voxel; one voxel where guidance failed to order the bounds."""
-    return np.maximum(upper_mm3.astype(np.float64) - lower_mm3, 0.0) + voxel_mm3
+    """Return the unit u of the scores; where guidance failed to order the bounds, their width counts as 0."""
+    width = np.maximum(upper_mm3.astype(np.float64) - lower_mm3, 0.0)
+    return width + _SHARE * upper_mm3 + _VOXELS * voxel_mm3
 
 
 def calibrated_interval(
@@ -87,7 +91,7 @@ def calibrated_interval(
     lower_quantile: Float[np.ndarray, " class"],
     upper_quantile: Float[np.ndarray, " class"],
 ) -> tuple[Float[np.ndarray, "*scan class"], Float[np.ndarray, "*scan class"]]:
-    """Return the interval [V_low - q_low w, V_up + q_up w] in mm^3, clipped at 0.
+    """Return the interval [V_low - q_low u, V_up + q_up u] in mm^3, clipped at 0.
 
     It is narrower than the bounds where a quantile is negative, and open to infinity where one is infinite.
 
@@ -98,9 +102,9 @@ def calibrated_interval(
         lower_quantile: q_low of each class.
         upper_quantile: q_up of each class.
     """
-    width = width_mm3(lower_mm3, upper_mm3, voxel_mm3)
-    low = lower_mm3 - (lower_quantile + _ROUNDING) * width
-    high = upper_mm3 + (upper_quantile + _ROUNDING) * width
-    # Two negative quantiles can make the ends cross by less than a voxel; swapped, they hold what both would hold.
+    unit = unit_mm3(lower_mm3, upper_mm3, voxel_mm3)
+    low = lower_mm3 - (lower_quantile + _ROUNDING) * unit
+    high = upper_mm3 + (upper_quantile + _ROUNDING) * unit
+    # Two negative quantiles can make the ends cross; swapped, they hold what both would hold.
     low, high = np.minimum(low, high), np.maximum(low, high)
     return np.maximum(low, 0.0), np.maximum(high, 0.0)

@@ -5,7 +5,8 @@
 The two folders are results of `sgr evaluate --methods SGR RR` on scans to calibrate with and on other scans. Methods:
 calibrated bounds (SGR), the extremes of all samples calibrated in the same way, and conformalised quantiles of the
 samples (`sgr_diffusers.calibration.baselines`), each with all samples and with as many as cost what SGR cost. The
-difference of widths is paired over the test scans, with a bootstrap interval of its median.
+difference of widths is paired over the test scans, with a bootstrap interval of its median. The rows of all tissues
+together are of the sum of their widths; a scan counts as covered where every tissue's interval holds its volume.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from sgr_diffusers.calibration.scores import ScanVolumes
 from sgr_diffusers.evaluation.counts import complete_slices, count_bounds, equal_budget_samples
 from sgr_diffusers.evaluation.load import EvaluationResults, labels_of, load_results
 from sgr_diffusers.figures.tables import format_table
+
+TOGETHER = "all tissues together"
 
 
 def complete_scans(results: EvaluationResults, acceleration: float) -> tuple[str, ...]:
@@ -70,6 +73,11 @@ def volumes(results: EvaluationResults, acceleration: float) -> tuple[ScanVolume
     return ScanVolumes(scans, classes, *arrays, sizes), of_samples, min(max(budgets), results.rr_samples)
 
 
+def with_sum(widths: np.ndarray) -> np.ndarray:
+    """Widths `(scan, class)` with their sum over the classes as one more column."""
+    return np.c_[widths, widths.sum(axis=1)]
+
+
 def first_samples(volumes: SampleVolumes, number: int) -> SampleVolumes:
     """The same scans with fewer samples."""
     samples = volumes.samples_mm3[:, :number]
@@ -91,12 +99,13 @@ def compare(calibration: EvaluationResults, test: EvaluationResults, acceleratio
     rows = []
     for name, (low, high) in intervals.items():
         held = (low <= test_bounds.reference_mm3) & (test_bounds.reference_mm3 <= high)
-        difference = (intervals["SGR"][1] - intervals["SGR"][0]) - (high - low)
-        for k, tissue in enumerate(test_bounds.classes):
+        held, width = np.c_[held, held.all(axis=1)], with_sum(high - low)
+        difference = with_sum(intervals["SGR"][1] - intervals["SGR"][0]) - width
+        for k, tissue in enumerate((*test_bounds.classes, TOGETHER)):
             row = {"acceleration": acceleration, "class": tissue, "method": name}
             row |= {"n_calibration": len(bounds.scan_ids), "n_test": len(held), "covered": int(held[:, k].sum())}
-            row |= {"width_mm3": float(np.median(high[:, k] - low[:, k]))}
-            row |= {"retrieval_error": float(np.median(errors[name][:, :, k]))}
+            row |= {"width_mm3": float(np.median(width[:, k]))}
+            row |= {} if tissue == TOGETHER else {"retrieval_error": float(np.median(errors[name][:, :, k]))}
             if name != "SGR":
                 paired = bootstrap((difference[:, k],), np.median, rng=0, method="percentile")
                 ends = paired.confidence_interval

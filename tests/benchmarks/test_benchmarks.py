@@ -85,7 +85,7 @@ def run_script(path, arguments, screen):
 def test_every_script_is_run_here_or_has_tests_of_its_own():
     names = {path.stem.removeprefix("benchmark_") for path in FOLDER.glob("benchmark_*.py")}
     # test_benchmark_calibration.py, test_benchmark_real.py, tests/interop/test_deepinv.py
-    assert names == {*SCRIPTS, "calibration", "deepinv", "real"}
+    assert names == {*SCRIPTS, "calibration", "deepinv", "real", "units"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -77,14 +77,14 @@ def test_intervals_cover_each_class_and_all_classes_at_once(seed, n_scans, bias)
 
 
 def flat(groups, class_number):
-    """Bounds, widths, references and names of the group of all scans of all groups, for one class."""
+    """Bounds, units of the scores, references and names of the group of all scans of all groups, for one class."""
     scans = list(groups.values())
     lower, upper, reference = (
         np.concatenate([getattr(part, name)[:, class_number] for part in scans])
         for name in ("lower_mm3", "upper_mm3", "reference_mm3")
     )
     names = np.repeat([str(group) for group in groups], [len(part.scan_ids) for part in scans])
-    return lower, upper, np.maximum(upper - lower, 0) + 1, reference, names
+    return lower, upper, np.maximum(upper - lower, 0) + 0.2 * upper + 4, reference, names
 
 
 @pytest.mark.parametrize("class_number", [0, 1])
@@ -93,14 +93,15 @@ def test_intervals_are_those_of_crepes_in_every_group(coverage, class_number):
     rng = np.random.default_rng(1)
     groups = {POISSON_8: scans_of(rng, 39, 0.4), POISSON_16: scans_of(rng, 59, -0.8), LINES_8: scans_of(rng, 23)}
     new = {group: scans_of(rng, 5) for group in groups}
-    lower, upper, width, reference, bins = flat(groups, class_number)
-    new_lower, new_upper, new_width, _, new_bins = flat(new, class_number)
+    lower, upper, units, reference, bins = flat(groups, class_number)
+    new_lower, new_upper, new_units, _, new_bins = flat(new, class_number)
     percentile = 100 * (1 + coverage) / 2
     oracle = ConformalPredictiveSystem()
-    oracle.fit(reference - upper, sigmas=width, bins=bins)
-    expected_high = oracle.predict_percentiles(new_upper, new_width, new_bins, higher_percentiles=percentile)
-    oracle.fit(lower - reference, sigmas=width, bins=bins)
-    expected_low = -oracle.predict_percentiles(-new_lower, new_width, new_bins, higher_percentiles=percentile)
+    oracle.fit(reference - upper, sigmas=units, bins=bins)
+    expected_high = oracle.predict_percentiles(new_upper, new_units, new_bins, higher_percentiles=percentile)
+    oracle.fit(lower - reference, sigmas=units, bins=bins)
+    expected_low = -oracle.predict_percentiles(-new_lower, new_units, new_bins, higher_percentiles=percentile)
+    expected_low, expected_high = np.minimum(expected_low, expected_high), np.maximum(expected_low, expected_high)
 
     for quantiles in calibrate(groups, [coverage]):
         scans = new[quantiles.group]

@@ -133,7 +133,7 @@ def test_a_checkpoint_without_calibration_says_so(tmp_path):
         (lambda content: content["quantiles"][0]["upper"].pop(), "for each of 2 classes, got 2 and 1"),
         (lambda content: content["settings"].pop("eta"), r"CalibrationSettings lacks \['eta'\]"),
         (lambda content: content.pop("n_slices"), r"Calibration lacks \['n_slices'\]"),
-        (lambda content: content.update(format_version=2), "`format_version` is 2"),
+        (lambda content: content.update(format_version=1), "`format_version` is 1"),
         (lambda content: content["quantiles"][0].update(more=1), r"does not know \['more'\]"),
     ],
 )

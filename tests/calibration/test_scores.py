@@ -16,11 +16,12 @@ def volumes(**changes):
     return ScanVolumes(**values | changes)
 
 
-def test_scores_are_distances_beyond_the_bounds_in_units_of_the_width():
+def test_scores_are_distances_beyond_the_bounds_in_a_unit_of_the_scan():
     below, above = volumes().scores()
-    # widths 8 + 2, 0 + 2, 19 + 1 and, where the bounds are in the wrong order, one voxel
-    np.testing.assert_allclose(below, [[-0.9, 0.0], [0.2, -4.0]])
-    np.testing.assert_allclose(above, [[0.1, 0.0], [-1.15, 5.0]])
+    # width + upper volume / 5 + 4 voxels; bounds in the wrong order have no width
+    units = np.array([[8 + 3.6 + 8, 0 + 0 + 8], [19 + 7.8 + 4, 0 + 0.8 + 4]])
+    np.testing.assert_allclose(below * units, [[-9, 0], [4, -4]])
+    np.testing.assert_allclose(above * units, [[1, 0], [-23, 5]])
 
 
 def test_the_interval_ends_where_a_volume_has_the_score_of_the_quantile():
@@ -45,7 +46,7 @@ def test_the_scan_that_sets_the_quantile_is_covered_whatever_the_rounding():
 
 def test_ends_that_cross_are_swapped():
     low, high = calibrated_interval(np.array([10.0]), np.array([11.0]), 2.0, np.array([-0.5]), np.array([-0.5]))
-    assert (low[0], high[0]) == (pytest.approx(9.5), pytest.approx(11.5))
+    assert (low[0], high[0]) == (pytest.approx(11 - 5.6), pytest.approx(10 + 5.6))  # half of 1 + 2.2 + 8
 
 
 def test_the_interval_is_clipped_at_zero_and_open_where_a_quantile_is_infinite():
@@ -53,7 +54,7 @@ def test_the_interval_is_clipped_at_zero_and_open_where_a_quantile_is_infinite()
     low, high = calibrated_interval(lower, upper, 1.0, np.array([np.inf]), np.array([np.inf]))
     assert low.tolist() == [0.0] and high.tolist() == [np.inf]
     low, high = calibrated_interval(lower, upper, 1.0, np.array([1.0]), np.array([-0.5]))
-    assert low.tolist() == [0.0] and high[0] == pytest.approx(5.5)
+    assert low.tolist() == [0.0] and high[0] == pytest.approx(9 - 5.9)  # half of 6 + 1.8 + 4
 
 
 @pytest.mark.parametrize(

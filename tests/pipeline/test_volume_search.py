@@ -5,7 +5,7 @@ from sgr_diffusers.pipeline.volume_search import MOST_SCALE, scale_to_goals
 
 
 def bright_pixels(images):
-    return (images.abs() > 0.5).sum(dim=(0, -2, -1)).float()
+    return (images.real > 0.5).sum(dim=(0, -2, -1)).float()
 
 
 @pytest.fixture

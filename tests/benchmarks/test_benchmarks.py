@@ -63,6 +63,8 @@ SCRIPTS = {
     "visitors": (600, "--model MODEL --visitors 2 --minutes 0.05", r"'result': \d+"),
 }
 
+SLOW = {"kills", "scan_size", "training", "visitors"}  # half a minute to a minute each
+
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
@@ -88,7 +90,7 @@ def test_every_script_is_run_here_or_has_tests_of_its_own():
     assert names == {*SCRIPTS, "calibration", "deepinv", "real", "units"}
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SCRIPTS])
 def test_the_script_runs_to_its_end(name, paths, tmp_path):
     seconds, arguments, last = SCRIPTS[name]
     arguments = re.sub(r"DATA|MODEL|CALIBRATED", lambda word: str(paths / word[0]), arguments)

@@ -42,17 +42,30 @@ def complete_scans(results: EvaluationResults, acceleration: float) -> tuple[str
     )
 
 
+def bounds_mm3(results: EvaluationResults) -> pd.DataFrame:
+    """Volumes `lower`, `upper` and `truth` in mm^3, the slices of a scan together, and that of a `voxel`.
+
+    One row for each `acceleration`, `scan_id` and `label`.
+    """
+    counts = count_bounds(results)
+    chosen = (counts["method"] == "SGR") & (counts["segmenter"] == "guiding") & (counts["part"] == "main")
+    chosen &= (counts["reference"] == "fully_sampled") & np.isclose(counts["strength"], results.strength)
+    names = ["lower", "upper", "truth"]
+    table = counts[chosen].groupby(["acceleration", "scan_id", "label"])[names].sum().reset_index()
+    voxels = {unit.scan_id: float(np.prod(row["voxel_size_mm"])) for unit, row in results.of_kind("reference")}
+    table["voxel"] = table["scan_id"].map(voxels)
+    table[names] = table[names].mul(table["voxel"], axis=0)
+    return table
+
+
 def volumes(results: EvaluationResults, acceleration: float) -> tuple[ScanVolumes, SampleVolumes, int]:
     """Volumes of bounds and samples of the complete scans, and the number of samples that cost what SGR cost."""
     scans, classes = complete_scans(results, acceleration), results.class_names
-    voxels = {unit.scan_id: float(np.prod(row["voxel_size_mm"])) for unit, row in results.of_kind("reference")}
-    sizes = np.array([voxels[scan] for scan in scans])
-    counts = count_bounds(results)
-    chosen = (counts["method"] == "SGR") & (counts["segmenter"] == "guiding") & (counts["part"] == "main")
-    chosen &= (counts["reference"] == "fully_sampled") & (counts["acceleration"] == acceleration)
-    chosen &= np.isclose(counts["strength"], results.strength)
-    table = counts[chosen].groupby(["scan_id", "label"])[["lower", "upper", "truth"]].sum()
-    arrays = [table[name].unstack().loc[list(scans)].to_numpy(float) * sizes[:, None] for name in table]
+    table = bounds_mm3(results)
+    table = table[table["acceleration"] == acceleration].set_index(["scan_id", "label"])
+    wide = (table[name].unstack().loc[list(scans)].to_numpy(float) for name in ("lower", "upper", "truth", "voxel"))
+    *arrays, voxels = wide
+    sizes = voxels[:, 0]
     samples = np.zeros((len(scans), results.rr_samples, len(classes)))
     for number, scan in enumerate(scans):
         for index in results.config["slices"][scan]:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from benchmark_calibration import bounds_mm3
 
 from sgr_diffusers.calibration.quantiles import quantile_rank
-from sgr_diffusers.evaluation.counts import count_bounds
 from sgr_diffusers.evaluation.load import load_results
 from sgr_diffusers.figures.tables import format_table
 
@@ -40,20 +40,8 @@ UNITS: dict[str, Unit] = {  # of the width w of the bounds, the upper volume and
 
 
 def scans_of(folders: Sequence[Path]) -> pd.DataFrame:
-    """Volumes in mm^3 of every scan, its slices together: one row for each acceleration, scan and label."""
-    tables = []
-    for number, folder in enumerate(folders):
-        results = load_results(folder)
-        counts = count_bounds(results)
-        chosen = (counts["method"] == "SGR") & (counts["segmenter"] == "guiding") & (counts["part"] == "main")
-        chosen &= (counts["reference"] == "fully_sampled") & np.isclose(counts["strength"], results.strength)
-        table = counts[chosen].groupby(["acceleration", "scan_id", "label"])[["lower", "upper", "truth"]].sum()
-        voxels = {unit.scan_id: float(np.prod(row["voxel_size_mm"])) for unit, row in results.of_kind("reference")}
-        table["voxel"] = table.index.get_level_values("scan_id").map(voxels)
-        for name in ("lower", "upper", "truth"):
-            table[name] *= table["voxel"]
-        tables.append(table.reset_index().assign(folder=number))
-    return pd.concat(tables)
+    """Volumes of every scan of every folder, as `bounds_mm3` has them."""
+    return pd.concat([bounds_mm3(load_results(folder)).assign(folder=k) for k, folder in enumerate(folders)])
 
 
 def median_width(scans: pd.DataFrame, unit: Unit, coverage: float) -> float:

@@ -7,11 +7,12 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from .. import __version__
 from ..io.file_checks import check_regular_file, is_bart_pair
@@ -303,7 +304,8 @@ class _SignalsAsExceptions:
     """Within this context the signals that end a program raise, so that what was begun is cleaned up.
 
     Compiled code that the exception passes may turn it into another (h5py's locks make it `SystemError`). The context
-    then raises its own.
+    then raises its own. An exception within a destructor or a callback of the garbage collector is lost: Python only
+    prints it. So a thread sends the signal again each second, and it counts unless something is being cleaned up.
     """
 
     numbers = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -311,6 +313,7 @@ class _SignalsAsExceptions:
     def __enter__(self) -> None:
         self.previous = {}
         self.ended: _Ended | None = None
+        self.left = threading.Event()
         for number in self.numbers:
             try:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
@@ -319,14 +322,30 @@ class _SignalsAsExceptions:
                 return
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self.left.set()
+        if self.ended is not None:
+            self.repeating.join()  # what it sent must not meet the handlers of before
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-        if self.ended is not None and error is not None and error is not self.ended:
+        if self.ended is not None and error is not self.ended:
             raise self.ended from error
 
-    def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
-        # Once is enough: a second Ctrl-C must not stop the cleaning up.
-        for other in self.numbers:
-            signal.signal(other, signal.SIG_IGN)
-        self.ended = _Ended(number)
+    def _raise(self, number: int, _frame: FrameType | None) -> None:
+        if self.ended is None:
+            self.ended = _Ended(number)
+            self.repeating = threading.Thread(target=self._repeat, args=(number,), daemon=True)
+            self.repeating.start()
+        elif self.left.is_set() or self._cleans_up():  # which a second Ctrl-C must not stop
+            return
         raise self.ended
+
+    def _repeat(self, number: int) -> None:
+        while not self.left.wait(1.0):
+            os.kill(os.getpid(), number)
+
+    def _cleans_up(self) -> bool:
+        """Whether the exception, or what compiled code made of it, is being handled."""
+        error = sys.exc_info()[1]
+        while error is not None and error is not self.ended:
+            error = error.__cause__ or error.__context__
+        return error is not None

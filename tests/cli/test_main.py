@@ -337,6 +337,32 @@ def test_a_signal_within_compiled_code_is_an_interruption(sgr, monkeypatch, caps
     assert capsys.readouterr().err.endswith("sgr: interrupted\n")
 
 
+class _Dying:
+    """Its destructor gets the signal, and what a destructor raises is lost."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_within_a_destructor_is_not_lost(sgr, monkeypatch):
+    cleaned_up = []
+
+    def reconstruct(*arguments, **options):
+        dying = _Dying()
+        del dying
+        try:
+            time.sleep(60)
+        finally:
+            time.sleep(2.5)  # the signal comes twice more, and must not stop the cleaning up
+            cleaned_up.append(True)
+
+    monkeypatch.setattr("sgr_diffusers.reconstruction.run.reconstruct_file", reconstruct)
+    began = time.monotonic()
+    assert sgr("--acceleration", "4") == 128 + signal.SIGTERM
+    assert cleaned_up == [True] and time.monotonic() - began < 30
+
+
 def test_a_reader_that_has_gone_is_no_error(assets):
     """As in `sgr data check DIR | head`."""
     reading, writing = os.pipe()

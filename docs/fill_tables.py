@@ -78,15 +78,15 @@ def table1(checkpoint: Path) -> str:
 
 
 def calibrated_widths() -> str:
-    """Widths of calibrated intervals, and scans that they cover, at equal cost of the networks."""
+    """Widths of calibrated intervals, and scans that they cover; samples cost as much or more."""
     table = pd.read_csv(PRETRAINED / "evaluation" / "calibration_baselines.csv")
     rows = []
     for (acceleration, coverage, name), group in table.groupby(["acceleration", "coverage", "class"], sort=False):
         row = {"acceleration": f"{acceleration:g}x", "coverage": f"{coverage:g}", "tissue": name.replace("_", " ")}
         for method, head in {
-            "SGR": "guided bounds",
-            "extremes of 11": "extremes",
-            "quantiles of 11": "quantiles",
+            "SGR": "ours",
+            "extremes of 16": "extremes",
+            "quantiles of 16": "quantiles",
         }.items():
             found = group[group["method"] == method].iloc[0]
             row[f"{head}: mm³ (covered)"] = f"{found['width_mm3']:.0f} ({found['covered']} of {found['n_test']})"

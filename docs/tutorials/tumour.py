@@ -73,9 +73,8 @@ calibrated = pipe(
     generator=torch.Generator().manual_seed(0),
 )
 low, high = calibrated.target_volumes_mm3[0].tolist()
-print(
-    f"in 90 % of such patients between {low:.0f} and {high:.0f} mm^3; unguided {calibrated.point_estimates_mm3[0]:.0f}"
-)
+best = float(calibrated.point_estimates_mm3[0])
+print(f"in 90 % of such patients between {low:.0f} and {high:.0f} mm^3; best estimate {best:.0f} mm^3")
 print(f"shown by an image: lower end {calibrated.attained[0, 0]}, upper end {calibrated.attained[0, 1]}")
 
 # %%

@@ -2,7 +2,7 @@
 
 | module         | what it does                                                                                      |
 |----------------|---------------------------------------------------------------------------------------------------|
-| `scores`       | measures how far the reference volume of each calibration scan lies beyond its bounds             |
+| `scores`       | measures how far the reference volume of each calibration scan lies from its point estimate       |
 | `quantiles`    | takes quantiles of these scores for each acceleration, mask family and class; gives the intervals |
 | `risk_control` | chooses the strength of guidance for a bounded overlap error                                      |
 | `baselines`    | makes intervals of unguided samples, to compare with                                              |
@@ -16,13 +16,14 @@ from sgr_diffusers.calibration.quantiles import Group, calibrate
 from sgr_diffusers.calibration.record import Calibration
 from sgr_diffusers.calibration.scores import ScanVolumes
 
-volumes = {Group(8.0, "poisson", (7.9, 8.1)): ScanVolumes(ids, class_names, lower, upper, reference, voxel)}
+volumes = {Group(8.0, "poisson", (7.9, 8.1)): ScanVolumes(ids, class_names, point, lower, upper, reference, voxel)}
 quantiles = calibrate(volumes, [0.8, 0.9])
 Calibration(quantiles, settings, splits, "fully_sampled", "all slices", (2, 2), seed, versions).save(checkpoint)
 
 calibration = Calibration.load(checkpoint)
 calibration.check_settings(settings_of_this_call)
-low, high = calibration.quantiles_for(0.9, measured_acceleration, "poisson").interval(lower_mm3, upper_mm3, voxel_mm3)
+quantiles = calibration.quantiles_for(0.9, measured_acceleration, "poisson")
+low, high = quantiles.interval(point_mm3, lower_mm3, upper_mm3, voxel_mm3)
 ```
 
 The guarantee needs scans that are exchangeable: the new scan comes from the same population as the calibration scans

@@ -2,12 +2,14 @@
 
 | method             | bounds of a scan before calibration               | image at an end of the interval |
 |--------------------|---------------------------------------------------|---------------------------------|
-| extremes           | smallest and largest sample, calibrated as ours   | the nearest sample              |
+| extremes           | smallest and largest sample                       | the nearest sample              |
 | sample quantiles   | quantiles of the samples at alpha/2 and 1-alpha/2 | the nearest sample              |
 
 The sample quantiles are those of Wen et al. 2024 ("Task-driven uncertainty quantification in inverse problems via
 conformal prediction"), conformalised as by Romano et al. 2019; Cheung et al. 2024 ("Metric-guided image reconstruction
-bounds via conformal prediction") calibrate likewise and retrieve the sample whose volume is nearest each end.
+bounds via conformal prediction") calibrate likewise and retrieve the sample whose volume is nearest each end. Extremes
+are calibrated by distances beyond them in a unit of the scan's own: their range, a fifth of the larger one and four
+voxels, which gave the narrowest intervals on tuning scans.
 """
 
 from dataclasses import dataclass
@@ -15,11 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from .quantiles import one_sided_quantile
+from .quantiles import class_quantiles, one_sided_quantile
 from .scores import ScanVolumes, calibrated_interval
 
-__all__ = ["SampleVolumes", "bounds_intervals", "extremes", "quantile_intervals", "retrieval_errors"]
+__all__ = ["SampleVolumes", "bounds_intervals", "extremes_intervals", "quantile_intervals", "retrieval_errors"]
 
+Volumes = Float[np.ndarray, "_ class"]
 Interval = tuple[Float[np.ndarray, "scan class"], Float[np.ndarray, "scan class"]]
 
 
@@ -42,12 +45,6 @@ class SampleVolumes:
     voxel_mm3: Float[np.ndarray, " scan"]
 
 
-def extremes(volumes: SampleVolumes) -> ScanVolumes:
-    """Take the smallest and the largest sample of each scan and class for its bounds."""
-    ends = volumes.samples_mm3.min(axis=1), volumes.samples_mm3.max(axis=1)
-    return ScanVolumes(volumes.scan_ids, volumes.classes, *ends, volumes.reference_mm3, volumes.voxel_mm3)
-
-
 def bounds_intervals(calibration: ScanVolumes, test: ScanVolumes, coverage: float) -> Interval:
     """Calibrate bounds on some scans and apply them to others: intervals (low, high) of the test scans in mm^3.
 
@@ -56,9 +53,21 @@ def bounds_intervals(calibration: ScanVolumes, test: ScanVolumes, coverage: floa
         test: bounds of the test scans.
         coverage: wanted coverage of each class.
     """
-    below, above = calibration.scores()
-    quantiles = (_quantiles(scores, coverage) for scores in (below, above))
-    return calibrated_interval(test.lower_mm3, test.upper_mm3, test.voxel_mm3[:, None], *quantiles)
+    is_seen, alpha = calibration.is_seen(), (1 - coverage) / 2
+    quantiles = (np.array(class_quantiles(scores, is_seen, alpha)) for scores in calibration.scores())
+    bounds = test.lower_mm3, test.upper_mm3
+    return calibrated_interval(test.point_mm3, *bounds, test.voxel_mm3[:, None], *quantiles)
+
+
+def extremes_intervals(calibration: SampleVolumes, test: SampleVolumes, coverage: float) -> Interval:
+    """Calibrate the extremes of the samples: intervals (low, high) of the test scans in mm^3.
+
+    Args:
+        calibration: samples and reference of the calibration scans.
+        test: samples of the test scans.
+        coverage: wanted coverage of each class.
+    """
+    return _conformalised(_extremes(calibration), _extremes(test), calibration.reference_mm3, coverage)
 
 
 def quantile_intervals(calibration: SampleVolumes, test: SampleVolumes, coverage: float) -> Interval:
@@ -69,12 +78,10 @@ def quantile_intervals(calibration: SampleVolumes, test: SampleVolumes, coverage
         test: samples of the test scans.
         coverage: wanted coverage of each class.
     """
-    low, high = _sample_quantiles(calibration, coverage)
-    below = _quantiles(low - calibration.reference_mm3, coverage)
-    above = _quantiles(calibration.reference_mm3 - high, coverage)
-    low, high = _sample_quantiles(test, coverage)
-    low, high = low - below, high + above
-    return np.maximum(np.minimum(low, high), 0.0), np.maximum(np.maximum(low, high), 0.0)
+    tail = (1 - coverage) / 2
+    bounds = [np.quantile(volumes.samples_mm3, [tail, 1 - tail], axis=1) for volumes in (calibration, test)]
+    known, new = ((low, high, np.ones_like(low)) for low, high in bounds)
+    return _conformalised(known, new, calibration.reference_mm3, coverage)
 
 
 def retrieval_errors(volumes: SampleVolumes, interval: Interval) -> Float[np.ndarray, "end scan class"]:
@@ -89,10 +96,22 @@ def retrieval_errors(volumes: SampleVolumes, interval: Interval) -> Float[np.nda
     return distance / np.maximum(ends, volumes.voxel_mm3[:, None])
 
 
-def _sample_quantiles(volumes: SampleVolumes, coverage: float) -> Interval:
-    tail = (1 - coverage) / 2
-    low, high = np.quantile(volumes.samples_mm3, [tail, 1 - tail], axis=1)
-    return low, high
+def _extremes(volumes: SampleVolumes) -> tuple[Volumes, Volumes, Volumes]:
+    """Return the smallest and the largest sample of each scan and class, and the unit of their scores."""
+    samples = volumes.samples_mm3
+    low, high = samples.min(axis=1), samples.max(axis=1)
+    return low, high, high - low + 0.2 * high + 4 * volumes.voxel_mm3[:, None]
+
+
+def _conformalised(
+    known: tuple[Volumes, Volumes, Volumes], new: tuple[Volumes, Volumes, Volumes], truth: Volumes, coverage: float
+) -> tuple[Volumes, Volumes]:
+    """Move the bounds of new scans by quantiles of the distances, in units, of `truth` beyond those of known scans."""
+    low, high, unit = known
+    below, above = (_quantiles(scores, coverage) for scores in ((low - truth) / unit, (truth - high) / unit))
+    low, high, unit = new
+    low, high = low - below * unit, high + above * unit
+    return np.maximum(np.minimum(low, high), 0.0), np.maximum(np.maximum(low, high), 0.0)
 
 
 def _quantiles(scores: Float[np.ndarray, "scan class"], coverage: float) -> Float[np.ndarray, " class"]:

@@ -4,6 +4,10 @@ With n calibration scans and coverage 1 - alpha, the quantile of one side is the
 k = ceil((n + 1) (1 - alpha / 2)), and infinite where k exceeds n. The score of an exchangeable new scan exceeds it
 with probability alpha / 2 at most, so both sides together hold with probability 1 - alpha at least. For all classes at
 once the score of a scan is the largest of its classes.
+
+Where few scans have any of a class, the scores of the others, which are 0, would decide. So the quantile of a class is
+at least that of the scans in which some of it is seen: the coverage holds for these scans, too. Where they are too few
+for a quantile, it is at least their largest score.
 """
 
 import math
@@ -11,11 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from .scores import ScanVolumes, calibrated_interval
 
-__all__ = ["Group", "GroupQuantiles", "calibrate", "one_sided_quantile", "quantile_rank", "scans_needed"]
+__all__ = [
+    "Group",
+    "GroupQuantiles",
+    "calibrate",
+    "class_quantiles",
+    "one_sided_quantile",
+    "quantile_rank",
+    "scans_needed",
+]
 
 _TOLERANCE = 0.05  # of an acceleration: as near as the masks of one nominal acceleration come to each other
 
@@ -72,6 +84,7 @@ class GroupQuantiles:
 
     def interval(
         self,
+        point_mm3: Float[np.ndarray, "*scan class"],
         lower_mm3: Float[np.ndarray, "*scan class"],
         upper_mm3: Float[np.ndarray, "*scan class"],
         voxel_mm3: Float[np.ndarray, "*scan 1"] | float,
@@ -81,7 +94,8 @@ class GroupQuantiles:
         """Return the calibrated interval (low, high) in mm^3 of each class, for one scan or several.
 
         Args:
-            lower_mm3: V_low of each class, the slices of a scan together.
+            point_mm3: point estimate M of each class, the slices of a scan together.
+            lower_mm3: V_low of each class.
             upper_mm3: V_up of each class.
             voxel_mm3: volume of a voxel.
             classes: names of the classes in the arrays; `None` for all calibrated ones.
@@ -101,7 +115,7 @@ class GroupQuantiles:
         lower, upper = np.array(self.lower)[numbers], np.array(self.upper)[numbers]
         if all_at_once:
             lower, upper = np.full_like(lower, self.all_lower), np.full_like(upper, self.all_upper)
-        return calibrated_interval(lower_mm3, upper_mm3, voxel_mm3, lower, upper)
+        return calibrated_interval(point_mm3, lower_mm3, upper_mm3, voxel_mm3, lower, upper)
 
 
 def calibrate(volumes: Mapping[Group, ScanVolumes], coverages: Sequence[float]) -> tuple[GroupQuantiles, ...]:
@@ -132,13 +146,26 @@ def calibrate(volumes: Mapping[Group, ScanVolumes], coverages: Sequence[float]) 
                     float(coverage),
                     n_scans,
                     group_volumes.classes,
-                    tuple(one_sided_quantile(scores, alpha) for scores in below.T),
-                    tuple(one_sided_quantile(scores, alpha) for scores in above.T),
+                    class_quantiles(below, group_volumes.is_seen(), alpha),
+                    class_quantiles(above, group_volumes.is_seen(), alpha),
                     one_sided_quantile(below.max(axis=1), alpha),
                     one_sided_quantile(above.max(axis=1), alpha),
                 )
             )
     return tuple(entries)
+
+
+def class_quantiles(
+    scores: Float[np.ndarray, "scan class"], is_seen: Bool[np.ndarray, "scan class"], alpha: float
+) -> tuple[float, ...]:
+    """Return the quantile of each class; the larger one of all scans and of those in which some of it is seen."""
+    quantiles = []
+    for column, chosen in zip(scores.T, is_seen.T, strict=True):
+        quantile, seen = one_sided_quantile(column, alpha), column[chosen]
+        if len(seen):
+            quantile = max(quantile, min(one_sided_quantile(seen, alpha), float(seen.max())))
+        quantiles.append(quantile)
+    return tuple(quantiles)
 
 
 def one_sided_quantile(scores: Float[np.ndarray, " scan"], alpha: float) -> float:

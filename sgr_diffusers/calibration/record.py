@@ -21,7 +21,7 @@ from .quantiles import Group, GroupQuantiles
 __all__ = ["FILE_NAME", "Calibration", "CalibrationMismatch", "CalibrationSettings"]
 
 FILE_NAME = "calibration.json"
-FORMAT_VERSION = 2  # 1: the unit of the scores was the width of the bounds plus one voxel
+FORMAT_VERSION = 3  # before: the scores were distances from the bounds
 _WAY_OUT = "Write it again by `sgr calibrate`, or delete it and leave out `coverage`."
 SPLITS = ("train", "tune", "calibration")
 

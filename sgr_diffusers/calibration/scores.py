@@ -1,23 +1,25 @@
 """Scores of the calibration scans, and the step from quantiles of the scores back to an interval in mm^3.
 
-A scan is a patient with all its slices together. Its score says how far the reference volume V lies beyond a bound, in
-a unit u of the scan's own:
+A scan is a patient with all its slices together. Its point estimate M is the mean volume of two unguided
+reconstructions. Its scores say how far the reference volume V lies from it on either side, in a unit u of the scan's
+own, which is the larger, the further guidance could move the volume:
 
-    s_low = (V_low - V) / u        s_up = (V - V_up) / u        u = V_up - V_low + V_up / 5 + 4 voxels
+    s_low = (M - V) / u        s_up = (V - M) / u        u = V_up - V_low + 8 voxels
 
-A score is negative where V lies inside of the bound. The last two terms of u are for scans whose bounds nearly
-coincide. Without them, such a scan has a large score as soon as it is off by a voxel or two, and makes the intervals
-of all scans wide. They were chosen on tuning scans, see docs/explanation/calibration.md.
+The eight voxels are for scans whose bounds nearly coincide. Without them, such a scan has a large score as soon as it
+is off by a voxel or two, and makes the intervals of all scans wide. Point estimate and unit were chosen on tuning
+scans, see docs/explanation/calibration.md.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-__all__ = ["ScanVolumes", "calibrated_interval", "unit_mm3"]
+__all__ = ["N_SAMPLES", "ScanVolumes", "calibrated_interval"]
 
-_SHARE, _VOXELS = 0.2, 4  # of the upper volume, and number of voxels, in the unit of a score
+N_SAMPLES = 2  # unguided reconstructions of a point estimate
+_VOXELS = 8  # in the unit of a score
 _ROUNDING = 1e-9  # of a unit: a scan whose score is the quantile itself stays covered after rounding
 
 
@@ -28,6 +30,7 @@ class ScanVolumes:
     Attributes:
         scan_ids: name of each scan; a scan counts once.
         classes: name of each class.
+        point_mm3: M `(scan, class)`, mean over `N_SAMPLES` unguided reconstructions.
         lower_mm3: V_low `(scan, class)`, from the reconstructions at the lower bound.
         upper_mm3: V_up `(scan, class)`, from the reconstructions at the upper bound.
         reference_mm3: V `(scan, class)`, from the fully sampled images or from manual labels.
@@ -39,6 +42,7 @@ class ScanVolumes:
 
     scan_ids: tuple[str, ...]
     classes: tuple[str, ...]
+    point_mm3: Float[np.ndarray, "scan class"]
     lower_mm3: Float[np.ndarray, "scan class"]
     upper_mm3: Float[np.ndarray, "scan class"]
     reference_mm3: Float[np.ndarray, "scan class"]
@@ -47,7 +51,7 @@ class ScanVolumes:
     def __post_init__(self) -> None:
         """Check the arrays."""
         shape = len(self.scan_ids), len(self.classes)
-        for name in ("lower_mm3", "upper_mm3", "reference_mm3", "voxel_mm3"):
+        for name in ("point_mm3", "lower_mm3", "upper_mm3", "reference_mm3", "voxel_mm3"):
             values = getattr(self, name)
             wanted = shape[: values.ndim]
             if values.shape != wanted:
@@ -68,43 +72,45 @@ class ScanVolumes:
 
     def scores(self) -> tuple[Float[np.ndarray, "scan class"], Float[np.ndarray, "scan class"]]:
         """Return the one-sided scores (s_low, s_up) of all scans and classes."""
-        unit = unit_mm3(self.lower_mm3, self.upper_mm3, self.voxel_mm3[:, None])
-        below = self.lower_mm3.astype(np.float64) - self.reference_mm3
-        above = self.reference_mm3.astype(np.float64) - self.upper_mm3
-        return below / unit, above / unit
+        unit = _unit_mm3(self.lower_mm3, self.upper_mm3, self.voxel_mm3[:, None])
+        above = (self.reference_mm3.astype(np.float64) - self.point_mm3) / unit
+        return -above, above
+
+    def is_seen(self) -> Bool[np.ndarray, "scan class"]:
+        """Return whether an unguided or a guided image of a scan shows any of a class."""
+        return np.maximum(self.point_mm3, np.maximum(self.lower_mm3, self.upper_mm3)) > 0
 
 
-def unit_mm3(
+def _unit_mm3(
     lower_mm3: Float[np.ndarray, "*scan class"],
     upper_mm3: Float[np.ndarray, "*scan class"],
     voxel_mm3: Float[np.ndarray, "*scan 1"] | float,
 ) -> Float[np.ndarray, "*scan class"]:
     """Return the unit u of the scores; where guidance failed to order the bounds, their width counts as 0."""
-    width = np.maximum(upper_mm3.astype(np.float64) - lower_mm3, 0.0)
-    return width + _SHARE * upper_mm3 + _VOXELS * voxel_mm3
+    return np.maximum(upper_mm3.astype(np.float64) - lower_mm3, 0.0) + _VOXELS * voxel_mm3
 
 
 def calibrated_interval(
+    point_mm3: Float[np.ndarray, "*scan class"],
     lower_mm3: Float[np.ndarray, "*scan class"],
     upper_mm3: Float[np.ndarray, "*scan class"],
     voxel_mm3: Float[np.ndarray, "*scan 1"] | float,
     lower_quantile: Float[np.ndarray, " class"],
     upper_quantile: Float[np.ndarray, " class"],
 ) -> tuple[Float[np.ndarray, "*scan class"], Float[np.ndarray, "*scan class"]]:
-    """Return the interval [V_low - q_low u, V_up + q_up u] in mm^3, clipped at 0.
+    """Return the interval [M - q_low u, M + q_up u] in mm^3, clipped at 0, and open where a quantile is infinite.
 
-    It is narrower than the bounds where a quantile is negative, and open to infinity where one is infinite.
+    It lies beside the point estimate M where a quantile is negative.
 
     Args:
-        lower_mm3: V_low of each class, of one scan or of several.
+        point_mm3: M of each class, of one scan or of several.
+        lower_mm3: V_low of each class.
         upper_mm3: V_up of each class.
         voxel_mm3: volume of a voxel.
         lower_quantile: q_low of each class.
         upper_quantile: q_up of each class.
     """
-    unit = unit_mm3(lower_mm3, upper_mm3, voxel_mm3)
-    low = lower_mm3 - (lower_quantile + _ROUNDING) * unit
-    high = upper_mm3 + (upper_quantile + _ROUNDING) * unit
-    # Two negative quantiles can make the ends cross; swapped, they hold what both would hold.
-    low, high = np.minimum(low, high), np.maximum(low, high)
+    unit = _unit_mm3(lower_mm3, upper_mm3, voxel_mm3)
+    low = point_mm3 - (lower_quantile + _ROUNDING) * unit
+    high = point_mm3 + (upper_quantile + _ROUNDING) * unit
     return np.maximum(low, 0.0), np.maximum(high, 0.0)

@@ -238,6 +238,7 @@ def _request(args: argparse.Namespace, argv: Sequence[str]) -> Any:
     plan = settings_from(args, EvaluationPlan)
     lists: dict[str, Any] = {name: tuple(sorted(set(getattr(plan, name)))) for name in _SORTED}
     plan = replace(plan, methods=tuple(method for method in METHODS if method in plan.methods), **lists)
+    plan = plan if args.coverages is None else plan.with_intervals()
     if args.fast and args.scheduler is not None:
         raise ValueError("--fast chooses the scheduler itself: leave out --scheduler.")
     return EvaluationRequest(

@@ -22,7 +22,7 @@ from ..pretrained import BUNDLED, PRETRAINED
 from ..utils.files import whole_file
 from ..utils.versions import library_versions
 from .compute import UnitComputer
-from .counts import count_bounds
+from .counts import count_bounds, count_point_estimates
 from .curves import width_figure
 from .load import EvaluationResults, load_results
 from .runner import EvaluationRequest
@@ -30,51 +30,76 @@ from .runner import EvaluationRequest
 __all__ = [
     "ALL_CLASSES",
     "CoverageTask",
+    "arrays_of",
     "calibrate_checkpoint",
     "check_scans",
     "checkpoint_folder",
     "coverage_rows",
     "coverage_table",
+    "scan_table",
     "scan_volumes",
     "seen_scans",
 ]
 
 ALL_CLASSES = "all at once"
+_VOLUMES = ["point", "lower", "upper", "truth"]
 SCANS_FILE = "scans.json"  # of a checkpoint: ids of the scans of the splits "train" and "tune"
 
 
-def scan_volumes(
-    results: EvaluationResults, scans: Mapping[str, SkmTeaScan], reference: str
-) -> dict[Group, ScanVolumes]:
-    """Collect the volumes of all scans whose slices are all done, for each acceleration.
+def scan_table(results: EvaluationResults, reference: str) -> pd.DataFrame:
+    """Add up the volumes of all slices of each scan whose slices are all done.
 
     Args:
-        results: results of an evaluation with the method SGR.
-        scans: scans by id, whose masks are looked at.
+        results: results of an evaluation with bounds and at least `N_SAMPLES` unguided samples.
         reference: "fully_sampled" or "manual".
 
+    Returns:
+        One row for each `acceleration`, `scan_id` and `class`: volumes in mm^3 of the `point` estimate, of the `lower`
+        and `upper` bound and in the reference (`truth`), and that of a `voxel`.
+
     Raises:
-        ValueError: no scan is complete, or masks of one acceleration are of several kinds.
+        ValueError: no scan is complete.
     """
     counts = count_bounds(results)
     chosen = (counts["method"] == "SGR") & (counts["segmenter"] == "guiding") & (counts["reference"] == reference)
     chosen &= (counts["part"] == "main") & np.isclose(counts["strength"], results.strength)
-    columns = ["lower", "upper", "truth"]
-    grouped = counts[chosen].groupby(["acceleration", "scan_id", "label"])
-    table = grouped[columns].sum().assign(n_slices=grouped["slice"].nunique()).reset_index()
-    is_complete = table["n_slices"] == table["scan_id"].map(lambda scan_id: len(results.config["slices"][scan_id]))
-    table = table[is_complete & table["scan_id"].isin(scans)]
+    counts = counts[chosen].merge(count_point_estimates(results), on=["scan_id", "slice", "acceleration", "label"])
+    counts["class"] = counts.pop("label").map(dict(enumerate(results.class_names, start=1)))
+    grouped = counts.groupby(["acceleration", "scan_id", "class"], sort=False)
+    table = grouped[_VOLUMES].sum().assign(n_slices=grouped["slice"].nunique()).reset_index()
+    wanted = {scan_id: len(numbers) for scan_id, numbers in results.config["slices"].items()}
+    table = table[table["n_slices"] == table["scan_id"].map(wanted)].drop(columns="n_slices")
     if table.empty:
         raise ValueError(f"no scan is complete against the reference {reference}: let the evaluation run to its end.")
-    volumes = {}
-    for acceleration, part in table.groupby("acceleration"):
-        ids = tuple(sorted(part["scan_id"].unique()))
-        voxels = np.array([np.prod(scans[scan_id].voxel_size_mm) for scan_id in ids])
-        wide = {name: part.pivot(index="scan_id", columns="label", values=name).loc[list(ids)] for name in columns}
-        lower, upper, reference_mm3 = (wide[name].to_numpy(float) * voxels[:, None] for name in columns)
-        group = _group(float(acceleration), [scans[scan_id] for scan_id in ids])
-        volumes[group] = ScanVolumes(ids, results.class_names, lower, upper, reference_mm3, voxels)
-    return volumes
+    voxels = {unit.scan_id: float(np.prod(row["voxel_size_mm"])) for unit, row in results.of_kind("reference")}
+    table["voxel"] = table["scan_id"].map(voxels)
+    table[_VOLUMES] = table[_VOLUMES].mul(table["voxel"], axis=0)
+    return table.sort_values(["acceleration", "scan_id"], kind="stable", ignore_index=True)
+
+
+def scan_volumes(table: pd.DataFrame, scans: Mapping[str, SkmTeaScan]) -> dict[Group, ScanVolumes]:
+    """Collect the volumes of the scans for each acceleration.
+
+    Args:
+        table: volumes as `scan_table` has them.
+        scans: scans by id, whose masks are looked at; others in the table are left out.
+
+    Raises:
+        ValueError: masks of one acceleration are of several kinds.
+    """
+    table = table[table["scan_id"].isin(scans)]
+    return {
+        _group(float(acceleration), [scans[name] for name in part["scan_id"].unique()]): arrays_of(part)
+        for acceleration, part in table.groupby("acceleration")
+    }
+
+
+def arrays_of(table: pd.DataFrame) -> ScanVolumes:
+    """Return the rows of one acceleration of `scan_table` as arrays, a row for each scan."""
+    names, columns = list(table["class"].unique()), [*_VOLUMES, "voxel"]
+    wide = {name: table.pivot(index="scan_id", columns="class", values=name)[names] for name in columns}
+    point, lower, upper, truth, voxels = (wide[name].to_numpy(float) for name in columns)
+    return ScanVolumes(tuple(wide["voxel"].index), tuple(names), point, lower, upper, truth, voxels[:, 0])
 
 
 def _group(acceleration: float, scans: Sequence[SkmTeaScan]) -> Group:
@@ -141,8 +166,8 @@ def check_scans(scan_ids: Sequence[str], seen: Mapping[str, Sequence[str]], cove
 
 
 def calibrate_checkpoint(
-    results: EvaluationResults,
-    scans: Mapping[str, SkmTeaScan],
+    volumes: Mapping[Group, ScanVolumes],
+    config: Mapping[str, Any],
     settings: CalibrationSettings,
     seen: Mapping[str, tuple[str, ...]],
     coverages: Sequence[float],
@@ -151,8 +176,8 @@ def calibrate_checkpoint(
     """Calibrate the bounds of an evaluation.
 
     Args:
-        results: results of an evaluation with the method SGR, complete or not.
-        scans: scans by id.
+        volumes: volumes of the scans.
+        config: content of `config.json` of the results.
         settings: settings of the evaluation.
         seen: ids of the scans of "train" and "tune".
         coverages: wanted coverages.
@@ -161,11 +186,10 @@ def calibrate_checkpoint(
     Raises:
         ValueError: too few scans are complete.
     """
-    volumes = scan_volumes(results, scans, reference)
     ids = {scan_id for group in volumes.values() for scan_id in group.scan_ids}
-    used = results.config["identity"]["settings"]
+    used = config["identity"]["settings"]
     names = ("slices", "min_foreground", "n_slices_per_scan")
-    n_slices = [len(results.config["slices"][scan_id]) for scan_id in ids]
+    n_slices = [len(config["slices"][scan_id]) for scan_id in ids]
     return Calibration(
         quantiles=calibrate(volumes, coverages),
         settings=settings,
@@ -208,7 +232,7 @@ def coverage_table(
             voxels, truth = scans.voxel_mm3[:, None], scans.reference_mm3
             for at_once in (False, True) if len(scans.classes) > 1 else (False,):
                 bounds = scans.lower_mm3, scans.upper_mm3
-                low, high = quantiles.interval(*bounds, voxels, scans.classes, all_at_once=at_once)
+                low, high = quantiles.interval(scans.point_mm3, *bounds, voxels, scans.classes, all_at_once=at_once)
                 held, width = (low <= truth) & (truth <= high), high - low
                 whole = held.all(axis=1), width.sum(axis=1), np.subtract(*bounds[::-1]).sum(axis=1)
                 columns: dict[str, tuple[Any, ...]] = {ALL_CLASSES: whole}
@@ -300,16 +324,21 @@ class CoverageTask:
                 calibration.check_slices(len(numbers))
 
     def finish(self, computer: UnitComputer) -> list[str]:
-        """Write `calibration.json`, or `coverage.csv` and `coverage.png`, and return lines for the screen.
+        """Write `volumes.csv`, and `calibration.json` or `coverage.csv` and `coverage.png`, and return what to print.
 
         Raises:
             ValueError: too few scans are complete.
         """
-        results = load_results(self.request.output)
-        scans = computer.data.scans
+        results, output = load_results(self.request.output), Path(self.request.output)
+        by_scan = scan_table(results, self._reference)
+        with whole_file(output / "volumes.csv") as partial:
+            by_scan.round(3).to_csv(partial, index=False, lineterminator="\n")
+        volumes = scan_volumes(by_scan, computer.data.scans)
         if self.calibrates:
             settings, seen = self._settings(computer), self._seen()
-            calibration = calibrate_checkpoint(results, scans, settings, seen, self.coverages, self._reference)
+            calibration = calibrate_checkpoint(
+                volumes, results.config, settings, seen, self.coverages, self._reference
+            )
             lines = [f"{calibration.save(self.folder)}: calibrated on {len(calibration.splits['calibration'])} scans."]
             if not any(seen.values()):
                 lines.append(
@@ -317,9 +346,8 @@ class CoverageTask:
                     "splits train and val of the data): that none of these was among them could not be checked."
                 )
             return lines
-        volumes = scan_volumes(results, scans, self._reference)
         table = coverage_table(volumes, Calibration.load(self.folder), self.coverages)
-        path = Path(self.request.output) / "coverage.csv"
+        path = output / "coverage.csv"
         with whole_file(path) as partial:
             table.to_csv(partial, index=False, lineterminator="\n")
         width_figure(table).savefig(path.with_suffix(".png"))

@@ -32,11 +32,12 @@ import pandas as pd
 from jaxtyping import Bool, Integer, UInt8
 
 from ..bounds import extreme_samples
+from ..calibration.scores import N_SAMPLES
 from .load import EvaluationResults, labels_of
 from .network_meter import BACKWARD_COST
 from .plan import Unit
 
-__all__ = ["CURVE_SIZES", "complete_slices", "count_bounds", "equal_budget_samples"]
+__all__ = ["CURVE_SIZES", "complete_slices", "count_bounds", "count_point_estimates", "equal_budget_samples"]
 
 CURVE_SIZES = (2, 4, 8, 16, 32, 64)
 Slice = tuple[str, int]
@@ -73,6 +74,24 @@ def count_bounds(results: EvaluationResults) -> pd.DataFrame:
             counts = _SampleCounts(row, images, truth, len(results.class_names))
             rows += _count_unguided(head, counts, results.rr_samples, budgets.get((*key, acceleration)))
     return pd.DataFrame(rows)
+
+
+def count_point_estimates(results: EvaluationResults) -> pd.DataFrame:
+    """Count the voxels of the first `N_SAMPLES` unguided samples of each slice, where there are so many.
+
+    Returns:
+        One row for each `scan_id`, `slice`, `acceleration` and `label`, with the mean over the samples as `point`.
+    """
+    labels = range(1, len(results.class_names) + 1)
+    shapes = {(unit.scan_id, unit.slice): row for unit, row in results.of_kind("reference")}
+    rows = []
+    for key, by_acceleration in _samples_by_slice(results).items():
+        for acceleration, images in by_acceleration.items():
+            if key in shapes and len(images) >= N_SAMPLES:
+                maps = [labels_of(shapes[key], image["labels"]) for image in images[:N_SAMPLES]]
+                points = np.mean([_histogram(one, len(labels)) for one in maps], axis=0)
+                rows += [(*key, acceleration, label, points[label]) for label in labels]
+    return pd.DataFrame(rows, columns=["scan_id", "slice", "acceleration", "label", "point"])
 
 
 def _samples_by_slice(results: EvaluationResults) -> dict[Slice, dict[float, list[dict[str, Any]]]]:

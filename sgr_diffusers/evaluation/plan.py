@@ -5,9 +5,10 @@ result of a unit depends on its own fields, the settings and the data, never on 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from ..calibration.scores import N_SAMPLES
 from ..pipeline.settings import check_settings, one_of, real_number, setting, whole_number
 
 __all__ = ["METHODS", "RR_BLOCK", "EvaluationPlan", "Unit", "plan_units"]
@@ -106,6 +107,11 @@ class EvaluationPlan:
                 f"`ablation_acceleration` must be among `accelerations` {self.accelerations}, got "
                 f"{self.ablation_acceleration}."
             )
+
+    def with_intervals(self) -> "EvaluationPlan":
+        """Add what calibrated intervals are made of: the bounds, and the samples of the point estimates."""
+        n_samples = max(self.rr_samples, N_SAMPLES) if "RR" in self.methods else N_SAMPLES
+        return replace(self, methods=METHODS, rr_samples=n_samples)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""

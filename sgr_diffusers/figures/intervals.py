@@ -1,8 +1,8 @@
 """Draws the volumes between which a tissue lies as a chart that is read at a glance.
 
-A bar is an interval. Where it is a calibrated one, a diamond is the volume of the unguided image (the point estimate),
-and two dots are the volumes of the images that were made for its ends: filled where the image has the volume of its
-end, open where it falls short of it. A line is the volume in the fully sampled image.
+A bar is an interval. Where it is a calibrated one, a diamond is the point estimate, the mean volume of unguided
+images, and two dots are the volumes of the images that were made for its ends: filled where the image has the volume
+of its end, open where it falls short of it. A line is the volume in the fully sampled image.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Intervals:
         lower: lower volumes in mm^3 or voxels, one for each sampling.
         upper: upper volumes in the same unit.
         known: volume in the fully sampled image; `None` if unknown.
-        points: volumes of the unguided images, for calibrated intervals.
+        points: point estimates, for calibrated intervals.
         images: volumes of the images at the lower and upper ends of calibrated intervals.
         attained: whether these images have the volumes of the ends.
     """
@@ -78,7 +78,7 @@ def interval_legend(charts: Sequence[Intervals]) -> list[Any]:
     reached = {bool(end) for chart in charts for ends in chart.attained for end in ends}
     if reached:
         handles.append(Patch(color=ORANGE, label="calibrated interval"))
-        handles.append(Line2D([], [], linestyle="", label="unguided image", **_DIAMOND))
+        handles.append(Line2D([], [], linestyle="", label="point estimate", **_DIAMOND))
         texts = {True: "image at its end", False: "image short of its end"}
         handles += [
             Line2D([], [], linestyle="", label=text, **_dot(end)) for end, text in texts.items() if end in reached

@@ -1,8 +1,9 @@
 """Calls a pipeline for calibrated bounds: an interval with a stated coverage, and an image at each end of it.
 
-A calibrated call makes two plain ones with the same noise: the bounds, of which the interval is made, and the
-unguided reconstruction, which gives the point estimate. An image at an end of the interval lies on the line from the
-unguided image through a bound that fits the measurement equally well, at the place that has the volume of that end.
+A calibrated call makes three plain ones: the bounds, the unguided images with the same noise, and unguided images with
+other noise. The mean volume of the unguided ones is the point estimate. The interval lies around it, and is the wider,
+the further apart the bounds are. An image at an end of the interval lies on the line from the unguided image through a
+bound that fits the measurement equally well, at the place that has the volume of that end.
 """
 
 import copy
@@ -22,6 +23,7 @@ from torch import Generator, Tensor
 
 from ..bounds import check_voxel_size, tissue_masks, volume_mm3
 from ..calibration.record import FILE_NAME, Calibration, CalibrationMismatch, CalibrationSettings
+from ..calibration.scores import N_SAMPLES
 from ..guidance.guiders import SegmentationGuidance
 from ..guidance.plan import guidance_plan
 from ..guidance.targets import resolve_classes
@@ -131,7 +133,7 @@ def load_calibration(source: str | os.PathLike | None, **options: Any) -> Calibr
         raise CalibrationMismatch(f"`coverage` needs {FILE_NAME}, which {source} does not have. {way_out}") from error
 
 
-CALLS_OF_A_CALIBRATED_ONE = 2  # bounds, and unguided
+CALLS_OF_A_CALIBRATED_ONE = 3  # bounds, unguided, and unguided with other noise
 _CG_ITERATIONS = 10  # 40 give the same data residual, to four digits
 
 
@@ -174,14 +176,19 @@ def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: b
     call["coil_maps"] = measurement.known_or_estimated_maps(settings)
     call |= {"calibration_width": None, "kernel_width": None, "crop": None}
 
-    # 2. Bounds, their interval, and the unguided reconstruction, which share their noise
+    # 2. Bounds, unguided images which share their noise, others which do not, and the interval
     generator = call.pop("generator") or Generator(device).manual_seed(torch.seed())
     out = pipe(**call, generator=_copy_of(generator))
-    plain = pipe(**{**call, "target": "none", "classes": out.classes}, generator=generator)
+    call |= {"target": "none", "classes": out.classes}
+    plain = pipe(**call, generator=generator)
+    others = pipe(**{**call, "num_samples": N_SAMPLES - 1, "latents": None}, generator=generator)  # of other noise
+    numbers = resolve_classes(out.classes, pipe.class_names)
+    samples = torch.cat([plain.segmentations, others.segmentations], dim=2)  # slice, 1, sample, y, x
+    of_samples = volume_mm3(tissue_masks(samples, numbers), voxel_size_mm, axes=(0, -2, -1))  # class, sample
+    point = of_samples.double().mean(dim=1).cpu().numpy()
     lower, upper = out.volumes_mm3.double().sum(dim=0).cpu().numpy().T  # class
     voxel_mm3 = math.prod((1.0, 1.0, 1.0) if voxel_size_mm is None else voxel_size_mm)
-    interval = np.stack(quantiles.interval(lower, upper, voxel_mm3, out.classes), axis=1)  # class, end
-    numbers = resolve_classes(out.classes, pipe.class_names)
+    interval = np.stack(quantiles.interval(point, lower, upper, voxel_mm3, out.classes), axis=1)  # class, end
 
     def label(images: Tensor) -> Tensor:
         """Segment images `(slice, class, target, y, x)`."""
@@ -205,6 +212,8 @@ def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: b
     ]
     guided = torch.stack(columns, dim=1).reshape(out.images.shape)
     wanted = torch.from_numpy(interval).float().to(device)
+    is_above = wanted > of_samples[:, :1]  # both ends can lie on the same side of the unguided volume
+    guided = torch.where(is_above[..., None, None], guided[:, :, 1:], guided[:, :, :1])
     out.target_volumes_mm3 = wanted
     out.images = scale_to_goals(guided, unguided, volumes_of, wanted)
     out.segmentations = label(out.images)
@@ -212,8 +221,7 @@ def calibrated_call(pipe: Any, coverage: float, output_type: str, return_dict: b
     out.attained = are_attained(out.volumes_mm3.sum(dim=0), wanted, voxel_mm3)
     residuals = [data_residual(operator, images, kspace) for images in out.images.flatten(1, 2).unbind(dim=1)]
     out.data_residual = torch.stack(residuals, dim=1).reshape(out.data_residual.shape)
-    plain_masks = tissue_masks(plain.segmentations, numbers)
-    out.point_estimates_mm3 = volume_mm3(plain_masks, voxel_size_mm, axes=(0, -2, -1))[:, 0].float()
+    out.point_estimates_mm3 = torch.from_numpy(point).float().to(device)
     out = out.numpy() if output_type == "np" else out
     return out if return_dict else out.all_fields()
 

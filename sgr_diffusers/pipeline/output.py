@@ -35,7 +35,7 @@ class SGRMRIPipelineOutput(BaseOutput):
             the calibrated interval of each class.
         attained: whether `volumes_mm3`, summed over the slices, came within 5 % of it, or within a voxel, bool
             `(class, target)`. The data may leave no such image, or the guidance may be too weak to find it.
-        point_estimates_mm3: volume `(class,)`, float32, of all slices together in the unguided reconstruction; `None`
+        point_estimates_mm3: volume `(class,)`, float32, of all slices together, mean over unguided samples; `None`
             without `coverage`.
     """
 

@@ -144,8 +144,8 @@ def table_note(settings: SamplingSettings) -> str:
         lines.insert(0, "Left open: (upper - lower) / upper.")
     if settings.coverage is not None:
         lines = [
-            f"Interval: holds the volume in {settings.coverage:.0%} of scans like those of the calibration. Point: "
-            "the unguided image.",
+            f"Interval: holds a tissue's volume in {settings.coverage:.0%} of scans like those of the calibration. "
+            "Point: the mean of two unguided images.",
             "Lower, upper: the images at its ends, within 5 % where attained, else as far as the data allow.",
             *lines,
         ]

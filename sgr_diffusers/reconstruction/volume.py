@@ -65,7 +65,7 @@ class VolumeReconstruction:
         standard_deviation: `(slice, y, x)`, float32, of the samples in each pixel; `None` for a single sample.
         interval_mm3: ends `(class, target)` of the calibrated interval of each class; `None` without `coverage`.
         attained: whether the images came to these ends, bool `(class, target)`; `None` without `coverage`.
-        point_estimate_mm3: unguided volume `(class,)` of each class; `None` without `coverage`.
+        point_estimate_mm3: mean volume `(class,)` of each class in unguided samples; `None` without `coverage`.
     """
 
     magnitudes: Float[np.ndarray, "slice class target y x"]

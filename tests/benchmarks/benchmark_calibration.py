@@ -3,8 +3,9 @@
     python tests/benchmarks/benchmark_calibration.py runs/calibration runs/coverage --coverage 0.9 --output rows.csv
 
 The two folders are results of `sgr evaluate --methods SGR RR` on scans to calibrate with and on other scans. Methods:
-calibrated bounds (SGR), the extremes of all samples calibrated in the same way, and conformalised quantiles of the
-samples (`sgr_diffusers.calibration.baselines`), each with all samples and with as many as cost what SGR cost. The
+our calibrated interval (SGR), the calibrated extremes of all samples, and conformalised quantiles of the samples
+(`sgr_diffusers.calibration.baselines`), each with all samples and with as many as cost what ours costs: the guided
+bounds and the samples of the point estimate. The
 difference of widths is paired over the test scans, with a bootstrap interval of its median. The rows of all tissues
 together are of the sum of their widths; a scan counts as covered where every tissue's interval holds its volume.
 """
@@ -21,69 +22,53 @@ from scipy.stats import bootstrap
 from sgr_diffusers.calibration.baselines import (
     SampleVolumes,
     bounds_intervals,
-    extremes,
+    extremes_intervals,
     quantile_intervals,
     retrieval_errors,
 )
-from sgr_diffusers.calibration.scores import ScanVolumes
-from sgr_diffusers.evaluation.counts import complete_slices, count_bounds, equal_budget_samples
+from sgr_diffusers.calibration.scores import N_SAMPLES, ScanVolumes
+from sgr_diffusers.evaluation.calibrate import arrays_of, scan_table
+from sgr_diffusers.evaluation.counts import equal_budget_samples
 from sgr_diffusers.evaluation.load import EvaluationResults, labels_of, load_results
 from sgr_diffusers.figures.tables import format_table
 
 TOGETHER = "all tissues together"
 
 
-def complete_scans(results: EvaluationResults, acceleration: float) -> tuple[str, ...]:
-    """Scans of which every slice has bounds and samples."""
-    done = complete_slices(results).get(acceleration, set())
-    slices = results.config["slices"]
-    return tuple(
-        scan for scan, numbers in slices.items() if numbers and all((scan, number) in done for number in numbers)
-    )
+def volumes(results: EvaluationResults, acceleration: float, n_samples: int) -> tuple[ScanVolumes, SampleVolumes, int]:
+    """Volumes of bounds and samples of the scans that have both, and the number of samples that cost what ours costs.
 
-
-def bounds_mm3(results: EvaluationResults) -> pd.DataFrame:
-    """Volumes `lower`, `upper` and `truth` in mm^3, the slices of a scan together, and that of a `voxel`.
-
-    One row for each `acceleration`, `scan_id` and `label`.
+    Args:
+        results: results of an evaluation.
+        acceleration: acceleration to look at.
+        n_samples: number of samples that every slice of a scan needs.
     """
-    counts = count_bounds(results)
-    chosen = (counts["method"] == "SGR") & (counts["segmenter"] == "guiding") & (counts["part"] == "main")
-    chosen &= (counts["reference"] == "fully_sampled") & np.isclose(counts["strength"], results.strength)
-    names = ["lower", "upper", "truth"]
-    table = counts[chosen].groupby(["acceleration", "scan_id", "label"])[names].sum().reset_index()
-    voxels = {unit.scan_id: float(np.prod(row["voxel_size_mm"])) for unit, row in results.of_kind("reference")}
-    table["voxel"] = table["scan_id"].map(voxels)
-    table[names] = table[names].mul(table["voxel"], axis=0)
-    return table
+    table = scan_table(results, "fully_sampled")
+    found: dict[str, np.ndarray] = {}
+    for scan in table[table["acceleration"] == acceleration]["scan_id"].unique():
+        counts = [sample_counts(results, scan, index, acceleration) for index in results.config["slices"][scan]]
+        if min(map(len, counts)) >= n_samples:
+            found[scan] = np.sum([each[:n_samples] for each in counts], axis=0)
+    if not found:
+        raise SystemExit(
+            f"No scan has bounds and {n_samples} samples at {acceleration:g}x. Add them to the folder by "
+            f"`sgr evaluate ... --methods SGR RR --rr-samples {n_samples}`."
+        )
+    is_chosen = (table["acceleration"] == acceleration) & table["scan_id"].isin(found)
+    bounds = arrays_of(table[is_chosen])
+    samples = np.stack([found[scan] for scan in bounds.scan_ids]) * bounds.voxel_mm3[:, None, None]
+    of_samples = SampleVolumes(bounds.scan_ids, bounds.classes, samples, bounds.reference_mm3, bounds.voxel_mm3)
+    budgets = [n for (scan, _, a), n in equal_budget_samples(results).items() if a == acceleration and scan in found]
+    return bounds, of_samples, min(max(budgets) + N_SAMPLES, n_samples)
 
 
-def volumes(results: EvaluationResults, acceleration: float) -> tuple[ScanVolumes, SampleVolumes, int]:
-    """Volumes of bounds and samples of the complete scans, and the number of samples that cost what SGR cost."""
-    scans, classes = complete_scans(results, acceleration), results.class_names
-    table = bounds_mm3(results)
-    table = table[table["acceleration"] == acceleration].set_index(["scan_id", "label"])
-    wide = (table[name].unstack().loc[list(scans)].to_numpy(float) for name in ("lower", "upper", "truth", "voxel"))
-    *arrays, voxels = wide
-    sizes = voxels[:, 0]
-    samples = np.zeros((len(scans), results.rr_samples, len(classes)))
-    for number, scan in enumerate(scans):
-        for index in results.config["slices"][scan]:
-            row = results.rows[
-                next(u for u, _ in results.of_kind("reference") if (u.scan_id, u.slice) == (scan, index))
-            ]
-            images = results.samples(scan, index, acceleration)[: results.rr_samples]
-            if len(images) < results.rr_samples:
-                raise SystemExit(
-                    f"Slice {index} of {scan} has {len(images)} samples at {acceleration:g}x, {results.rr_samples} "
-                    "are needed. Add them to the folder by `sgr evaluate ... --methods SGR RR`."
-                )
-            for k, image in enumerate(images):
-                labels = labels_of(row, image["labels"])
-                samples[number, k] += np.bincount(labels.ravel(), minlength=len(classes) + 1)[1:] * sizes[number]
-    budgets = [n for (scan, _, a), n in equal_budget_samples(results).items() if a == acceleration and scan in scans]
-    of_samples = SampleVolumes(scans, classes, samples, arrays[2], sizes)
-    return ScanVolumes(scans, classes, *arrays, sizes), of_samples, min(max(budgets), results.rr_samples)
+def sample_counts(results: EvaluationResults, scan: str, index: int, acceleration: float) -> np.ndarray:
+    """Voxels of each class in each sample of a slice, `(sample, class)`."""
+    row = next(row for unit, row in results.of_kind("reference") if (unit.scan_id, unit.slice) == (scan, index))
+    maps = [labels_of(row, image["labels"]) for image in results.samples(scan, index, acceleration)]
+    n_classes = len(results.class_names)
+    counts = [np.bincount(labels.ravel(), minlength=n_classes + 1)[1:] for labels in maps]
+    return np.array(counts, float).reshape(-1, n_classes)
 
 
 def with_sum(widths: np.ndarray) -> np.ndarray:
@@ -97,15 +82,17 @@ def first_samples(volumes: SampleVolumes, number: int) -> SampleVolumes:
     return SampleVolumes(volumes.scan_ids, volumes.classes, samples, volumes.reference_mm3, volumes.voxel_mm3)
 
 
-def compare(calibration: EvaluationResults, test: EvaluationResults, acceleration: float, coverage: float) -> list:
+def compare(
+    calibration: EvaluationResults, test: EvaluationResults, acceleration: float, coverage: float, n_samples: int
+) -> list:
     """Rows of the table for one acceleration."""
-    bounds, samples, budget = volumes(calibration, acceleration)
-    test_bounds, test_samples, _ = volumes(test, acceleration)
+    bounds, samples, budget = volumes(calibration, acceleration, n_samples)
+    test_bounds, test_samples, _ = volumes(test, acceleration, n_samples)
     intervals = {"SGR": bounds_intervals(bounds, test_bounds, coverage)}
     errors: dict[str, np.ndarray] = defaultdict(lambda: np.full((2, *test_bounds.lower_mm3.shape), np.nan))
     for number in dict.fromkeys((samples.samples_mm3.shape[1], budget)):
         few, test_few = first_samples(samples, number), first_samples(test_samples, number)
-        intervals[f"extremes of {number}"] = bounds_intervals(extremes(few), extremes(test_few), coverage)
+        intervals[f"extremes of {number}"] = extremes_intervals(few, test_few, coverage)
         intervals[f"quantiles of {number}"] = quantile_intervals(few, test_few, coverage)
         for name in (f"extremes of {number}", f"quantiles of {number}"):
             errors[name] = retrieval_errors(test_few, intervals[name])
@@ -134,10 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("test", help="results of other scans")
     parser.add_argument("--coverage", type=float, default=0.9)
     parser.add_argument("--accelerations", type=float, nargs="+", default=[8.0])
+    parser.add_argument("--samples", type=int, default=16, help="number of samples; scans with fewer are left out")
     parser.add_argument("--output", type=Path, required=True, help="CSV file to write")
     args = parser.parse_args(arguments)
     results = load_results(args.calibration), load_results(args.test)
-    rows = [row for a in args.accelerations for row in compare(*results, a, args.coverage)]
+    rows = [row for a in args.accelerations for row in compare(*results, a, args.coverage, args.samples)]
     table = pd.DataFrame(rows)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(args.output, index=False, lineterminator="\n")

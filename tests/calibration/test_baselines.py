@@ -1,12 +1,13 @@
 """Intervals of the methods to compare with."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sgr_diffusers.calibration.baselines import (
     SampleVolumes,
-    bounds_intervals,
-    extremes,
+    extremes_intervals,
     quantile_intervals,
     retrieval_errors,
 )
@@ -22,24 +23,24 @@ def draw(n_scans, rng, n_samples=16):
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9])
-@pytest.mark.parametrize("method", ["quantiles", "extremes"])
+@pytest.mark.parametrize("method", [quantile_intervals, extremes_intervals])
 def test_coverage_is_the_wanted_one_over_many_draws(method, coverage):
     rng, shares = np.random.default_rng(0), []
     for _ in range(200):
         calibration, test = draw(39, rng), draw(20, rng)
-        if method == "quantiles":
-            low, high = quantile_intervals(calibration, test, coverage)
-        else:
-            low, high = bounds_intervals(extremes(calibration), extremes(test), coverage)
+        low, high = method(calibration, test, coverage)
         shares.append(((low <= test.reference_mm3) & (test.reference_mm3 <= high)).mean())
     assert coverage - 0.01 <= np.mean(shares) <= coverage + 0.03
 
 
-def test_extremes_are_those_of_the_samples():
-    volumes = draw(3, np.random.default_rng(1))
-    bounds = extremes(volumes)
-    assert (bounds.lower_mm3 == volumes.samples_mm3.min(axis=1)).all()
-    assert (bounds.upper_mm3 == volumes.samples_mm3.max(axis=1)).all()
+def test_extremes_of_samples_that_are_right_are_the_interval():
+    volumes = draw(19, np.random.default_rng(1))
+    inside = replace(volumes, reference_mm3=volumes.samples_mm3[:, 0])
+    low, high = extremes_intervals(inside, volumes, 0.9)
+    assert (low >= volumes.samples_mm3.min(axis=1)).all() and (high <= volumes.samples_mm3.max(axis=1)).all()
+    touched = replace(volumes, reference_mm3=volumes.samples_mm3.min(axis=1))
+    low, _ = extremes_intervals(touched, volumes, 0.9)
+    np.testing.assert_allclose(low, volumes.samples_mm3.min(axis=1))
 
 
 def test_the_error_of_retrieval_is_that_of_the_nearest_sample():

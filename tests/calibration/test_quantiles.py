@@ -18,15 +18,16 @@ CLASSES = ("cartilage", "meniscus")
 
 
 def scans_of(rng, n_scans, bias=0.0, n_classes=2):
-    """Scans whose bounds are of different widths and off by `bias` of the width."""
+    """Scans whose bounds are of different widths, and whose point estimates are off by `bias` of the width."""
     reference = rng.gamma(4.0, 50.0, (n_scans, n_classes)).round()
     width = rng.gamma(2.0, 10.0, (n_scans, n_classes)).round()
     centre = reference + width * (bias + rng.normal(0, 0.6, (n_scans, n_classes)))
     return ScanVolumes(
         tuple(f"scan{number}" for number in range(n_scans)),
         CLASSES[:n_classes],
+        np.maximum(centre, 0.0).round(),
         np.maximum(centre - width / 2, 0.0).round(),
-        np.maximum(centre + width / 2, 0.0).round(),
+        np.maximum(centre + width / 2, 1.0).round(),  # some of each class is seen in every scan
         reference,
         np.ones(n_scans),
     )
@@ -36,6 +37,7 @@ def rows(scans, chosen):
     return ScanVolumes(
         tuple(np.array(scans.scan_ids)[chosen]),
         scans.classes,
+        scans.point_mm3[chosen],
         scans.lower_mm3[chosen],
         scans.upper_mm3[chosen],
         scans.reference_mm3[chosen],
@@ -67,7 +69,7 @@ def test_intervals_cover_each_class_and_all_classes_at_once(seed, n_scans, bias)
     single, at_once = np.zeros(2), 0
     for new in range(n_scans + 1):
         (quantiles,) = calibrate({POISSON_8: rows(scans, np.arange(n_scans + 1) != new)}, [coverage])
-        bounds = scans.lower_mm3[new], scans.upper_mm3[new], 1.0
+        bounds = scans.point_mm3[new], scans.lower_mm3[new], scans.upper_mm3[new], 1.0
         low, high = quantiles.interval(*bounds)
         single += (low <= scans.reference_mm3[new]) & (scans.reference_mm3[new] <= high)
         low, high = quantiles.interval(*bounds, all_at_once=True)
@@ -77,14 +79,14 @@ def test_intervals_cover_each_class_and_all_classes_at_once(seed, n_scans, bias)
 
 
 def flat(groups, class_number):
-    """Bounds, units of the scores, references and names of the group of all scans of all groups, for one class."""
+    """Point estimates, units, references and names of the group of all scans of all groups, for one class."""
     scans = list(groups.values())
-    lower, upper, reference = (
+    point, lower, upper, reference = (
         np.concatenate([getattr(part, name)[:, class_number] for part in scans])
-        for name in ("lower_mm3", "upper_mm3", "reference_mm3")
+        for name in ("point_mm3", "lower_mm3", "upper_mm3", "reference_mm3")
     )
     names = np.repeat([str(group) for group in groups], [len(part.scan_ids) for part in scans])
-    return lower, upper, np.maximum(upper - lower, 0) + 0.2 * upper + 4, reference, names
+    return point, np.maximum(upper - lower, 0) + 8, reference, names
 
 
 @pytest.mark.parametrize("class_number", [0, 1])
@@ -93,19 +95,19 @@ def test_intervals_are_those_of_crepes_in_every_group(coverage, class_number):
     rng = np.random.default_rng(1)
     groups = {POISSON_8: scans_of(rng, 39, 0.4), POISSON_16: scans_of(rng, 59, -0.8), LINES_8: scans_of(rng, 23)}
     new = {group: scans_of(rng, 5) for group in groups}
-    lower, upper, units, reference, bins = flat(groups, class_number)
-    new_lower, new_upper, new_units, _, new_bins = flat(new, class_number)
+    point, units, reference, bins = flat(groups, class_number)
+    new_point, new_units, _, new_bins = flat(new, class_number)
     percentile = 100 * (1 + coverage) / 2
     oracle = ConformalPredictiveSystem()
-    oracle.fit(reference - upper, sigmas=units, bins=bins)
-    expected_high = oracle.predict_percentiles(new_upper, new_units, new_bins, higher_percentiles=percentile)
-    oracle.fit(lower - reference, sigmas=units, bins=bins)
-    expected_low = -oracle.predict_percentiles(-new_lower, new_units, new_bins, higher_percentiles=percentile)
-    expected_low, expected_high = np.minimum(expected_low, expected_high), np.maximum(expected_low, expected_high)
+    oracle.fit(reference - point, sigmas=units, bins=bins)
+    expected_high = oracle.predict_percentiles(new_point, new_units, new_bins, higher_percentiles=percentile)
+    oracle.fit(point - reference, sigmas=units, bins=bins)
+    expected_low = -oracle.predict_percentiles(-new_point, new_units, new_bins, higher_percentiles=percentile)
 
     for quantiles in calibrate(groups, [coverage]):
         scans = new[quantiles.group]
-        low, high = quantiles.interval(scans.lower_mm3, scans.upper_mm3, scans.voxel_mm3[:, None])
+        bounds = scans.point_mm3, scans.lower_mm3, scans.upper_mm3
+        low, high = quantiles.interval(*bounds, scans.voxel_mm3[:, None])
         own = new_bins == str(quantiles.group)
         np.testing.assert_allclose(low[:, class_number], np.maximum(expected_low[own], 0), atol=1e-5)
         np.testing.assert_allclose(high[:, class_number], np.maximum(expected_high[own], 0), atol=1e-5)
@@ -140,15 +142,34 @@ def test_coverage_out_of_range_is_refused(coverage):
         scans_needed(coverage)
 
 
+def test_scans_without_any_of_a_class_do_not_make_its_intervals_narrow():
+    scans = scans_of(np.random.default_rng(0), 40, n_classes=1)
+    absent = np.zeros((60, 1))
+    names = tuple(f"other{number}" for number in range(60))
+    mixed = ScanVolumes(
+        (*scans.scan_ids, *names),
+        scans.classes,
+        *(np.concatenate([getattr(scans, name), absent]) for name in ("point_mm3", "lower_mm3", "upper_mm3")),
+        np.concatenate([scans.reference_mm3, absent]),
+        np.ones(100),
+    )
+    (alone,), (together,) = (calibrate({POISSON_8: each}, [0.9]) for each in (scans, mixed))
+    assert (together.lower, together.upper) == (alone.lower, alone.upper) and min(alone.lower + alone.upper) > 0
+    few = rows(mixed, np.arange(100) >= 38)  # two scans with the class, too few for a quantile of their own
+    below, above = few.scores()
+    (quantiles,) = calibrate({POISSON_8: few}, [0.9])
+    assert (quantiles.lower, quantiles.upper) == ((max(0.0, below[:2].max()),), (max(0.0, above[:2].max()),))
+
+
 def test_interval_of_some_classes_in_their_order():
     scans = scans_of(np.random.default_rng(0), 20)
     (quantiles,) = calibrate({POISSON_8: scans}, [0.8])
-    lower, upper = np.array([100.0, 40.0]), np.array([120.0, 70.0])
-    low, high = quantiles.interval(lower, upper, 1.0)
-    low_2, high_2 = quantiles.interval(lower[1:], upper[1:], 1.0, classes=["meniscus"])
+    bounds = np.array([[110.0, 50.0], [100.0, 40.0], [120.0, 70.0]])
+    low, high = quantiles.interval(*bounds, 1.0)
+    low_2, high_2 = quantiles.interval(*bounds[:, 1:], 1.0, classes=["meniscus"])
     assert (low_2[0], high_2[0]) == (low[1], high[1])
     with pytest.raises(ValueError, match=r"`classes` bone have no calibration. Calibrated are cartilage, meniscus"):
-        quantiles.interval(lower, upper, 1.0, classes=["meniscus", "bone"])
+        quantiles.interval(*bounds, 1.0, classes=["meniscus", "bone"])
 
 
 def test_a_group_holds_masks_of_its_family_near_its_acceleration():

@@ -31,10 +31,9 @@ def scan_ids(start, stop):
 @pytest.fixture
 def calibration():
     rng, n_scans = np.random.default_rng(0), 20
-    lower, width, reference = (rng.gamma(4.0, 10.0, (n_scans, 2)) for _ in range(3))
-    volumes = ScanVolumes(
-        scan_ids(20, 40), ("cartilage", "meniscus"), lower, lower + width, reference, np.ones(n_scans)
-    )
+    lower, width, point, reference = (rng.gamma(4.0, 10.0, (n_scans, 2)) for _ in range(4))
+    classes = "cartilage", "meniscus"
+    volumes = ScanVolumes(scan_ids(20, 40), classes, point, lower, lower + width, reference, np.ones(n_scans))
     groups = {Group(8.0, "poisson", (7.9, 8.2)): volumes, Group(4.0, "poisson", (4.0, 4.1)): volumes}
     splits = {"train": scan_ids(0, 10), "tune": scan_ids(10, 20), "calibration": scan_ids(20, 40)}
     return Calibration(
@@ -133,7 +132,7 @@ def test_a_checkpoint_without_calibration_says_so(tmp_path):
         (lambda content: content["quantiles"][0]["upper"].pop(), "for each of 2 classes, got 2 and 1"),
         (lambda content: content["settings"].pop("eta"), r"CalibrationSettings lacks \['eta'\]"),
         (lambda content: content.pop("n_slices"), r"Calibration lacks \['n_slices'\]"),
-        (lambda content: content.update(format_version=1), "`format_version` is 1"),
+        (lambda content: content.update(format_version=2), "`format_version` is 2"),
         (lambda content: content["quantiles"][0].update(more=1), r"does not know \['more'\]"),
     ],
 )

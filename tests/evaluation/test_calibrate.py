@@ -12,7 +12,14 @@ from sgr_diffusers.calibration.record import Calibration, CalibrationMismatch, C
 from sgr_diffusers.calibration.scores import ScanVolumes
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.data.skm_tea import CLASS_NAMES
-from sgr_diffusers.evaluation.calibrate import ALL_CLASSES, check_scans, coverage_rows, coverage_table, seen_scans
+from sgr_diffusers.evaluation.calibrate import (
+    ALL_CLASSES,
+    arrays_of,
+    check_scans,
+    coverage_rows,
+    coverage_table,
+    seen_scans,
+)
 from sgr_diffusers.evaluation.curves import width_figure
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from tests.helpers.layout_fixture import write_tiny_skm_tea
@@ -22,13 +29,14 @@ GROUP = Group(8.0, "lines", (8.0, 8.1))
 
 
 def volumes_of(seed, n_scans, start=0):
-    """Scans whose bounds are off by a random part of their width."""
+    """Scans whose point estimates are off by a random part of the width of the bounds."""
     rng = np.random.default_rng(seed)
     truth, width = rng.gamma(4.0, 50.0, (n_scans, 2)), rng.gamma(2.0, 10.0, (n_scans, 2))
     centre = truth + 0.6 * width * rng.normal(size=(n_scans, 2))
     lower, upper = np.maximum(centre - width / 2, 0), np.maximum(centre + width / 2, 0)
     ids = tuple(f"scan{number}" for number in range(start, start + n_scans))
-    return ScanVolumes(ids, ("one", "two"), lower, upper, truth, np.ones(n_scans))
+    point = np.maximum(centre, 0)
+    return ScanVolumes(ids, ("one", "two"), point, lower, upper, truth, np.ones(n_scans))
 
 
 @pytest.fixture
@@ -49,7 +57,7 @@ def test_table_of_coverage_has_what_was_covered_and_what_was_to_be_expected(cali
     assert ((table["ci_low"] <= table["share"]) & (table["share"] <= table["ci_high"])).all()
     at_once = table[table["class"] == ALL_CLASSES]
     assert (at_once["share"] >= at_once["expected_low"]).all()
-    assert (table["width_mm3"] > table["bounds_width_mm3"]).all()  # of bounds that hold 60 %
+    assert (table["width_mm3"] > table["bounds_width_mm3"]).all()  # which hold 60 %
     row, first = coverage_rows(table)[0], table.iloc[0]
     assert (row["sampling"], row["tissue"]) == (f"{GROUP.acceleration:g}x", "one")
     assert row["covered scans"] == f"{first['n_covered']} of 400"
@@ -118,6 +126,10 @@ def test_calibrated_measured_and_called(inputs, tmp_path, capsys):
     assert calibration.quantiles[0].classes == CLASS_NAMES
     assert len(calibration.splits["calibration"]) == 9 and len(calibration.splits["train"]) == 1
     assert calibration.n_slices == (1, 1)
+    volumes = arrays_of(pd.read_csv(tmp_path / "calibration" / "volumes.csv"))
+    quantiles = calibrate({calibration.quantiles[0].group: volumes}, [0.8])
+    assert quantiles[0].classes == CLASS_NAMES
+    np.testing.assert_allclose(quantiles[0].upper, calibration.quantiles[0].upper, rtol=1e-3)
 
     assert run("evaluate", inputs, tmp_path / "test", "--methods", "SGR") == 0
     table = pd.read_csv(tmp_path / "test" / "coverage.csv")
@@ -140,7 +152,7 @@ def test_calibrated_measured_and_called(inputs, tmp_path, capsys):
     assert cli.main([*arguments, "2:4"]) == 2
     assert "for the volume in 1 slice of a scan together" in capsys.readouterr().err
     assert cli.main([*arguments, "2"]) == 0
-    assert "Interval: holds the volume in 80% of scans" in capsys.readouterr().out
+    assert "Interval: holds a tissue's volume in 80% of scans" in capsys.readouterr().out
     rows = pd.read_csv(output / "volumes.csv")
     assert (rows["interval_low_mm3"] <= rows["interval_high_mm3"]).all()
     assert rows["attained"].isin(["both", "lower", "upper", "neither"]).all()

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from sgr_diffusers.calibration.scores import N_SAMPLES
 from sgr_diffusers.evaluation.plan import EvaluationPlan, Unit, plan_units
 
 SLICES = {"A": (10, 20, 30), "B": (5,)}
@@ -78,3 +79,17 @@ def test_bad_plans(changes, message):
 
 def test_a_unit_is_its_fields():
     assert Unit("SGR", "A", 1, 4.0) == Unit("SGR", "A", 1, 4.0) != Unit("SGR", "A", 1, 4.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("plan", "n_samples"),
+    [
+        (EvaluationPlan(methods=("SGR",)), N_SAMPLES),
+        (EvaluationPlan(methods=("SGR", "RR"), rr_samples=16), 16),
+        (EvaluationPlan(methods=("RR",), rr_samples=2), N_SAMPLES),
+    ],
+)
+def test_intervals_need_bounds_and_samples(plan, n_samples):
+    complete = plan.with_intervals()
+    assert (complete.methods, complete.rr_samples) == (("SGR", "RR"), n_samples)
+    assert dataclasses.replace(complete, methods=plan.methods, rr_samples=plan.rr_samples) == plan

@@ -54,7 +54,7 @@ def test_everything_drawn_lies_within_the_axis():
             CALIBRATED,
             {
                 "calibrated interval",
-                "unguided image",
+                "point estimate",
                 "image at its end",
                 "image short of its end",
                 "volume in the fully sampled image",

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from .quantiles import class_quantiles, one_sided_quantile
-from .scores import ScanVolumes, calibrated_interval
+from .quantiles import Group, calibrate, one_sided_quantile
+from .scores import ScanVolumes
 
 __all__ = ["SampleVolumes", "bounds_intervals", "extremes_intervals", "quantile_intervals", "retrieval_errors"]
 
@@ -53,10 +53,8 @@ def bounds_intervals(calibration: ScanVolumes, test: ScanVolumes, coverage: floa
         test: bounds of the test scans.
         coverage: wanted coverage of each class.
     """
-    is_seen, alpha = calibration.is_seen(), (1 - coverage) / 2
-    quantiles = (np.array(class_quantiles(scores, is_seen, alpha)) for scores in calibration.scores())
-    bounds = test.lower_mm3, test.upper_mm3
-    return calibrated_interval(test.point_mm3, *bounds, test.voxel_mm3[:, None], *quantiles)
+    (quantiles,) = calibrate({Group(1.0, "any", (1.0, 1.0)): calibration}, [coverage])
+    return quantiles.interval(test.point_mm3, test.lower_mm3, test.upper_mm3, test.voxel_mm3[:, None])
 
 
 def extremes_intervals(calibration: SampleVolumes, test: SampleVolumes, coverage: float) -> Interval:

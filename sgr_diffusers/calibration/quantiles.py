@@ -5,9 +5,10 @@ k = ceil((n + 1) (1 - alpha / 2)), and infinite where k exceeds n. The score of 
 with probability alpha / 2 at most, so both sides together hold with probability 1 - alpha at least. For all classes at
 once the score of a scan is the largest of its classes.
 
-Where few scans have any of a class, the scores of the others, which are 0, would decide. So the quantile of a class is
-at least that of the scans in which some of it is seen: the coverage holds for these scans, too. Where they are too few
-for a quantile, it is at least their largest score.
+Scans in which no image shows any of a class, unguided or guided, are a group of their own: most of them have none of
+it, and their scores of 0 would make the intervals of the others too narrow. So the coverage of a class holds among the
+scans that show it, too. Where a group has too few scans for a quantile, it gets the larger one of its largest score
+and of the quantile of all scans.
 """
 
 import math
@@ -17,13 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from .scores import ScanVolumes, calibrated_interval
+from .scores import ScanVolumes, calibrated_interval, is_seen
 
 __all__ = [
     "Group",
     "GroupQuantiles",
     "calibrate",
-    "class_quantiles",
     "one_sided_quantile",
     "quantile_rank",
     "scans_needed",
@@ -71,6 +71,7 @@ class GroupQuantiles:
         upper: q_up of each class.
         all_lower: q_low for all classes at once.
         all_upper: q_up for all classes at once.
+        unseen_upper: q_up of each class for scans in which no image shows it; their interval starts at 0.
     """
 
     group: Group
@@ -81,6 +82,7 @@ class GroupQuantiles:
     upper: tuple[float, ...]
     all_lower: float
     all_upper: float
+    unseen_upper: tuple[float, ...]
 
     def interval(
         self,
@@ -112,7 +114,9 @@ class GroupQuantiles:
                 f"`classes` {', '.join(unknown)} have no calibration. Calibrated are {', '.join(self.classes)}."
             )
         numbers = [self.classes.index(name) for name in names]
-        lower, upper = np.array(self.lower)[numbers], np.array(self.upper)[numbers]
+        seen = is_seen(point_mm3, lower_mm3, upper_mm3)
+        lower = np.broadcast_to(np.array(self.lower)[numbers], seen.shape)
+        upper = np.where(seen, np.array(self.upper)[numbers], np.array(self.unseen_upper)[numbers])
         if all_at_once:
             lower, upper = np.full_like(lower, self.all_lower), np.full_like(upper, self.all_upper)
         return calibrated_interval(point_mm3, lower_mm3, upper_mm3, voxel_mm3, lower, upper)
@@ -132,6 +136,7 @@ def calibrate(volumes: Mapping[Group, ScanVolumes], coverages: Sequence[float]) 
     for group, group_volumes in volumes.items():
         n_scans = len(group_volumes.scan_ids)
         below, above = group_volumes.scores()
+        seen = is_seen(group_volumes.point_mm3, group_volumes.lower_mm3, group_volumes.upper_mm3)
         for coverage in coverages:
             needed = scans_needed(coverage)
             if n_scans < needed:
@@ -146,24 +151,25 @@ def calibrate(volumes: Mapping[Group, ScanVolumes], coverages: Sequence[float]) 
                     float(coverage),
                     n_scans,
                     group_volumes.classes,
-                    class_quantiles(below, group_volumes.is_seen(), alpha),
-                    class_quantiles(above, group_volumes.is_seen(), alpha),
+                    _class_quantiles(below, seen, alpha),
+                    _class_quantiles(above, seen, alpha),
                     one_sided_quantile(below.max(axis=1), alpha),
                     one_sided_quantile(above.max(axis=1), alpha),
+                    _class_quantiles(above, ~seen, alpha),
                 )
             )
     return tuple(entries)
 
 
-def class_quantiles(
-    scores: Float[np.ndarray, "scan class"], is_seen: Bool[np.ndarray, "scan class"], alpha: float
+def _class_quantiles(
+    scores: Float[np.ndarray, "scan class"], chosen: Bool[np.ndarray, "scan class"], alpha: float
 ) -> tuple[float, ...]:
-    """Return the quantile of each class; the larger one of all scans and of those in which some of it is seen."""
+    """Return the quantile of each class among the chosen scans; if they are too few, see the head of this module."""
     quantiles = []
-    for column, chosen in zip(scores.T, is_seen.T, strict=True):
-        quantile, seen = one_sided_quantile(column, alpha), column[chosen]
-        if len(seen):
-            quantile = max(quantile, min(one_sided_quantile(seen, alpha), float(seen.max())))
+    for column, members in zip(scores.T, chosen.T, strict=True):
+        quantile, own = one_sided_quantile(column[members], alpha), column[members]
+        if math.isinf(quantile):
+            quantile = max([one_sided_quantile(column, alpha), *own.tolist()])
         quantiles.append(quantile)
     return tuple(quantiles)
 

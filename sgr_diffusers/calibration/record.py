@@ -107,12 +107,13 @@ class Calibration:
                     "nothing was trained, chosen or tuned on."
                 )
         for entry in self.quantiles:
-            if not len(entry.lower) == len(entry.upper) == len(entry.classes):
+            if not len(entry.lower) == len(entry.upper) == len(entry.unseen_upper) == len(entry.classes):
                 raise ValueError(
                     f"`quantiles` must have a lower and an upper value for each of {len(entry.classes)} classes, got "
                     f"{len(entry.lower)} and {len(entry.upper)}."
                 )
-            if not all(map(math.isfinite, (*entry.lower, *entry.upper, entry.all_lower, entry.all_upper))):
+            at_once = entry.all_lower, entry.all_upper
+            if not all(map(math.isfinite, (*entry.lower, *entry.upper, *entry.unseen_upper, *at_once))):
                 raise ValueError(f"`quantiles` must be finite, got {entry}. Calibrate with more scans.")
             if entry.n_scans > len(self.splits["calibration"]):
                 raise ValueError(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-__all__ = ["N_SAMPLES", "ScanVolumes", "calibrated_interval"]
+__all__ = ["N_SAMPLES", "ScanVolumes", "calibrated_interval", "is_seen"]
 
 N_SAMPLES = 2  # unguided reconstructions of a point estimate
 _VOXELS = 8  # in the unit of a score
@@ -76,9 +76,14 @@ class ScanVolumes:
         above = (self.reference_mm3.astype(np.float64) - self.point_mm3) / unit
         return -above, above
 
-    def is_seen(self) -> Bool[np.ndarray, "scan class"]:
-        """Return whether an unguided or a guided image of a scan shows any of a class."""
-        return np.maximum(self.point_mm3, np.maximum(self.lower_mm3, self.upper_mm3)) > 0
+
+def is_seen(
+    point_mm3: Float[np.ndarray, "*scan class"],
+    lower_mm3: Float[np.ndarray, "*scan class"],
+    upper_mm3: Float[np.ndarray, "*scan class"],
+) -> Bool[np.ndarray, "*scan class"]:
+    """Return whether an unguided or a guided image of a scan shows any of a class."""
+    return np.maximum(point_mm3, np.maximum(lower_mm3, upper_mm3)) > 0
 
 
 def _unit_mm3(
@@ -95,8 +100,8 @@ def calibrated_interval(
     lower_mm3: Float[np.ndarray, "*scan class"],
     upper_mm3: Float[np.ndarray, "*scan class"],
     voxel_mm3: Float[np.ndarray, "*scan 1"] | float,
-    lower_quantile: Float[np.ndarray, " class"],
-    upper_quantile: Float[np.ndarray, " class"],
+    lower_quantile: Float[np.ndarray, "*scan class"],
+    upper_quantile: Float[np.ndarray, "*scan class"],
 ) -> tuple[Float[np.ndarray, "*scan class"], Float[np.ndarray, "*scan class"]]:
     """Return the interval [M - q_low u, M + q_up u] in mm^3, clipped at 0, and open where a quantile is infinite.
 

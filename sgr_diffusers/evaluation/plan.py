@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ..calibration.scores import N_SAMPLES
 from ..pipeline.settings import check_settings, one_of, real_number, setting, whole_number
 
 __all__ = ["METHODS", "RR_BLOCK", "EvaluationPlan", "Unit", "plan_units"]
@@ -110,6 +109,8 @@ class EvaluationPlan:
 
     def with_intervals(self) -> "EvaluationPlan":
         """Add what calibrated intervals are made of: the bounds, and the samples of the point estimates."""
+        from ..calibration.scores import N_SAMPLES  # here, for the help of the command line is quick without numpy
+
         n_samples = max(self.rr_samples, N_SAMPLES) if "RR" in self.methods else N_SAMPLES
         return replace(self, methods=METHODS, rr_samples=n_samples)
 

@@ -14,7 +14,7 @@ COVERAGES = (0.9, 0.8)
 
 def volumes_of(folder, calibration, split):
     """Volumes of the scans of a split by group; their masks are those of the calibration."""
-    table = pd.read_csv(folder / "evaluation" / f"volumes_{split}.csv")
+    table = pd.read_csv(folder / "evaluation" / f"volumes_{split}.csv.gz")
     groups = {entry.group.acceleration: entry.group for entry in calibration.quantiles}
     return {groups[acceleration]: arrays_of(part) for acceleration, part in table.groupby("acceleration")}
 

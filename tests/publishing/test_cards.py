@@ -70,7 +70,7 @@ def test_a_calibration_is_described_with_what_was_measured_of_it(folder):
     (folder / "evaluation" / "coverage.csv").unlink(missing_ok=True)
     assert "Calibrated bounds" not in model_card(folder, "org/knee")
     group = Group(8.0, "lines", (8.0, 8.1))
-    quantiles = GroupQuantiles(group, 0.9, 20, ("one",), (0.1,), (0.2,), 0.1, 0.2)
+    quantiles = GroupQuantiles(group, 0.9, 20, ("one",), (0.1,), (0.2,), 0.1, 0.2, (0.0,))
     settings = CalibrationSettings(
         {}, {"class": "DDPMScheduler"}, 3, (500, 90, 0), 1.0, 0.05, 0.2, False, None, "cg", 3, "replace"
     )

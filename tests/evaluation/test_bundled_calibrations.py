@@ -1,4 +1,6 @@
-"""The calibrations and coverages of the bundled checkpoints follow from the volumes of scans that come with them."""
+"""The calibrations and coverages of the bundled checkpoints follow from the volumes of scans beside this file."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ COVERAGES = (0.9, 0.8)
 
 def volumes_of(folder, calibration, split):
     """Volumes of the scans of a split by group; their masks are those of the calibration."""
-    table = pd.read_csv(folder / "evaluation" / f"volumes_{split}.csv.gz")
+    table = pd.read_csv(Path(__file__).with_name(f"volumes_{folder.name}_{split}.csv.gz"))
     groups = {entry.group.acceleration: entry.group for entry in calibration.quantiles}
     return {groups[acceleration]: arrays_of(part) for acceleration, part in table.groupby("acceleration")}
 

@@ -39,10 +39,12 @@ SETTINGS = {
         "max_noise": 0.05,
         "gain_range": 0.0,
         "max_shift": (0, 0),
+        "max_turn": 0.0,
+        "zoom_range": 0.0,
     }
 }
 RECIPE = (
-    "flip_average mirror_axes max_shift max_noise gain_range slices min_foreground "
+    "flip_average mirror_axes max_shift max_turn zoom_range max_noise gain_range slices min_foreground "
     "adversarial_fraction adversarial_norm adversarial_radius adversarial_steps"
 ).split()
 
@@ -64,6 +66,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default="x",
         choices=("none", "x", "both"),
         help="axes along which slices are mirrored; x is left-right",
+    )
+    parser.add_argument("--max-turn", type=float, default=0.0, help="largest random turn, in degrees (default: none)")
+    parser.add_argument(
+        "--zoom-range",
+        type=float,
+        default=0.0,
+        help="largest deviation from 1 of a random enlargement (default: none)",
     )
     parser.add_argument("--max-noise", type=float, default=0.05, help="largest standard deviation of Gaussian noise")
     parser.add_argument(
@@ -137,7 +146,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         args,
         RECIPE,
         compute_loss=SegmentationLoss(
-            model, args.mirror_axes, args.max_shift, args.max_noise, args.gain_range, attack
+            model,
+            args.mirror_axes,
+            args.max_shift,
+            args.max_noise,
+            args.gain_range,
+            attack,
+            args.max_turn,
+            args.zoom_range,
         ),
         name="segmentation_model",
         foreground=dataset.foreground,

@@ -22,6 +22,7 @@ __all__ = [
     "rotate_phase",
     "scale_to_quantile",
     "shift",
+    "turn_and_zoom",
 ]
 
 
@@ -99,6 +100,33 @@ def shift(batch: Shaped[Tensor, " batch *rest"], shifts: Int[Tensor, " batch 2"]
         entry.roll((int(down), int(right)), dims=(-2, -1)) for entry, (down, right) in zip(batch, shifts, strict=True)
     ]
     return torch.stack(moved)
+
+
+def turn_and_zoom(
+    batch: Shaped[Tensor, "batch channel y x"],
+    degrees: Float[Tensor, " batch"],
+    zooms: Float[Tensor, " batch"],
+    interpolation: str = "bilinear",
+) -> Shaped[Tensor, "batch channel y x"]:
+    """Turn every image about its centre and enlarge it; what comes from outside of it is 0.
+
+    The same draws are to be given for an image and its labels. Angles are right where pixels are square.
+
+    Args:
+        batch: images, or labels of any type with ``interpolation="nearest"``.
+        degrees: angles in degrees, positive from the x axis to the y axis.
+        zooms: factors that lengths in the image are multiplied by, positive.
+        interpolation: interpolation between pixels, as of `torch.nn.functional.grid_sample`.
+    """
+    height, width = batch.shape[-2:]
+    cosine, sine = (part(degrees.deg2rad()) / zooms for part in (torch.cos, torch.sin))
+    zero = torch.zeros_like(zooms)
+    # From coordinates in the result to coordinates in the image, both from -1 to 1 along each side.
+    rows = [cosine, sine * height / width, zero, -sine * width / height, cosine, zero]
+    matrices = torch.stack(rows, dim=1).view(-1, 2, 3).to(batch.device, torch.float32)
+    grid = F.affine_grid(matrices, list(batch.shape), align_corners=False)
+    images = batch if batch.is_floating_point() else batch.to(torch.float32)
+    return F.grid_sample(images, grid.to(images), mode=interpolation, align_corners=False).to(batch.dtype)
 
 
 def rotate_phase(

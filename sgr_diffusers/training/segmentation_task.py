@@ -11,7 +11,15 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from ..data.skm_tea import SkmTeaSlices
-from ..data.transforms import add_gaussian_noise, draw_flips, draw_shifts, draw_uniform, mirror, shift
+from ..data.transforms import (
+    add_gaussian_noise,
+    draw_flips,
+    draw_shifts,
+    draw_uniform,
+    mirror,
+    shift,
+    turn_and_zoom,
+)
 from ..models.segmentation import SegmentationUNet
 from .adversarial import ATTACK_NORMS, adversarial_images
 from .log import Validation
@@ -85,6 +93,8 @@ class SegmentationLoss:
         max_noise: largest standard deviation of Gaussian noise.
         gain_range: largest deviation from 1 of the factor that images are scaled by.
         attack: attack on a part of each batch, or none.
+        max_turn: largest angle in degrees by which images are turned about their centre.
+        zoom_range: largest deviation from 1 of the factor by which images are enlarged.
 
     Raises:
         ValueError: a number is out of range.
@@ -98,17 +108,23 @@ class SegmentationLoss:
         max_noise: float | int = 0.05,
         gain_range: float | int = 0.15,
         attack: Attack | None = None,
+        max_turn: float | int = 0.0,
+        zoom_range: float | int = 0.0,
     ) -> None:
         """Keep the settings."""
         from monai.losses import DiceCELoss
 
         if not max_noise >= 0:
             raise ValueError(f"`max_noise` must not be negative, got {max_noise}.")
-        if not 0 <= gain_range < 1:
-            raise ValueError(f"`gain_range` must be in [0, 1), got {gain_range}.")
+        for name, value in (("gain_range", gain_range), ("zoom_range", zoom_range)):
+            if not 0 <= value < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {value}.")
+        if not 0 <= max_turn <= 180:
+            raise ValueError(f"`max_turn` must be in 0..180 degrees, got {max_turn}.")
         self.model, self.attack = model, attack
         self.axes = {"none": (), "x": (-1,), "both": (-1, -2)}[mirror_axes]
         self.max_shift, self.max_noise, self.gain_range = tuple(max_shift), max_noise, gain_range
+        self.max_turn, self.zoom_range = max_turn, zoom_range
         # Dice over the batch: most slices lack some class, and Dice of a class that is absent says nothing.
         self.criterion = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
 
@@ -122,6 +138,11 @@ class SegmentationLoss:
         if any(self.max_shift):
             shifts = draw_shifts(n, self.max_shift, generator)
             magnitude, labels = shift(magnitude, shifts), shift(labels, shifts)
+        if self.max_turn or self.zoom_range:
+            degrees = draw_uniform(n, -self.max_turn, self.max_turn, generator)
+            zooms = draw_uniform(n, 1 - self.zoom_range, 1 + self.zoom_range, generator)
+            magnitude = turn_and_zoom(magnitude, degrees, zooms)
+            labels = turn_and_zoom(labels[:, None], degrees, zooms, interpolation="nearest")[:, 0]
         gains = draw_uniform(n, 1 - self.gain_range, 1 + self.gain_range, generator)
         magnitude = gains.to(magnitude).view(-1, 1, 1, 1) * magnitude
         magnitude = add_gaussian_noise(magnitude, draw_uniform(n, 0, self.max_noise, generator), generator)

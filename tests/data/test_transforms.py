@@ -76,6 +76,32 @@ def test_shift_moves_by_whole_pixels(generator):
     assert torch.equal(moved[2], images[2])
 
 
+@pytest.mark.parametrize("shape", [(6, 6), (7, 7)])
+def test_turns_by_right_angles_are_exact(generator, shape):
+    labels = torch.randint(0, 5, (4, 1, *shape), generator=generator)
+    degrees, same = torch.tensor([0.0, 90.0, 180.0, -90.0]), torch.ones(4)
+    turned = transforms.turn_and_zoom(labels, degrees, same, interpolation="nearest")
+    assert turned.dtype == labels.dtype
+    for entry, before, times in zip(turned[:, 0], labels[:, 0], (0, -1, 2, 1), strict=True):
+        assert torch.equal(entry, torch.rot90(before, times))
+    torch.testing.assert_close(
+        transforms.turn_and_zoom(labels.float(), degrees, same), turned.float(), atol=1e-4, rtol=0
+    )
+
+
+def test_a_turn_keeps_lengths_and_a_zoom_enlarges_them_in_slices_that_are_not_square():
+    y, x = torch.meshgrid(torch.arange(60) - 29.5, torch.arange(90) - 44.5, indexing="ij")
+    ellipse = ((x / 20) ** 2 + (y / 8) ** 2 <= 1).float()[None, None].repeat(3, 1, 1, 1)
+    turned = transforms.turn_and_zoom(ellipse, torch.tensor([90.0, 30.0, 0.0]), torch.tensor([1.0, 1.0, 1.3]))
+    areas = turned.sum((1, 2, 3)) / ellipse[0].sum()
+    torch.testing.assert_close(areas, torch.tensor([1, 1, 1.3**2]), rtol=0.02, atol=0)
+    expected = ((y / 20) ** 2 + (x / 8) ** 2 <= 1).float()
+    assert (turned[0, 0] - expected).abs().mean() < 0.002
+    along = torch.tensor(30.0).deg2rad()
+    expected = ((x * along.cos() + y * along.sin()) / 20) ** 2 + ((y * along.cos() - x * along.sin()) / 8) ** 2 <= 1
+    assert (turned[1, 0] - expected.float()).abs().mean() < 0.01
+
+
 def test_draw_shifts_reaches_both_limits_and_no_further(generator):
     shifts = transforms.draw_shifts(500, (2, 0), generator)
     assert shifts[:, 0].unique().tolist() == [-2, -1, 0, 1, 2]

@@ -185,6 +185,8 @@ def test_other_ways_to_the_same_loss(data, tmp_path, mode):
         ("train_prior", ["--max-shift", 500, 0], ValueError, "`max_shift` .500, 0. leaves nothing"),
         ("train_segmentation", ["--max-noise", -1], ValueError, "`max_noise` must not be negative"),
         ("train_segmentation", ["--gain-range", 3], ValueError, "`gain_range` must be in"),
+        ("train_segmentation", ["--zoom-range", 1], ValueError, "`zoom_range` must be in"),
+        ("train_segmentation", ["--max-turn", -1], ValueError, "`max_turn` must be in 0..180"),
         (
             "train_segmentation",
             ["--adversarial-fraction", 1, "--adversarial-validation-slices", -2],

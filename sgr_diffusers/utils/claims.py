@@ -143,7 +143,7 @@ def exclusive(folder: str | os.PathLike, name: str) -> Iterator[None]:
 def remove_claims(folder: str | os.PathLike) -> None:
     """Remove the claims of a folder, unless a process that is at work holds one of them."""
     claims = Path(folder) / CLAIMS_FOLDER
-    files = list(claims.glob("*"))
+    files = _files(claims)
     if all(map(_is_stale, files)):
         for file in files:
             file.unlink(missing_ok=True)
@@ -151,11 +151,19 @@ def remove_claims(folder: str | os.PathLike) -> None:
             claims.rmdir()
 
 
+def _files(claims: Path) -> list[Path]:
+    """List the files of claims; none where the folder is not there."""
+    try:
+        return [claims / name for name in os.listdir(claims)]
+    except FileNotFoundError:
+        return []
+
+
 @contextmanager
 def _claim(claims: Path, name: str) -> Iterator[bool]:
     """Claim a unit for the duration of the context, and say whether that succeeded."""
     key = hashlib.sha256(name.encode()).hexdigest()[:32]
-    numbers = sorted(int(file.suffix[1:]) for file in claims.glob(f"{key}.*"))
+    numbers = sorted(int(file.suffix[1:]) for file in _files(claims) if file.stem == key)
     if numbers and not _is_stale(claims / f"{key}.{numbers[-1]}"):
         yield False
         return

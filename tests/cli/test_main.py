@@ -293,6 +293,7 @@ def test_an_output_folder_is_replaced_only_on_request(sgr, capsys):
     assert "unguided_image.nii.gz" in os.listdir("out") and "meniscus_upper_image.nii.gz" not in os.listdir("out")
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the signal may come between opening a file and its `with`
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(sgr, tmp_path, capsys, number):
     """A signal arrives before the first part is made."""

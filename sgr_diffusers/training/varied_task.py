@@ -76,17 +76,19 @@ class VariedPriorLoss(_VariedBatches):
     Attributes:
         scheduler: scheduler that adds the noise and says what is predicted.
         snr_gamma: gamma of the min-SNR weights by which timesteps are drawn.
+        timestep_sampling: way of drawing timesteps, one of `TIMESTEP_SAMPLING`; the weights are for "importance".
     """
 
     scheduler: DDIMScheduler | None = None
     snr_gamma: float | int = 5
+    timestep_sampling: str = "importance"
 
     def __call__(self, network: nn.Module, batch: dict[str, Any], generator: Generator) -> Float[Tensor, ""]:
         """Return the mean over the batch; everything random comes from the generator."""
         images, _, drawing = self._draw(len(batch["draw"]), generator)
         channels = complex_to_channels(images)
         density = timestep_density(self.scheduler, self.snr_gamma)
-        timesteps = draw_timesteps(len(images), len(density), generator, "importance", density)
+        timesteps = draw_timesteps(len(images), len(density), generator, self.timestep_sampling, density)
         noise = torch.randn(channels.shape, generator=drawing, device=channels.device)
         return denoising_loss(network, self.scheduler, channels, noise, timesteps.to(channels.device))
 

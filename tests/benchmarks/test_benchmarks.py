@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -17,6 +18,12 @@ FOLDER = Path(__file__).parent
 # script -> (seconds that it may take, arguments, a line that it prints at the end)
 SCRIPTS = {
     "appearance": (300, "--n-images 2 --n-knees 1 --output OUTPUT/appearance.json", r"Areas in mm\^2"),
+    "architectures": (
+        300,
+        "--minutes 0.02 --variants 'half as wide' 'predicts the noise' --bank-slices 2 --validation-images 2 "
+        "--train-batch-size 1 --output OUTPUT/architectures.csv",
+        r"predicts the noise +\d\.\d M +\d+ +\d+\.\d\d +\d",
+    ),
     "calibrated": (
         300,
         "--data-dir DATA --model CALIBRATED --second-segmentation MODEL --slices 2,3 --n-scans 1 --accelerations 4 "
@@ -63,7 +70,7 @@ SCRIPTS = {
     "visitors": (600, "--model MODEL --visitors 2 --minutes 0.05", r"'result': \d+"),
 }
 
-SLOW = {"kills", "scan_size", "training", "visitors"}  # half a minute to a minute each
+SLOW = {"architectures", "kills", "scan_size", "training", "visitors"}  # a quarter of a minute to a minute each
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +101,7 @@ def test_every_script_is_run_here_or_has_tests_of_its_own():
 def test_the_script_runs_to_its_end(name, paths, tmp_path):
     seconds, arguments, last = SCRIPTS[name]
     arguments = re.sub(r"DATA|MODEL|CALIBRATED", lambda word: str(paths / word[0]), arguments)
-    arguments = arguments.replace("OUTPUT", str(tmp_path)).split()
+    arguments = shlex.split(arguments.replace("OUTPUT", str(tmp_path)))
     screen = tmp_path / "screen"
     finish(start_processes(1, run_script, FOLDER / f"benchmark_{name}.py", arguments, screen), timeout=seconds)
     assert re.search(last, screen.read_text())

@@ -72,6 +72,7 @@ class GroupQuantiles:
         all_lower: q_low for all classes at once.
         all_upper: q_up for all classes at once.
         unseen_upper: q_up of each class for scans in which no image shows it; their interval starts at 0.
+        n_seen: number of calibration scans of which an image shows the class, for each class.
     """
 
     group: Group
@@ -83,6 +84,7 @@ class GroupQuantiles:
     all_lower: float
     all_upper: float
     unseen_upper: tuple[float, ...]
+    n_seen: tuple[int, ...]
 
     def interval(
         self,
@@ -156,6 +158,7 @@ def calibrate(volumes: Mapping[Group, ScanVolumes], coverages: Sequence[float]) 
                     one_sided_quantile(below.max(axis=1), alpha),
                     one_sided_quantile(above.max(axis=1), alpha),
                     _class_quantiles(above, ~seen, alpha),
+                    tuple(seen.sum(axis=0).tolist()),
                 )
             )
     return tuple(entries)

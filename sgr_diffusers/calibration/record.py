@@ -107,7 +107,8 @@ class Calibration:
                     "nothing was trained, chosen or tuned on."
                 )
         for entry in self.quantiles:
-            if not len(entry.lower) == len(entry.upper) == len(entry.unseen_upper) == len(entry.classes):
+            numbers = entry.lower, entry.upper, entry.unseen_upper, entry.n_seen
+            if any(len(values) != len(entry.classes) for values in numbers):
                 raise ValueError(
                     f"`quantiles` must have a lower and an upper value for each of {len(entry.classes)} classes, got "
                     f"{len(entry.lower)} and {len(entry.upper)}."

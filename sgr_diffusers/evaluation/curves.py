@@ -159,6 +159,8 @@ def coverage_figure(tables: ScoreTables, strength: float) -> "Figure":
 def width_figure(table: pd.DataFrame) -> "Figure":
     """Draw the median widths of the calibrated intervals and of the bounds of each class, against acceleration.
 
+    The medians are over the scans of which an image shows the class.
+
     Args:
         table: table of `sgr evaluate --coverage` (coverage.csv).
     """

@@ -155,7 +155,7 @@ def test_scans_without_any_of_a_class_do_not_make_its_intervals_narrow():
     )
     (alone,), (together,) = (calibrate({POISSON_8: each}, [0.9]) for each in (scans, mixed))
     assert (together.lower, together.upper) == (alone.lower, alone.upper) and min(alone.lower + alone.upper) > 0
-    assert together.unseen_upper == (0.0,)
+    assert together.unseen_upper == (0.0,) and together.n_seen == alone.n_seen == (40,)
     nothing, something = np.zeros(1), np.full(1, 50.0)
     assert together.interval(nothing, nothing, nothing, 1.0)[1] < 1e-6
     assert together.interval(something, something, something, 1.0)[1] > 50

@@ -29,8 +29,8 @@ def test_quantiles_are_those_of_the_calibration_scans(folder):
     assert len(found) == len(calibration.quantiles) == 8
     for entry in calibration.quantiles:
         again = found[entry.group, entry.coverage]
-        assert (again.classes, again.n_scans) == (entry.classes, entry.n_scans)
-        for name in ("lower", "upper", "all_lower", "all_upper"):
+        assert (again.classes, again.n_scans, again.n_seen) == (entry.classes, entry.n_scans, entry.n_seen)
+        for name in ("lower", "upper", "all_lower", "all_upper", "unseen_upper"):
             np.testing.assert_allclose(getattr(again, name), getattr(entry, name), atol=1e-4)
     ids = {name for part in volumes.values() for name in part.scan_ids}
     assert ids == set(calibration.splits["calibration"])

@@ -39,6 +39,11 @@ def volumes_of(seed, n_scans, start=0):
     return ScanVolumes(ids, ("one", "two"), point, lower, upper, truth, np.ones(n_scans))
 
 
+def first_scans(scans, n):
+    arrays = (getattr(scans, f"{name}_mm3")[:n] for name in ("point", "lower", "upper", "reference", "voxel"))
+    return ScanVolumes(scans.scan_ids[:n], scans.classes, *arrays)
+
+
 @pytest.fixture
 def calibration():
     calibrated = volumes_of(0, 999)
@@ -60,7 +65,25 @@ def test_table_of_coverage_has_what_was_covered_and_what_was_to_be_expected(cali
     assert (table["width_mm3"] > table["bounds_width_mm3"]).all()  # which hold 60 %
     row, first = coverage_rows(table)[0], table.iloc[0]
     assert (row["sampling"], row["tissue"]) == (f"{GROUP.acceleration:g}x", "one")
-    assert row["covered scans"] == f"{first['n_covered']} of 400"
+    expected = [round(400 * first[f"expected_{end}"]) for end in ("low", "high")]
+    assert row["covered scans"] == f"{first['n_covered']} of 400 ({expected[0]} to {expected[1]})"
+    assert row["of those that show it"] == row["covered scans"]
+
+
+def test_scans_that_show_a_tissue_are_counted_by_themselves(calibration):
+    scans = volumes_of(1, 400, start=999)
+    shown = np.arange(400) < 100
+    point, lower, upper, truth = (
+        np.where(shown[:, None], getattr(scans, f"{name}_mm3"), 0) for name in ("point", "lower", "upper", "reference")
+    )
+    mixed = ScanVolumes(scans.scan_ids, scans.classes, point, lower, upper, truth, scans.voxel_mm3)
+    table, alone = (coverage_table({GROUP: each}, calibration, (0.9,)) for each in (mixed, first_scans(mixed, 100)))
+    first, of_shown = table.iloc[0], alone.iloc[0]
+    assert (first["n_test"], first["n_seen"], first["n_seen_calibration"]) == (400, 100, 999)
+    assert first["n_seen_covered"] == of_shown["n_covered"] == first["n_covered"] - 300
+    for name in ("low", "high"):
+        assert first[f"seen_expected_{name}"] == of_shown[f"expected_{name}"]
+    assert first["width_mm3"] == of_shown["width_mm3"] > 0
 
 
 def test_figure_shows_the_widths_of_intervals_and_bounds_by_acceleration():

@@ -34,7 +34,7 @@ def calibrate_tiny_pipeline(folder: Path, mask: torch.Tensor, acceleration: floa
     settings = calibration_settings(pipe, steps, steps.visited_timesteps)
     measured, family = measured_group(mask)
     group, names = Group(acceleration, family, (measured, measured)), tuple(pipe.class_names)
-    quantiles = GroupQuantiles(group, COVERAGE, 20, names, (0.2,) * 4, (0.1,) * 4, 0.2, 0.1, (0.1,) * 4)
+    quantiles = GroupQuantiles(group, COVERAGE, 20, names, (0.2,) * 4, (0.1,) * 4, 0.2, 0.1, (0.1,) * 4, (20,) * 4)
     splits = {"train": (), "tune": (), "calibration": tuple(map(str, range(20)))}
     Calibration((quantiles,), settings, splits, "fully_sampled", "all slices", (2, 2), 0, {}).save(folder)
     return folder

@@ -28,7 +28,7 @@ def calibration_of(pipe, quantiles=(0.02, 0.1)):
     group = Group(8.0, family, (acceleration, acceleration))
     lower, upper = ((quantile,) * 2 for quantile in quantiles)
     splits = {"train": (), "tune": (), "calibration": tuple(map(str, range(20)))}
-    entry = GroupQuantiles(group, 0.9, 20, CLASSES, lower, upper, *quantiles, upper)
+    entry = GroupQuantiles(group, 0.9, 20, CLASSES, lower, upper, *quantiles, upper, (20,) * len(CLASSES))
     settings = calibration_settings(pipe, CallSettings(**CALL), None)
     return Calibration((entry,), settings, splits, "fully_sampled", "all slices", (2, 2), 0, {})
 

@@ -70,7 +70,7 @@ def test_a_calibration_is_described_with_what_was_measured_of_it(folder):
     (folder / "evaluation" / "coverage.csv").unlink(missing_ok=True)
     assert "Calibrated bounds" not in model_card(folder, "org/knee")
     group = Group(8.0, "lines", (8.0, 8.1))
-    quantiles = GroupQuantiles(group, 0.9, 20, ("one",), (0.1,), (0.2,), 0.1, 0.2, (0.0,))
+    quantiles = GroupQuantiles(group, 0.9, 20, ("one",), (0.1,), (0.2,), 0.1, 0.2, (0.0,), (20,))
     settings = CalibrationSettings(
         {}, {"class": "DDPMScheduler"}, 3, (500, 90, 0), 1.0, 0.05, 0.2, False, None, "cg", 3, "replace"
     )
@@ -82,10 +82,11 @@ def test_a_calibration_is_described_with_what_was_measured_of_it(folder):
     assert "Measured on other scans" not in card
     row = {"acceleration": 8.0, "mask": "lines", "coverage": 0.9, "class": "one", "n_calibration": 20, "n_test": 30}
     row |= {"n_covered": 28, "share": 28 / 30, "expected_low": 0.7, "expected_high": 1.0, "ci_low": 0.78}
-    row |= {"ci_high": 0.99, "width_mm3": 12.4, "bounds_width_mm3": 9.6}
+    row |= {"ci_high": 0.99, "width_mm3": 12.4, "bounds_width_mm3": 9.6, "n_seen_calibration": 9, "n_seen": 12}
+    row |= {"n_seen_covered": 11, "seen_expected_low": float("nan"), "seen_expected_high": float("nan")}
     pd.DataFrame([row]).to_csv(folder / "evaluation" / "coverage.csv", index=False)
     card = model_card(folder, "org/knee")
-    assert "| 8x | 0.9 | one | 28 of 30 | 0.70 to 1.00 | 0.78 to 0.99 | 12 | 10 |" in card
+    assert "| 8x | 0.9 | one | 28 of 30 (21 to 30) | 11 of 12 | 12 | 10 |" in card
     assert card_faults(card, "model", folder) == []
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..calibration.record import FILE_NAME as CALIBRATION_FILE
 from ..calibration.record import Calibration
-from ..evaluation.calibrate import coverage_rows
+from ..evaluation.coverage import coverage_rows
 
 __all__ = ["calibration_facts"]
 

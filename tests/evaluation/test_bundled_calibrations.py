@@ -8,7 +8,8 @@ import pytest
 
 from sgr_diffusers.calibration.quantiles import calibrate
 from sgr_diffusers.calibration.record import Calibration
-from sgr_diffusers.evaluation.calibrate import arrays_of, coverage_table
+from sgr_diffusers.evaluation.calibrate import arrays_of
+from sgr_diffusers.evaluation.coverage import coverage_table
 from sgr_diffusers.pretrained import BRAIN_TUMOUR, PRETRAINED
 
 COVERAGES = (0.9, 0.8)

@@ -12,14 +12,8 @@ from sgr_diffusers.calibration.record import Calibration, CalibrationMismatch, C
 from sgr_diffusers.calibration.scores import ScanVolumes
 from sgr_diffusers.data.scan_files import close_files
 from sgr_diffusers.data.skm_tea import CLASS_NAMES
-from sgr_diffusers.evaluation.calibrate import (
-    ALL_CLASSES,
-    arrays_of,
-    check_scans,
-    coverage_rows,
-    coverage_table,
-    seen_scans,
-)
+from sgr_diffusers.evaluation.calibrate import arrays_of, check_scans, seen_scans
+from sgr_diffusers.evaluation.coverage import ALL_CLASSES, coverage_rows, coverage_table
 from sgr_diffusers.evaluation.curves import width_figure
 from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from tests.helpers.layout_fixture import write_tiny_skm_tea

@@ -111,6 +111,22 @@ def samplers() -> str:
     return format_table(rows, markdown=True)
 
 
+def architectures() -> str:
+    """Errors of priors of other architectures or trainings, relative to those of the bundled one's, at equal time."""
+    table = pd.read_csv(GENERAL / "evaluation" / "architectures.csv")
+    rows = [
+        {
+            "prior": row["variant"],
+            "parameters": f"{row['parameters'] / 1e6:.1f} M",
+            "steps": str(row["steps"]),
+            "error at low noise": f"{row['low_noise_ratio']:.2f}",
+            "error at high noise": f"{row['high_noise_ratio']:.2f}",
+        }
+        for row in table.to_dict("records")
+    ]
+    return format_table(rows, markdown=True)
+
+
 def appearance(part: str) -> str:
     """A table of synthetic training images beside real ones: `part` is "rows" or "levels"."""
     return format_table(json.loads((GENERAL / "evaluation" / "appearance.json").read_text())[part], markdown=True)
@@ -124,6 +140,7 @@ BLOCKS = {
         "calibrated": calibrated_widths,
         "real scans": real_details,
         "samplers": samplers,
+        "architectures": architectures,
         "training images": lambda: appearance("rows"),
         "anatomy": lambda: appearance("levels"),
     },

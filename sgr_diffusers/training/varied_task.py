@@ -69,26 +69,26 @@ class _VariedBatches:
         return images * gain, labels, drawing
 
 
-@dataclass
+@dataclass(kw_only=True)
 class VariedPriorLoss(_VariedBatches):
     """Compute the denoising loss of a prior on newly drawn images: the `compute_loss` of `fit`.
 
     Attributes:
         scheduler: scheduler that adds the noise and says what is predicted.
-        snr_gamma: gamma of the min-SNR weights by which timesteps are drawn.
-        timestep_sampling: way of drawing timesteps, one of `TIMESTEP_SAMPLING`; the weights are for "importance".
+        snr_gamma: gamma of the min-SNR weights by which timesteps are drawn; `None` to draw them evenly.
     """
 
-    scheduler: DDIMScheduler | None = None
-    snr_gamma: float | int = 5
-    timestep_sampling: str = "importance"
+    scheduler: DDIMScheduler
+    snr_gamma: float | int | None = 5
 
     def __call__(self, network: nn.Module, batch: dict[str, Any], generator: Generator) -> Float[Tensor, ""]:
         """Return the mean over the batch; everything random comes from the generator."""
         images, _, drawing = self._draw(len(batch["draw"]), generator)
         channels = complex_to_channels(images)
-        density = timestep_density(self.scheduler, self.snr_gamma)
-        timesteps = draw_timesteps(len(images), len(density), generator, self.timestep_sampling, density)
+        density = None if self.snr_gamma is None else timestep_density(self.scheduler, self.snr_gamma)
+        method = "stratified" if density is None else "importance"
+        n_timesteps = self.scheduler.config.num_train_timesteps
+        timesteps = draw_timesteps(len(images), n_timesteps, generator, method, density)
         noise = torch.randn(channels.shape, generator=drawing, device=channels.device)
         return denoising_loss(network, self.scheduler, channels, noise, timesteps.to(channels.device))
 
@@ -97,10 +97,14 @@ class VariedPriorLoss(_VariedBatches):
 class VariedSegmentationLoss(_VariedBatches):
     """Compute Dice and cross-entropy of a segmentation model on newly drawn knees: the `compute_loss` of `fit`.
 
+    Small images have coarse pixels, in which cartilage is one or two pixels thick: the hardest to segment. So half of
+    the batches are of small images.
+
     Attributes:
         max_noise: largest standard deviation of the noise that is added, relative to the 0.99 quantile.
     """
 
+    sizes: Sequence[tuple[int, int]] = ((128, 128), (96, 80), (80, 64), (192, 160))
     max_noise: float | int = 0.08
 
     def __post_init__(self) -> None:

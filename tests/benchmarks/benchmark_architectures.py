@@ -19,7 +19,6 @@ import torch
 
 from sgr_diffusers.data.synthetic.anatomy_bank import render_bank
 from sgr_diffusers.data.synthetic.appearance import VariedImages
-from sgr_diffusers.figures.tables import format_table
 from sgr_diffusers.models.prior import create_prior, create_scheduler
 from sgr_diffusers.mri.operators import complex_to_channels
 from sgr_diffusers.training.loop import fit
@@ -45,7 +44,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "predicts the noise": ({}, {"prediction_type": "epsilon"}, {}),
-    "timesteps drawn evenly": ({}, {"timestep_sampling": "stratified"}, {}),
+    "timesteps drawn evenly": ({}, {"snr_gamma": None}, {}),
     "weights not averaged": ({}, {}, {"ema_decay": 0.0}),
 }
 TIMESTEPS = (1, 5, 20, 60, 150, 300, 500, 700, 900)
@@ -57,7 +56,7 @@ def errors_of(name: str, source: VariedImages, held_out: torch.Tensor, args: arg
     """Train one variant, and return its number of steps and its errors of the denoised image."""
     architecture, of_loss, of_options = VARIANTS[name]
     scheduler = create_scheduler(of_loss.get("prediction_type", "v_prediction"))
-    sampling = of_loss.get("timestep_sampling", "importance")
+    gamma = of_loss.get("snr_gamma", VariedPriorLoss.snr_gamma)
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
         network = create_prior("small", **{"block_out_channels": CHANNELS, "sample_size": (128, 128), **architecture})
@@ -80,7 +79,7 @@ def errors_of(name: str, source: VariedImages, held_out: torch.Tensor, args: arg
             "checkpointing_steps": 10**6,
         }
         options = TrainingOptions(**{**settings, **of_options})
-        loss = VariedPriorLoss(source, scheduler=scheduler, timestep_sampling=sampling)
+        loss = VariedPriorLoss(source, scheduler=scheduler, snr_gamma=gamma)
         state = fit(network, Draws(100_000), loss, options, create_accelerator(options), "unet")
     table = validation(network).results["val_errors"]
     errors = {f"x0_mse_{timestep}": row["x0_mse"] for timestep, row in table.items()}
@@ -88,25 +87,15 @@ def errors_of(name: str, source: VariedImages, held_out: torch.Tensor, args: arg
     return {"variant": name, "parameters": n_parameters, "steps": state.step, **errors}
 
 
-def compare(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """One row for each variant: its errors relative to those of the first."""
-    shown = []
-    for row in rows:
-        ratios = {t: row[f"x0_mse_{t}"] / rows[0][f"x0_mse_{t}"] for t in TIMESTEPS}
-        low, high = (
-            float(np.exp(np.mean([np.log(ratio) for t, ratio in ratios.items() if (t <= LOW_NOISE) == is_low])))
-            for is_low in (True, False)
-        )
-        shown.append(
-            {
-                "variant": row["variant"],
-                "parameters": f"{row['parameters'] / 1e6:.1f} M",
-                "steps": str(row["steps"]),
-                f"error, t <= {LOW_NOISE}": f"{low:.2f}",
-                f"error, t > {LOW_NOISE}": f"{high:.2f}",
-            }
-        )
-    return shown
+def with_ratios(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Add the errors relative to those of the first row, at low and at high noise."""
+    table = pd.DataFrame(rows)
+    errors = table[[f"x0_mse_{timestep}" for timestep in TIMESTEPS]]
+    ratios = np.log(errors / errors.iloc[0])
+    is_low = np.array(TIMESTEPS) <= LOW_NOISE
+    for name, chosen in (("low_noise_ratio", is_low), ("high_noise_ratio", ~is_low)):
+        table[name] = np.exp(ratios.loc[:, chosen].mean(axis=1))
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,8 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for name in args.variants:
         rows.append(errors_of(name, source, complex_to_channels(images), args))
-        pd.DataFrame(rows).to_csv(args.output, index=False, lineterminator="\n")
-    print(format_table(compare(rows)))
+        table = with_ratios(rows)
+        table.to_csv(args.output, index=False, lineterminator="\n")
+    print(
+        table[["variant", "parameters", "steps", "low_noise_ratio", "high_noise_ratio"]]
+        .round(2)
+        .to_string(index=False)
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ SCRIPTS = {
         300,
         "--minutes 0.02 --variants 'half as wide' 'predicts the noise' --bank-slices 2 --validation-images 2 "
         "--train-batch-size 1 --output OUTPUT/architectures.csv",
-        r"predicts the noise +\d\.\d M +\d+ +\d+\.\d\d +\d",
+        r"predicts the noise +\d+ +\d+ +\d+\.\d+ +\d",
     ),
     "calibrated": (
         300,

@@ -14,6 +14,7 @@ from sgr_diffusers.data.synthetic.anatomy_bank import render_bank
 from sgr_diffusers.data.synthetic.appearance import VariedImages
 from sgr_diffusers.models.prior import create_scheduler
 from sgr_diffusers.models.segmentation import SegmentationUNet
+from sgr_diffusers.training.prior_loss import timestep_density
 from sgr_diffusers.training.varied_task import VariedPriorLoss
 from tests.helpers.tiny_training import forget_accelerator
 
@@ -71,7 +72,24 @@ def test_batches_of_other_sizes_have_as_many_pixels():
             return SimpleNamespace(sample=noisy)
 
     source = VariedImages(*render_bank(1))
-    loss = VariedPriorLoss(source, ((32, 32), (64, 32)), create_scheduler("v_prediction"))
+    loss = VariedPriorLoss(source, ((32, 32), (64, 32)), scheduler=create_scheduler("v_prediction"))
     for seed in range(6):
         loss(Network(), {"draw": torch.arange(4)}, torch.Generator().manual_seed(seed))
     assert set(shapes) == {(4, 2, 32, 32), (2, 2, 64, 32)}
+
+
+@pytest.mark.parametrize("gamma", [None, 5])
+def test_timesteps_are_drawn_evenly_or_where_they_weigh_most(gamma):
+    drawn = []
+
+    class Network(torch.nn.Module):
+        def forward(self, noisy, timesteps):
+            drawn.extend(timesteps.tolist())
+            return SimpleNamespace(sample=noisy)
+
+    source, scheduler = VariedImages(*render_bank(1)), create_scheduler("v_prediction")
+    loss = VariedPriorLoss(source, ((32, 32),), scheduler=scheduler, snr_gamma=gamma)
+    loss(Network(), {"draw": torch.arange(20)}, torch.Generator().manual_seed(0))
+    share = 0.5 if gamma is None else float(timestep_density(scheduler, gamma)[:500].sum())
+    assert sum(timestep < 500 for timestep in drawn) == pytest.approx(20 * share, abs=1)
+    assert (share > 0.8) == (gamma is not None)

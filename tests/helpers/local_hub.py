@@ -57,6 +57,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request at a time, as the real Hub answers it."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body of an answer are two packets: the second would wait 40 ms
 
     def log_message(self, *_):
         pass

@@ -78,7 +78,7 @@ def check_command(line):
     ("target", "last"),
     [
         ("demo", ".venv/bin/sgr demo"),
-        ("test", ".venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile"),
+        ("test", ".venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"),
         ("docs", "mkdocs build --strict"),
         ("lint", ".venv/bin/mypy"),
     ],

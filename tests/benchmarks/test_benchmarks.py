@@ -70,7 +70,8 @@ SCRIPTS = {
     "visitors": (600, "--model MODEL --visitors 2 --minutes 0.05", r"'result': \d+"),
 }
 
-SLOW = {"architectures", "kills", "scan_size", "training", "visitors"}  # a quarter of a minute to a minute each
+# a quarter of a minute to a minute each
+SLOW = {"architectures", "kills", "scan_size", "schedulers", "speed", "training", "visitors"}
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,15 @@ import pytest
 
 from tests.helpers.pages import ROOT
 
-TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+TUTORIALS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == "train" else [])  # six processes
+    for path in sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+]
 FEWER = {"n_steps = 25": "n_steps = 6", "n_steps, n_samples = 25, 16": "n_steps, n_samples = 6, 2"}
 
 
 @pytest.mark.filterwarnings("ignore:the reconstruction misses the measured")  # of networks that are hardly trained
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TUTORIALS)
 def test_it_runs(path, capsys):
     jupytext = pytest.importorskip("jupytext", reason="the extra `docs` is not installed")
     notebook = jupytext.read(path)

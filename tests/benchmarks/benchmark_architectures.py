@@ -120,11 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(errors_of(name, source, complex_to_channels(images), args))
         table = with_ratios(rows)
         table.to_csv(args.output, index=False, lineterminator="\n")
-    print(
-        table[["variant", "parameters", "steps", "low_noise_ratio", "high_noise_ratio"]]
-        .round(2)
-        .to_string(index=False)
-    )
+    columns = ["variant", "parameters", "steps", "low_noise_ratio", "high_noise_ratio"]
+    print(table[columns].round(2).to_string(index=False))
 
 
 if __name__ == "__main__":

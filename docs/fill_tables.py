@@ -111,6 +111,18 @@ def samplers() -> str:
     return format_table(rows, markdown=True)
 
 
+def segmentation() -> str:
+    """Dice of the segmentation network of `general` over all pixels: test scans, and images drawn by contrast."""
+    content = json.loads((GENERAL / "evaluation" / "segmentation.json").read_text())
+    rows = [
+        {"images": name}
+        | {head.replace("_", " "): f"{v:.2f}" for head, v in zip(content["classes"], dice, strict=True)}
+        for name, dice in content["rows"].items()
+        if not name.endswith(("median over scans", "agreement with its mirror image"))
+    ]
+    return format_table(rows, markdown=True)
+
+
 def architectures() -> str:
     """Errors of priors of other architectures or trainings, relative to those of the bundled one's, at equal time."""
     table = pd.read_csv(GENERAL / "evaluation" / "architectures.csv")
@@ -137,6 +149,7 @@ BLOCKS = {
     "docs/results.md": {
         "table 1": lambda: table1(PRETRAINED),
         "table 1, varied": lambda: table1(GENERAL),
+        "segmentation": segmentation,
         "calibrated": calibrated_widths,
         "real scans": real_details,
         "samplers": samplers,

@@ -4,4 +4,4 @@ __all__ = ["CONSISTENCY", "FINAL_CONSISTENCY", "NOISE_AWARE_ITERATIONS"]
 
 CONSISTENCY = ("cg", "noise_aware")
 FINAL_CONSISTENCY = ("replace", "regularized", "least_squares")
-NOISE_AWARE_ITERATIONS = 30
+NOISE_AWARE_ITERATIONS = 100

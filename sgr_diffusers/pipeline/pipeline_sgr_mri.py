@@ -191,7 +191,7 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
                 whatever the scheduler and its steps.
             guidance_scale: factor on every strength, so also on the default one, whatever the scheduler.
             cg_iterations: most conjugate gradient iterations in each step (paper Eq. 5), 0 for none; `None` for the
-                checkpoint's `pipe.config.cg_iterations`, or for 30 with "noise_aware".
+                checkpoint's `pipe.config.cg_iterations`, or for 100 with "noise_aware".
             consistency: method by which each step meets the data: "cg" by that number of iterations, as in the
                 paper, or "noise_aware", weighing the measurement by its noise and the prior by the noise level of the
                 step; `None` for the checkpoint's `pipe.config.consistency`.

@@ -5,6 +5,8 @@
 Each run draws the images of `training/train_varied.py` (synthetic knees and dead leaves), in its batches. The error is
 the squared error of the denoised image at low noise (t <= 150) and at high noise, relative to the first run: geometric
 mean over timesteps. Runs of minutes tell what learns fast. What is best after days can be another.
+
+The first run also follows other averages of its weights than the one it keeps. They differ in nothing else.
 """
 
 import argparse
@@ -16,11 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from diffusers.training_utils import EMAModel
 
 from sgr_diffusers.data.synthetic.anatomy_bank import render_bank
 from sgr_diffusers.data.synthetic.appearance import VariedImages
 from sgr_diffusers.models.prior import create_prior, create_scheduler
 from sgr_diffusers.mri.operators import complex_to_channels
+from sgr_diffusers.training.checkpoints import averaged_weights
 from sgr_diffusers.training.loop import fit
 from sgr_diffusers.training.machine import create_accelerator
 from sgr_diffusers.training.options import TrainingOptions
@@ -45,15 +49,51 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "predicts the noise": ({}, {"prediction_type": "epsilon"}, {}),
     "timesteps drawn evenly": ({}, {"snr_gamma": None}, {}),
-    "weights not averaged": ({}, {}, {"ema_decay": 0.0}),
+}
+_FIRST = next(iter(VARIANTS))
+# name -> arguments of `EMAModel`. A power of 1 is the power-function average of EDM2 (Karras et al., CVPR 2024), whose
+# weights grow as step ** (inv_gamma - 1); the number in the name is its standard deviation over the steps taken.
+AVERAGES: dict[str, dict[str, float]] = {
+    "weights not averaged": {"decay": 0.0},
+    "power-function average, 0.05": {"power": 1, "inv_gamma": 17.97},
+    "power-function average, 0.10": {"power": 1, "inv_gamma": 7.94},
+    "power-function average, 0.20": {"power": 1, "inv_gamma": 2.83},
 }
 TIMESTEPS = (1, 5, 20, 60, 150, 300, 500, 700, 900)
 LOW_NOISE = 150
 _HELD_OUT_SEED = 30_000_000
 
 
-def errors_of(name: str, source: VariedImages, held_out: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
-    """Train one variant, and return its number of steps and its errors of the denoised image."""
+class AveragingLoss:
+    """Compute a loss, and average the weights of the network at each step in several ways.
+
+    Args:
+        compute_loss: the loss.
+        network: network whose weights are averaged.
+    """
+
+    def __init__(self, compute_loss: VariedPriorLoss, network: torch.nn.Module) -> None:
+        """Start the averages from the weights of the network."""
+        self.compute_loss, self.network = compute_loss, network
+        self.averages = {
+            name: EMAModel(network.parameters(), **{"decay": 1.0, **arguments}, use_ema_warmup=True, foreach=True)
+            for name, arguments in AVERAGES.items()
+        }
+
+    def __call__(self, network: torch.nn.Module, batch: dict[str, Any], generator: torch.Generator) -> torch.Tensor:
+        """Take the weights into the averages, and return the loss."""
+        for average in self.averages.values():
+            average.step(self.network.parameters())
+        return self.compute_loss(network, batch, generator)
+
+
+def errors_of(
+    name: str, source: VariedImages, held_out: torch.Tensor, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Train one variant, and return its number of steps and its errors of the denoised image.
+
+    The first variant has a row for each of `AVERAGES`, too.
+    """
     architecture, of_loss, of_options = VARIANTS[name]
     scheduler = create_scheduler(of_loss.get("prediction_type", "v_prediction"))
     gamma = of_loss.get("snr_gamma", VariedPriorLoss.snr_gamma)
@@ -80,11 +120,17 @@ def errors_of(name: str, source: VariedImages, held_out: torch.Tensor, args: arg
         }
         options = TrainingOptions(**{**settings, **of_options})
         loss = VariedPriorLoss(source, scheduler=scheduler, snr_gamma=gamma)
-        state = fit(network, Draws(100_000), loss, options, create_accelerator(options), "unet")
-    table = validation(network).results["val_errors"]
-    errors = {f"x0_mse_{timestep}": row["x0_mse"] for timestep, row in table.items()}
+        averaging = AveragingLoss(loss, network) if name == _FIRST else None
+        state = fit(network, Draws(100_000), averaging or loss, options, create_accelerator(options), "unet")
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
-    return {"variant": name, "parameters": n_parameters, "steps": state.step, **errors}
+    others = averaging.averages if averaging else {}
+    rows = []
+    for row_name, average in {name: None, **others}.items():
+        with averaged_weights(network, average):
+            table = validation(network).results["val_errors"]
+        errors = {f"x0_mse_{timestep}": row["x0_mse"] for timestep, row in table.items()}
+        rows.append({"variant": row_name, "parameters": n_parameters, "steps": state.step, **errors})
+    return rows
 
 
 def with_ratios(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -117,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images, _ = fixed(torch.Generator().manual_seed(args.seed), args.validation_images, (128, 128))
     rows: list[dict[str, Any]] = []
     for name in args.variants:
-        rows.append(errors_of(name, source, complex_to_channels(images), args))
+        rows += errors_of(name, source, complex_to_channels(images), args)
         table = with_ratios(rows)
         table.to_csv(args.output, index=False, lineterminator="\n")
     columns = ["variant", "parameters", "steps", "low_noise_ratio", "high_noise_ratio"]

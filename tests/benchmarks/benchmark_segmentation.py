@@ -5,6 +5,9 @@
 
 Dice is over all pixels of the slices with tissue of all test scans together; and its median over scans. Agreement is
 the Dice of the labels with those of the mirrored images (left and right), mirrored back.
+
+With --drawn, images of knees that no training has seen are drawn, so many of each contrast and each size of pixels, by
+the generator of the training images. The images of a size differ in their contrast only: same knees, same poses.
 """
 
 import json
@@ -15,8 +18,13 @@ import torch
 
 from sgr_diffusers import SegmentationUNet
 from sgr_diffusers.data.skm_tea import list_scans
+from sgr_diffusers.data.synthetic.anatomy_bank import balanced_order, render_bank
+from sgr_diffusers.data.synthetic.appearance import CONTRASTS, VariedImages
 from sgr_diffusers.data.transforms import scale_to_quantile
 from sgr_diffusers.utils.options import OptionParser, ScriptHelp
+
+PIXELS = {1.6: (96, 80), 0.8: (192, 160)}  # size in mm -> matrix (y, x)
+_HELD_OUT_SEED = 50_000_000  # no training run has knees of these seeds
 
 
 def dice(labels: torch.Tensor, others: torch.Tensor, n_classes: int) -> list[float]:
@@ -47,6 +55,24 @@ def measure(model: SegmentationUNet, data_dir: Path, max_scans: int | None) -> d
     }
 
 
+@torch.no_grad()
+def measure_drawn(model: SegmentationUNet, n_images: int) -> dict[str, list[float]]:
+    """Dice of newly drawn images without noise, by contrast and pixel size."""
+    bank = render_bank(min(n_images, 96), _HELD_OUT_SEED)
+    order = balanced_order(bank[0], torch.Generator().manual_seed(0))
+    rows = {}
+    for pixel_mm, size in PIXELS.items():
+        for number, contrast in enumerate(CONTRASTS):
+            shares = [number == other for other in range(len(CONTRASTS))]
+            draw = VariedImages(*(part[order] for part in bank), None, (1, 0, 0, 0), 0, (pixel_mm,) * 2, shares)
+            generator = torch.Generator().manual_seed(0)
+            parts = [draw(generator, min(16, n_images), size) for _ in range(max(n_images // 16, 1))]
+            found = torch.cat([model(images.abs()[:, None]).argmax(dim=1) for images, _ in parts])
+            true = torch.cat([labels for _, labels in parts])
+            rows[f"drawn, {pixel_mm} mm, contrast {contrast}"] = dice(found, true, model.n_classes)
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write and print."""
     parser = OptionParser(description=__doc__, formatter_class=ScriptHelp)
@@ -54,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", nargs="+", required=True, metavar="NAME=DIR", help="named folders of scans")
     parser.add_argument("--max-scans", type=int, help="largest number of scans of each folder")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--drawn", type=int, default=0, help="images of each contrast and pixel size to draw")
     parser.add_argument("--num-threads", type=int, default=2)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.num_threads)
@@ -67,6 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"{name}, agreement with its mirror image": result["agreement"],
         }
         n_scans[name] = len(list_scans(folder, "test")[: args.max_scans])
+    if args.drawn:
+        rows |= measure_drawn(model, args.drawn)
     content = {
         "command": " ".join(["python", *sys.argv]),
         "classes": list(model.config.class_names),

@@ -20,7 +20,7 @@ SCRIPTS = {
     "appearance": (300, "--n-images 2 --n-knees 1 --output OUTPUT/appearance.json", r"Areas in mm\^2"),
     "architectures": (
         300,
-        "--minutes 0.02 --variants 'half as wide' 'predicts the noise' --bank-slices 2 --validation-images 2 "
+        "--minutes 0.02 --variants 'as bundled' 'predicts the noise' --bank-slices 2 --validation-images 2 "
         "--train-batch-size 1 --output OUTPUT/architectures.csv",
         r"predicts the noise +\d+ +\d+ +\d+\.\d+ +\d",
     ),
@@ -58,8 +58,8 @@ SCRIPTS = {
     ),
     "segmentation": (
         300,
-        "--model MODEL/segmentation_model --data-dir knees=DATA --num-threads 1 --output OUTPUT/dice.json",
-        r"knees, agreement with its mirror image: \d\.\d\d\d",
+        "--model MODEL/segmentation_model --data-dir knees=DATA --drawn 1 --num-threads 1 --output OUTPUT/dice.json",
+        r"knees, agreement with its mirror image: \d\.\d\d\d(.*\n)+drawn, 0\.8 mm, contrast any: \d",
     ),
     "speed": (300, "--model MODEL --repetitions 2 --branches 1 2 --num-threads 1 --only times", r"1: 1\.00  2: \d"),
     "training": (

@@ -22,8 +22,9 @@ from .anatomy_bank import BANK_PIXEL_MM, LABEL_OF_REGION, draw_pose, sample, sam
 from .canvas import REGIONS
 from .fields import dead_leaves, smooth_fields, texture_fields, uniform, view_per_image
 
-__all__ = ["VariedImages", "varied_acquisition"]
+__all__ = ["CONTRASTS", "VariedImages", "varied_acquisition"]
 
+CONTRASTS = "qDESS with water excitation", "proton density", "T1", "any"
 _OVERSAMPLING = 2  # points per pixel and axis at which the object is drawn
 _SNR = 30, 300  # range of the 0.99 quantile over the standard deviation of the noise
 _MARGIN = 0.125  # share of the field of view that is drawn beyond each end of x, and may wrap around
@@ -40,9 +41,8 @@ _TISSUES = {
     "cartilage": ("femoral_cartilage", "tibial_cartilage", "patellar_cartilage"),
     "muscle": REGIONS[REGIONS.index("meniscus") + 1 :],
 }
-# Ranges of intensity relative to the 0.99 quantile, by contrast: qDESS with water excitation, proton density, T1; the
-# fourth contrast draws anything.
-_CONTRASTS = {
+# Ranges of intensity relative to the 0.99 quantile, by contrast in the order of `CONTRASTS`.
+_LEVELS = {
     "fat": ((0.08, 0.40), (0.60, 1.10), (0.80, 1.20), (0.0, 1.0)),
     "marrow": ((0.05, 0.25), (0.50, 1.00), (0.60, 1.10), (0.0, 1.0)),
     "skin": ((0.20, 0.60), (0.30, 0.80), (0.30, 0.80), (0.0, 1.0)),
@@ -77,6 +77,7 @@ class VariedImages:
         noisy_share: share of the images that have noise.
         pixel_mm: size of the pixels (y, x) of images of knees with a varied appearance; `None` to draw it for every
             image.
+        contrast_shares: relative frequency of each of `CONTRASTS` among knees with a varied appearance.
     """
 
     regions: UInt8[Tensor, "slices bank_y bank_x"]
@@ -85,6 +86,7 @@ class VariedImages:
     shares: Sequence[float | int] = (0.40, 0.12, 0.30, 0.18)
     noisy_share: float | int = 0.25
     pixel_mm: tuple[float, float] | None = None
+    contrast_shares: Sequence[float | int] = (0.40, 0.20, 0.15, 0.25)
 
     def __call__(
         self, generator: Generator, n: int, size: tuple[int, int]
@@ -136,7 +138,7 @@ class VariedImages:
 
     def _varied(self, generator, n, fine):
         regions = self._knee_regions(generator, n, fine)
-        level, texture = _draw_contrast(generator, n)
+        level, texture = _draw_contrast(generator, n, self.contrast_shares)
         water = _paint(generator, regions, level, texture)
         is_fat = torch.tensor([name in ("fat", "hoffa", "marrow", "scar") for name in REGIONS], device=regions.device)
         fat = torch.where(is_fat[regions], water, 0)
@@ -194,17 +196,18 @@ def _knee_pixel_mm(fine: tuple[int, int]) -> tuple[float, float]:
     return max(0.4, 60 * side_mm), max(0.5, min(2.0, 230 * side_mm))
 
 
-def _draw_contrast(generator: Generator, n: int) -> tuple[Float[Tensor, "n region"], Float[Tensor, "n region 4"]]:
+def _draw_contrast(
+    generator: Generator, n: int, shares: Sequence[float | int]
+) -> tuple[Float[Tensor, "n region"], Float[Tensor, "n region 4"]]:
     """Draw the intensity of every region, and the relative amplitudes of its four textures."""
     device = generator.device
-    contrast = torch.multinomial(
-        torch.tensor([0.40, 0.20, 0.15, 0.25], device=device), n, replacement=True, generator=generator
-    )
+    weights = torch.tensor(shares, dtype=torch.float32, device=device)
+    contrast = torch.multinomial(weights, n, replacement=True, generator=generator)
     strength = torch.exp(0.6 * torch.randn((n, 1), generator=generator, device=device)).clamp(0.15, 2.0)
     level = torch.zeros((n, len(REGIONS)), device=device)
     texture = torch.zeros((n, len(REGIONS), 4), device=device)
     for tissue, names in _TISSUES.items():
-        low, high = torch.tensor(_CONTRASTS[tissue], device=device)[contrast].unbind(dim=1)
+        low, high = torch.tensor(_LEVELS[tissue], device=device)[contrast].unbind(dim=1)
         common = low + (high - low) * uniform(generator, (n,))
         largest = torch.tensor(_TEXTURES[tissue], device=device)
         amplitude = largest * strength * uniform(generator, (n, 4)) ** 1.5

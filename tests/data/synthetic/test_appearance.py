@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sgr_diffusers.data.synthetic.anatomy_bank import BANK_SHAPE, LABEL_OF_REGION, balanced_order, knee_slices
-from sgr_diffusers.data.synthetic.appearance import VariedImages, varied_acquisition
+from sgr_diffusers.data.synthetic.appearance import CONTRASTS, VariedImages, varied_acquisition
 from sgr_diffusers.data.synthetic.canvas import REGIONS
 from sgr_diffusers.data.synthetic.fields import dead_leaves, smooth_fields, texture_fields
 
@@ -65,6 +65,24 @@ def test_contrast_is_drawn_anew_for_each_image(bank):
     body = images.abs() > 0.05
     means = torch.tensor([float(image[inside].mean()) for image, inside in zip(images.abs(), body, strict=True)])
     assert means.std() > 0.05
+
+
+def test_images_of_one_contrast_differ_from_those_of_another_in_nothing_else():
+    y, x = torch.meshgrid(*(torch.arange(k) - k / 2 for k in BANK_SHAPE), indexing="ij")
+    regions = torch.full(BANK_SHAPE, REGIONS.index("fat"), dtype=torch.uint8)
+    regions[(y / 50) ** 2 + (x / 40) ** 2 < 1] = REGIONS.index("femoral_cartilage")
+
+    def draw(contrast):
+        shares = [name == contrast for name in CONTRASTS]
+        source = VariedImages(*(2 * [regions[None]]), None, (1, 0, 0, 0), 0, (1.6, 1.6), shares)
+        images, labels = source(seeded(), 16, (96, 80))
+        inside, outside = (torch.where(mask, images.abs(), torch.nan) for mask in (labels > 0, labels == 0))
+        is_bright = inside.nanmean(dim=(1, 2)) > outside.nanmean(dim=(1, 2))
+        return labels, float(is_bright.float().mean())
+
+    (labels, bright_in_qdess), (same, bright_in_t1) = draw("qDESS with water excitation"), draw("T1")
+    assert torch.equal(labels, same)
+    assert bright_in_qdess > 0.8 > 0.2 > bright_in_t1  # shading may turn one round
 
 
 def test_noise_is_added_to_the_share_that_is_asked_for():

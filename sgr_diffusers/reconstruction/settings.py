@@ -10,6 +10,7 @@ __all__ = ["DTYPES", "FAST_STEPS", "SamplingSettings"]
 
 DTYPES = ("float32", "float16", "bfloat16")
 FAST_STEPS = 25
+_START_OF_MEAN = 250  # first fast timestep for the mean of samples, which needs no steps above (docs/results.md)
 _CLASS = Rule("a name or a label number", lambda value: True, lambda text: int(text) if text.isdigit() else text)
 
 
@@ -66,7 +67,7 @@ class SamplingSettings(CallSettings):
     def visited_timesteps(self) -> list[int] | None:
         """Timesteps that the pipeline visits; `None` for the scheduler's choice."""
         if self.fast:
-            return fast_timesteps(self.num_inference_steps)
+            return fast_timesteps(self.num_inference_steps, _START_OF_MEAN if self.num_samples > 1 else None)
         return None if self.timesteps is None else list(self.timesteps)
 
     def call_arguments(self) -> dict[str, Any]:

@@ -34,9 +34,8 @@ from real_cases import READERS, Case, Source, undersample
 from sgr_diffusers import SGRMRIPipeline
 from sgr_diffusers.evaluation.metrics import psnr, ssim
 from sgr_diffusers.pipeline.output import SGRMRIPipelineOutput
-from sgr_diffusers.reconstruction.settings import DTYPES
+from sgr_diffusers.reconstruction.settings import DTYPES, SamplingSettings
 from sgr_diffusers.reconstruction.volume import with_fast_scheduler
-from sgr_diffusers.schedulers.timesteps import fast_timesteps
 from sgr_diffusers.utils.weights import weights_hash
 
 matplotlib.use("Agg")
@@ -83,12 +82,14 @@ def reconstruct(
 ) -> SGRMRIPipelineOutput:
     """Plain reconstruction of a case. The value "sigma" of a setting stands for the noise of the case."""
     arguments = {name: case.scan.sigma if value == "sigma" else value for name, value in setting.items()}
+    n_samples = sampling.get("num_samples", 1)
+    settings = SamplingSettings(num_inference_steps=args.steps, fast=True, target="none", num_samples=n_samples)
     return pipe(
         case.kspace[None],
         case.mask,
         target="none",
         coil_maps=case.scan.coil_maps[None],
-        timesteps=fast_timesteps(args.steps),
+        timesteps=settings.visited_timesteps,
         generator=torch.Generator().manual_seed(args.seed),
         **arguments,
         **sampling,

@@ -50,6 +50,12 @@ def test_the_number_of_steps_follows_from_the_way_they_are_chosen(given, n_steps
     assert asdict(settings)["num_inference_steps"] == n_steps
 
 
+def test_fast_steps_of_the_mean_of_samples_start_at_less_noise():
+    one, several = (SamplingSettings(target="none", fast=True, num_samples=n).visited_timesteps for n in (1, 2))
+    assert len(one) == len(several) == 25
+    assert (one[0], several[0]) == (500, 250)
+
+
 def test_an_evaluation_records_the_timesteps_that_it_visits():
     identity = EvaluationSettings(fast=True, num_inference_steps=4).identity()
     assert len(identity["timesteps"]) == identity["num_inference_steps"] == 4 and identity["echo"] == 1

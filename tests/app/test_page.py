@@ -56,6 +56,11 @@ new MutationObserver(() => {
     if (!window.notices.includes(notice.innerText)) window.notices.push(notice.innerText);
 }).observe(document, {childList: true, subtree: true, characterData: true});
 """
+# Gradio fades what it is about to replace, and fades it in again; text is too faint for its background meanwhile.
+UNCHANGING = """
+() => !document.querySelector('.pending')
+  && !document.getAnimations().some(each => each instanceof CSSTransition && each.playState === 'running')
+"""
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[app]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")
@@ -279,6 +284,7 @@ def test_axe_finds_nothing(open_page, scheme):
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 
     def violations():
+        page.wait_for_function(UNCHANGING)
         found = axe.run(page, options=rules).response["violations"]
         return {(each["id"], node["html"][:200]) for each in found for node in each["nodes"]}
 

@@ -48,6 +48,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", help="HDF5 file whose data set `image` (n, y, x) holds uint8 pictures")
     parser.add_argument("--folds", type=int, nargs="+", help="take pictures whose `fold` is one of these")
     parser.add_argument("--noisy-share", type=float, default=0.25, help="share of images with noise")
+    parser.add_argument(
+        "--snr-gamma",
+        type=float,
+        default=VariedPriorLoss.snr_gamma,
+        help="draw timesteps of the prior by min-SNR weights of this gamma; larger values: more often little noise",
+    )
     parser.add_argument("--bank-slices", type=int, default=1000, help="slices of synthetic knees")
     parser.add_argument("--bank", help="file that keeps these slices for the next run (default: OUTPUT_DIR/bank.npz)")
     parser.add_argument("--validation-images", type=int, default=32, help="images of each validation")
@@ -128,7 +134,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.network == "prior":
         scheduler = create_scheduler("v_prediction")
         task = {
-            "compute_loss": VariedPriorLoss(source, scheduler=scheduler),
+            "compute_loss": VariedPriorLoss(source, scheduler=scheduler, snr_gamma=args.snr_gamma),
             "validate": PriorValidation(scheduler, complex_to_channels(images), _VALIDATION_TIMESTEPS, options.seed),
             "name": "unet",
             "companions": {"scheduler": scheduler},
@@ -140,6 +146,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "name": "segmentation_model",
         }
     data = {"bank_slices": args.bank_slices, "noisy_share": args.noisy_share, "folds": args.folds}
+    if args.network == "prior":
+        data["snr_gamma"] = args.snr_gamma
     data |= {"pictures": 0 if pictures is None else len(pictures)}
     output_dir = Path(options.output_dir)
     with only_run(output_dir, "output_dir"):

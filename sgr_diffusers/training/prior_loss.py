@@ -64,8 +64,11 @@ def timestep_density(
 
     Args:
         scheduler: scheduler that gives the noise levels and the prediction type.
-        gamma: gamma of the min-SNR weights.
+        gamma: gamma of the min-SNR weights. The larger, the more often timesteps of little noise are drawn.
         uniform_share: share that is drawn uniformly, so that no timestep is forgotten.
+
+    Raises:
+        ValueError: `gamma` is not positive.
     """
     timesteps = torch.arange(scheduler.config.num_train_timesteps)
     weights = min_snr_weights(scheduler, timesteps, gamma)
@@ -81,9 +84,16 @@ def min_snr_weights(
         scheduler: scheduler that gives the noise levels and the prediction type.
         timesteps: timesteps of the batch.
         gamma: gamma of the weights, 5 in their paper; ``None`` weights every timestep with 1.
+
+    Raises:
+        ValueError: `gamma` is not positive.
     """
     if gamma is None:
         return torch.ones(timesteps.shape, device=timesteps.device)
+    if not gamma > 0:
+        raise ValueError(
+            f"The gamma of the min-SNR weights must be positive, got {gamma}. Leave it out for the default."
+        )
     alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].double()
     snr = alphas_cumprod / (1 - alphas_cumprod)
     clipped = snr.clamp_max(gamma)

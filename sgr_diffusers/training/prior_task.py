@@ -78,11 +78,8 @@ class PriorLoss:
         Raises:
             ValueError: `snr_gamma` is not positive.
         """
-        if self.snr_gamma is not None and not self.snr_gamma > 0:
-            raise ValueError(f"`snr_gamma` must be positive, got {self.snr_gamma}. Leave it out for no weights.")
-        self._density = None
-        if self.timestep_sampling == "importance":
-            self._density = timestep_density(self.scheduler, 5 if self.snr_gamma is None else self.snr_gamma)
+        density = timestep_density(self.scheduler, 5 if self.snr_gamma is None else self.snr_gamma)
+        self._density = density if self.timestep_sampling == "importance" else None
 
     def __call__(self, network: nn.Module, batch: dict[str, Any], generator: Generator) -> Float[Tensor, ""]:
         """Mean over the batch; everything random comes from the generator."""

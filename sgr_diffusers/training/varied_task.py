@@ -81,14 +81,21 @@ class VariedPriorLoss(_VariedBatches):
     scheduler: DDIMScheduler
     snr_gamma: float | int | None = 5
 
+    def __post_init__(self) -> None:
+        """Turn the weights into a density.
+
+        Raises:
+            ValueError: `snr_gamma` is not positive.
+        """
+        self._density = None if self.snr_gamma is None else timestep_density(self.scheduler, self.snr_gamma)
+
     def __call__(self, network: nn.Module, batch: dict[str, Any], generator: Generator) -> Float[Tensor, ""]:
         """Return the mean over the batch; everything random comes from the generator."""
         images, _, drawing = self._draw(len(batch["draw"]), generator)
         channels = complex_to_channels(images)
-        density = None if self.snr_gamma is None else timestep_density(self.scheduler, self.snr_gamma)
-        method = "stratified" if density is None else "importance"
+        method = "stratified" if self._density is None else "importance"
         n_timesteps = self.scheduler.config.num_train_timesteps
-        timesteps = draw_timesteps(len(images), n_timesteps, generator, method, density)
+        timesteps = draw_timesteps(len(images), n_timesteps, generator, method, self._density)
         noise = torch.randn(channels.shape, generator=drawing, device=channels.device)
         return denoising_loss(network, self.scheduler, channels, noise, timesteps.to(channels.device))
 

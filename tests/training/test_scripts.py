@@ -177,7 +177,7 @@ def test_other_ways_to_the_same_loss(data, tmp_path, mode):
         ("train_prior", ["--use-8bit-adam"], ImportError, "pip install bitsandbytes"),
         ("train_segmentation", ["--adversarial-fraction", 2], ValueError, "`adversarial_fraction`"),
         ("train_segmentation", ["--echo", 7], IndexError, "`echo` 7"),
-        ("train_prior", ["--snr-gamma", -1], ValueError, "`snr_gamma` must be positive"),
+        ("train_prior", ["--snr-gamma", -1], ValueError, "min-SNR weights must be positive, got -1"),
         ("train_prior", ["--validation-timesteps", 1000], ValueError, "must be in 0..999"),
         ("train_prior", ["--validation-inference-steps", 0], ValueError, "must be in 1..1000, got 0"),
         ("train_prior", ["--validation-samples", -1], ValueError, "`n_samples` must not be negative"),

@@ -37,9 +37,10 @@ def pictures(tmp_path):
 
 
 def test_prior_resumes_to_the_bit(tmp_path, pictures):
-    options = ["--pictures", pictures, "--folds", 1, 3, "--noisy-share", 0.6]
+    options = ["--pictures", pictures, "--folds", 1, 3, "--noisy-share", 0.6, "--snr-gamma", 50]
     record = train("prior", tmp_path / "whole", *options, "--max-train-steps", 3)
-    assert record["data"] == {"bank_slices": 2, "noisy_share": 0.6, "folds": [1, 3], "pictures": 2}
+    data = {"bank_slices": 2, "noisy_share": 0.6, "snr_gamma": 50, "folds": [1, 3], "pictures": 2}
+    assert record["data"] == data
     assert record["history"][-1]["val_eps_mse"] > 0
     train("prior", tmp_path / "parts", *options, "--max-train-steps", 2)
     resumed = [*options, "--max-train-steps", 3, "--resume-from-checkpoint", "latest"]
@@ -78,7 +79,7 @@ def test_batches_of_other_sizes_have_as_many_pixels():
     assert set(shapes) == {(4, 2, 32, 32), (2, 2, 64, 32)}
 
 
-@pytest.mark.parametrize("gamma", [None, 5])
+@pytest.mark.parametrize("gamma", [None, 5, 50])
 def test_timesteps_are_drawn_evenly_or_where_they_weigh_most(gamma):
     drawn = []
 

@@ -169,15 +169,15 @@ def _claim(claims: Path, name: str) -> Iterator[bool]:
         return
     number = numbers[-1] + 1 if numbers else 0
     path = claims / f"{key}.{number}"
+    lock, ended = None, Event()
+    heartbeat = Thread(target=_beat, args=(path, ended), daemon=True)
     try:
         claims.mkdir(exist_ok=True)
         path.touch(exist_ok=False)
     except (FileExistsError, FileNotFoundError):  # another process was faster, or has removed the folder
         yield False
         return
-    lock, ended = None, Event()
-    heartbeat = Thread(target=_beat, args=(path, ended), daemon=True)
-    try:
+    try:  # at once, so that an interruption leaves no file of this claim
         lock = lock_path(path, waits=False)
         # Who holds the claim is written once it is locked: only then may others try the lock.
         path.write_text(json.dumps({"unit": name, "machine": socket.gethostname(), "process": os.getpid()}))

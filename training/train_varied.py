@@ -52,7 +52,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--snr-gamma",
         type=float,
         default=VariedPriorLoss.snr_gamma,
-        help="draw timesteps of the prior by min-SNR weights of this gamma; larger values: more often little noise",
+        help="gamma of the min-SNR weights by which timesteps of the prior are drawn; the larger, the less noise",
     )
     parser.add_argument("--bank-slices", type=int, default=1000, help="slices of synthetic knees")
     parser.add_argument("--bank", help="file that keeps these slices for the next run (default: OUTPUT_DIR/bank.npz)")

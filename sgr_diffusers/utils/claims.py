@@ -177,7 +177,7 @@ def _claim(claims: Path, name: str) -> Iterator[bool]:
     except (FileExistsError, FileNotFoundError):  # another process was faster, or has removed the folder
         yield False
         return
-    try:  # at once, so that an interruption leaves no file of this claim
+    try:  # right after the file is made, so that an interruption does not leave it
         lock = lock_path(path, waits=False)
         # Who holds the claim is written once it is locked: only then may others try the lock.
         path.write_text(json.dumps({"unit": name, "machine": socket.gethostname(), "process": os.getpid()}))

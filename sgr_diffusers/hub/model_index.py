@@ -188,6 +188,9 @@ def check_settings(settings: dict[str, Any], where: str = "") -> None:
         "scale_correction": (0, 1e6),
         "guidance_strength": (0, 1e3),
         "guidance_from": (0, 1),
+        "noise_of_mean": (0, 1),
+        "timestep_of_mean": (0, 1),
+        "deviation_of_mean": (0, 1),
     }
     for name, (least, most) in {**limits, "cg_iterations": (-1, 1000)}.items():
         if name not in settings:

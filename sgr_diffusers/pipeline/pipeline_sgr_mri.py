@@ -69,6 +69,15 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         is_equivariant: flag for a prior that was trained on images in all orientations and phases. Each step then
             shows it the images turned, mirrored and with another phase, and turns its output back, so that its errors
             average out over the steps (Terris et al., "Equivariant plug-and-play image reconstruction", CVPR 2024).
+        noise_of_mean: factor of all noise that is drawn with `combine="mean"`, above 0 and up to 1. For a Gaussian
+            prior the mean does not depend on it. For others, the mean of samples with less noise can have less error:
+            to be chosen on validation scans.
+        timestep_of_mean: factor of the timestep that the prior is given with `combine="mean"`, above 0 and up to 1. A
+            prior whose clean images are too smooth leaves more detail where it is told of less noise: to be chosen on
+            validation scans. Unless it is 1, the prior must take timesteps between whole numbers.
+        deviation_of_mean: deviation of the samples that these two leave, as share of that of samples with all of the
+            noise, above 0 and up to 1; the `standard_deviation` of a call is divided by it. For a Gaussian prior it is
+            `noise_of_mean`: to be measured on validation scans.
         trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
     """
 
@@ -99,6 +108,9 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         consistency: str = "cg",
         denoising_variance: dict[str, list[float]] | None = None,
         is_equivariant: bool = False,
+        noise_of_mean: float = 1.0,
+        timestep_of_mean: float = 1.0,
+        deviation_of_mean: float = 1.0,
     ):
         """Register the components.
 
@@ -118,6 +130,9 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
             "consistency": consistency,
             "denoising_variance": denoising_variance,
             "is_equivariant": is_equivariant,
+            "noise_of_mean": noise_of_mean,
+            "timestep_of_mean": timestep_of_mean,
+            "deviation_of_mean": deviation_of_mean,
         }
         check_settings(settings)
         self.register_modules(unet=unet, scheduler=scheduler, segmentation_model=segmentation_model)
@@ -289,11 +304,13 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         generators = image_generators(
             generator, n_slices, branches.per_slice, num_samples, self._execution_device, in_pairs
         )
-        signs = branches.alternating_signs(self._execution_device) if in_pairs else None
-        sampler = self.prepare_sampler(settings, generators, timesteps, signs)
+        noise_factors = None
+        if in_pairs:
+            noise_factors = self.config.noise_of_mean * branches.alternating_signs(self._execution_device)
+        sampler = self.prepare_sampler(settings, generators, timesteps, noise_factors)
         plan = self.prepare_guidance(guidance, sampler, guidance_strength)
         latents = self.prepare_latents(branches, size, generators, sampler.init_noise_sigma, latents)  # image, 2, y, x
-        latents = latents if signs is None else signs[:, None, None, None] * latents
+        latents = latents if noise_factors is None else noise_factors[:, None, None, None] * latents
 
         # 5. Reverse steps; the last ends in the clean image, so that no noise is left whatever the scheduler ends with
         denoiser = Denoiser(self.unet, self.segmentation_model, problem, branches, batch_size)
@@ -304,7 +321,10 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
             pushing = scale_guidance(plan[i], self._guidance_scale)
             n_iterations = 0 if i == last else settings.cg_iterations
             symmetry = Symmetry.of_step(i) if self.config.is_equivariant else Symmetry()
-            estimate = denoiser(noisy, Step(sampler.network_timesteps[i], level, n_iterations, pushing, symmetry))
+            timestep = sampler.network_timesteps[i]
+            if in_pairs and self.config.timestep_of_mean != 1:
+                timestep = self.config.timestep_of_mean * timestep
+            estimate = denoiser(noisy, Step(timestep, level, n_iterations, pushing, symmetry))
             latents = estimate.x0
             if i < last:
                 latents = sampler.step(level, t, estimate.x0_consistent, estimate.eps + estimate.push)  # Eq. 13
@@ -325,6 +345,7 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
             of_samples = Denoiser(self.unet, None, problem, branches, batch_size)  # only the mean is segmented
             samples = of_samples.finish(latents, final_consistency)[0]  # slice, 1, sample, y, x
             deviation = samples.std(dim=2, correction=0) * problem.scale[:, None, None, None]
+            deviation = deviation / self.config.deviation_of_mean
             latents, targets = latents.unflatten(0, (n_slices, num_samples)).mean(dim=1), ("mean",)
             denoiser = Denoiser(
                 self.unet, self.segmentation_model, problem, Branches(n_slices, (0,), targets), batch_size

@@ -103,7 +103,7 @@ class PreparationMixin(_Base):
         settings: CallSettings,
         generators: list[Generator],
         timesteps: Sequence[int] | None = None,
-        noise_signs: Float[Tensor, " image"] | None = None,
+        noise_factors: Float[Tensor, " image"] | None = None,
     ) -> ScheduledSampler:
         """Set the timesteps of the scheduler.
 
@@ -111,10 +111,10 @@ class PreparationMixin(_Base):
             settings: settings of the call.
             generators: generator of the noise of each image.
             timesteps: falling timesteps to visit; `None` for the scheduler's choice.
-            noise_signs: sign of the fresh noise of each image; `None` for 1.
+            noise_factors: factor of the fresh noise of each image; `None` for 1.
         """
         steps = settings.num_inference_steps, settings.eta
-        return ScheduledSampler(self.scheduler, *steps, generators, self._execution_device, timesteps, noise_signs)
+        return ScheduledSampler(self.scheduler, *steps, generators, self._execution_device, timesteps, noise_factors)
 
     def prepare_guidance(
         self, guidance: Sequence[Guidance], sampler: ScheduledSampler, strength: float | None

@@ -115,7 +115,7 @@ class ScheduledSampler:
         generators: list[Generator],
         device: torch.device,
         timesteps: Sequence[int] | None = None,
-        noise_signs: Float[Tensor, " image"] | None = None,
+        noise_factors: Float[Tensor, " image"] | None = None,
     ) -> None:
         """Set the timesteps.
 
@@ -127,7 +127,7 @@ class ScheduledSampler:
             generators: generators of fresh noise, one for each image; equal ones give equal noise.
             device: device of the networks.
             timesteps: timesteps to visit, in place of `num_inference_steps` of the scheduler's own choice.
-            noise_signs: sign, 1 or -1, that the fresh noise of each image is multiplied by; `None` for 1.
+            noise_factors: factor, not 0, of the fresh noise of each image; `None` for 1.
 
         Raises:
             ValueError: by the scheduler, if it cannot make that many steps; or it would start without noise, as
@@ -138,7 +138,7 @@ class ScheduledSampler:
         if self.prediction_type not in NATIVE_TYPES[self._name]:
             scheduler = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
         self._scheduler, self._generators = scheduler, generators
-        self._signs = 1.0 if noise_signs is None else noise_signs[:, None, None, None]
+        self._factors = 1.0 if noise_factors is None else noise_factors[:, None, None, None]
         self._has_own_timesteps = timesteps is not None
         # Schedulers compute with the numbers of their steps on the host: on another device each would be waited for.
         try:
@@ -257,8 +257,8 @@ class ScheduledSampler:
 
     def step(self, level: NoiseLevel, timestep: Tensor, x0: Channels, eps: Channels) -> Channels:
         """Compute the latents after the step, from its (data-consistent) clean image and (pushed) noise."""
-        # A step is linear in images and noise: the negative of a step of the negative image has the noise negated.
-        scheduler, x0, eps = self._scheduler, self._signs * x0, self._signs * eps
+        # A step is linear in images and noise: f times a step of the image over f has f times the noise.
+        scheduler, x0, eps = self._scheduler, x0 / self._factors, eps / self._factors
         latents = level.noisy_image(x0, eps)
         if NOISE_LEVEL[self._name] == "exploding":
             latents = latents / level.alpha
@@ -273,7 +273,7 @@ class ScheduledSampler:
         told = NoiseLevel(level.alpha, level.sigma, prediction_type_of(scheduler))
         output = told.to_model_output(x0, eps)
         self._latents = scheduler.step(output, timestep, latents, **self._step_arguments).prev_sample
-        return self._signs * self._latents
+        return self._factors * self._latents
 
     def _sigma(self) -> Tensor:
         """Return sigma of the next evaluation, in the scheduler's own count."""

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 from diffusers.callbacks import PipelineCallback
 
 from sgr_diffusers import SenseOperator, SGRMRIPipeline, SGRMRIPipelineOutput
@@ -253,6 +254,24 @@ def test_samples_are_combined_to_their_mean_and_deviation():
     again = call(pipe, target="none", num_samples=3, combine="mean", batch_size=1)
     torch.testing.assert_close(again.standard_deviation, out.standard_deviation, rtol=1e-3, atol=1e-4)
     assert call(pipe, target="none", num_samples=3).standard_deviation is None
+
+
+class Listening(UNet2DModel):
+    """A prior that keeps the timesteps that it was given."""
+
+    def forward(self, sample, timestep, return_dict=True):
+        self.heard.append(float(timestep))
+        return super().forward(sample, timestep, return_dict=return_dict)
+
+
+@pytest.mark.parametrize(("combine", "factor"), [("mean", 0.75), (None, 1.0)])
+def test_only_for_a_mean_the_prior_is_told_of_less_noise_than_there_is(tmp_path, combine, factor):
+    build("unet", timestep_of_mean=0.75).save_pretrained(tmp_path)
+    pipe = SGRMRIPipeline.from_pretrained(tmp_path)
+    pipe.register_modules(unet=build_unet(Listening))
+    pipe.unet.heard = []
+    call(pipe, target="none", num_samples=2, combine=combine, num_inference_steps=4)
+    assert pipe.unet.heard == [factor * float(t) for t in pipe.scheduler.timesteps]
 
 
 def test_latents_without_fresh_noise_are_deterministic():

@@ -139,12 +139,15 @@ def test_posterior_by_ddim_with_fresh_noise(eta):
     assert abs(float(variance.mean()) - 1) < (0.15 if eta else 0.10), float(variance.mean())
 
 
+@pytest.mark.parametrize("noise", [1.0, 0.5])
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler"])
-def test_mean_of_two_opposite_samples_is_the_posterior_mean(name):
+def test_mean_of_two_opposite_samples_is_the_posterior_mean(name, noise):
     """Of a Gaussian prior exactly, where the mean of two independent samples has half of the prior's variance."""
     kspace, mask = measurement()
     arguments = {"target": "none", "num_inference_steps": 50, "generator": seeded(1)}
-    out = pipeline(name, "v_prediction")(kspace, mask, num_samples=2, combine="mean", **arguments)
+    pipe = pipeline(name, "v_prediction")
+    pipe.register_to_config(noise_of_mean=noise, deviation_of_mean=noise)
+    out = pipe(kspace, mask, num_samples=2, combine="mean", **arguments)
     expected = ifft2c(torch.where(mask, kspace, fft2c(mean_image())))
     error = (out.images[0, 0, 0] - expected).abs().square().mean()
     assert error < 1e-3 * power().mean()

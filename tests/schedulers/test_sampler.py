@@ -229,7 +229,7 @@ def test_noise_of_opposite_sign_gives_the_opposite_image(name, prediction_type):
     """The denoiser is odd, and both signs draw the same noise, whatever the memory of the scheduler."""
     alike, signs = [*seeded(1), *seeded(1)], torch.tensor([1.0, -1.0])
     scheduler, n = create(name, prediction_type), n_steps_of(name, 10)
-    sampler = ScheduledSampler(scheduler, n, 1.0, alike, CPU, noise_signs=signs)
+    sampler = ScheduledSampler(scheduler, n, 1.0, alike, CPU, noise_factors=signs)
     latents = torch.cat([draw(1, 2, 6, 6), -draw(1, 2, 6, 6)]) * sampler.init_noise_sigma
     for t in sampler.timesteps[:-1]:
         noisy, level = sampler.model_input(latents, t), sampler.level(t)

@@ -24,10 +24,10 @@ def general_card(folder: str | Path) -> str:
     """Render the card of the general checkpoint.
 
     Args:
-        folder: folder of the checkpoint, with `training/prior.json` and `training/segmentation.json`, the records of
-            the trainings, `evaluation/segmentation.json` of `tests/benchmarks/benchmark_segmentation.py`,
-            `evaluation/real_scans.csv` of `tests/benchmarks/benchmark_real.py`, and `evaluation/table1.csv` of `sgr
-            report` on varied knees.
+        folder: folder of the checkpoint, with `model_index.json`, `training/prior.json` and
+            `training/segmentation.json`, the records of the trainings, `evaluation/segmentation.json` of
+            `tests/benchmarks/benchmark_segmentation.py`, `evaluation/real_scans.csv` of
+            `tests/benchmarks/benchmark_real.py`, and `evaluation/table1.csv` of `sgr report` on varied knees.
     """
     folder = Path(folder)
     records = {
@@ -36,6 +36,7 @@ def general_card(folder: str | Path) -> str:
             ("prior", "training/prior.json"),
             ("segmentation", "training/segmentation.json"),
             ("dice", "evaluation/segmentation.json"),
+            ("settings", "model_index.json"),
         )
     }
     rows = [

@@ -9,7 +9,7 @@ measurement and coil maps. `nrmse_magnitude` is the same of magnitudes; PSNR and
 baselines are tuned on the reference of every case by NRMSE (an oracle; ours is not tuned) and kept in the cache. The
 reference "fully sampled" shares its noise with the measurement; simulated cases are compared with "noise free" too.
 The mean is that of pairs of samples with opposite noise (`combine="mean"`), the sample an independent one. Dispersion
-is the variance of the samples over the squared error of their mean, pixel sums; 1 if both agree.
+is the square of `standard_deviation` over the squared error of the mean, pixel sums; 1 if both agree.
 Knees and brains of magnitude images have simulated phase, coils and noise. Writes results.csv, results.json and a
 picture of every case.
 """

@@ -28,8 +28,9 @@ class SGRMRIPipelineOutput(BaseOutput):
             "mean".
         zero_filled: zero-filled image A^H y `(batch, y, x)`, complex64, in the unit of the k-space given.
         scale: number `(batch,)`, float32, that each slice was divided by to bring it to the scale of the prior.
-        standard_deviation: standard deviation `(batch, class, y, x)`, float32, of the samples in each pixel, in the
-            unit of the k-space given, over the checkpoint's `deviation_of_mean`; `None` without `combine="mean"`.
+        standard_deviation: standard deviation `(batch, class, y, x)`, float32, of each complex pixel around the mean,
+            in the unit of the k-space given: that of the samples, over the checkpoint's `deviation_of_mean`, and that
+            of the noise which the last step carries into all of them; `None` without `combine="mean"`.
         target_volumes_mm3: volume `(class, target)`, float32, that guidance by `target_volume_mm3` was to reach in all
             slices together, NaN for a class without one; `None` without such guidance. With `coverage`, the ends of
             the calibrated interval of each class.

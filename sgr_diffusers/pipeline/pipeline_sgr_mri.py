@@ -76,8 +76,8 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
             prior whose clean images are too smooth leaves more detail where it is told of less noise: to be chosen on
             validation scans. Unless it is 1, the prior must take timesteps between whole numbers.
         deviation_of_mean: deviation of the samples that these two leave, as share of that of samples with all of the
-            noise, above 0 and up to 1; the `standard_deviation` of a call is divided by it. For a Gaussian prior it is
-            `noise_of_mean`: to be measured on validation scans.
+            noise, above 0 and up to 1; it is divided by this for the `standard_deviation` of a call. For a Gaussian
+            prior it is `noise_of_mean`: to be measured on validation scans.
         trained_with: `noise_fingerprint` that schedulers set later must fit; `None` takes it from this one.
     """
 
@@ -344,8 +344,9 @@ class SGRMRIPipeline(PreparationMixin, ComponentsMixin, RepositoryMixin, Diffusi
         if combine == "mean":
             of_samples = Denoiser(self.unet, None, problem, branches, batch_size)  # only the mean is segmented
             samples = of_samples.finish(latents, final_consistency)[0]  # slice, 1, sample, y, x
-            deviation = samples.std(dim=2, correction=0) * problem.scale[:, None, None, None]
-            deviation = deviation / self.config.deviation_of_mean
+            deviation = samples.std(dim=2, correction=0) / self.config.deviation_of_mean  # slice, 1, y, x
+            noise = problem.finishing_noise(final_consistency, [generators[k] for k in branches.first_of_slices])
+            deviation = (deviation**2 + noise[:, None]).sqrt() * problem.scale[:, None, None, None]
             latents, targets = latents.unflatten(0, (n_slices, num_samples)).mean(dim=1), ("mean",)
             denoiser = Denoiser(
                 self.unet, self.segmentation_model, problem, Branches(n_slices, (0,), targets), batch_size

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Complex, Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..mri.consistency import StepConsistency, data_residual, fully_consistent
 from ..mri.operators import SenseOperator, channels_to_complex, complex_to_channels
@@ -14,6 +16,7 @@ from .inputs import Measurement, slice_scale
 __all__ = ["Problem"]
 
 Slices = slice | Int[Tensor, " image"]
+_REPLICAS = 16  # of the noise: its variance in a pixel is then known within a quarter, that of an image far better
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,25 @@ class Problem:
         operator, kspace = self.operator[slices], self.kspace[slices]
         image = fully_consistent(operator, channels_to_complex(x0), kspace, method)
         return image, data_residual(operator, image, kspace)
+
+    def finishing_noise(self, method: str, generators: Sequence[Generator]) -> Float[Tensor, "slice y x"]:
+        """Measure how much noise `finish` carries from the measurement into images.
+
+        By pseudo replicas (Robson et al., Magnetic Resonance in Medicine 60, 2008): noise is drawn in place of the
+        measurement, and taken through the last step, which is linear.
+
+        Args:
+            method: one of `mri.consistency.FINAL_CONSISTENCY`.
+            generators: generator of the noise of each slice.
+
+        Returns:
+            Variance of each complex pixel, in the scale of the prior squared.
+        """
+        variances = []
+        for k, generator in enumerate(generators):
+            shape = _REPLICAS, *self.kspace.shape[1:]
+            noise = randn_tensor(shape, generator, self.kspace.device, self.kspace.dtype)  # of variance 1
+            noise = noise * 2**0.5 * self.noise_std[k, :, None, None]
+            nothing = torch.zeros_like(noise[:, 0])
+            variances.append(fully_consistent(self.operator[k : k + 1], nothing, noise, method).abs().square().mean(0))
+        return torch.stack(variances)

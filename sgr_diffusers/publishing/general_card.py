@@ -55,13 +55,16 @@ def real_scans(folder: str | Path) -> pd.DataFrame:
 
     Returns:
         Columns `n`, NRMSE of `l1_wavelet`, `l1_wavelet_bart`, `sample` and `mean`, of the mean of samples `ratio` and
-        `ratio_bart` (means of the ratios to the two) and `dispersion`, and `ratio_sample`, by `kind` and
-        `acceleration`.
+        `ratio_bart` (means of the ratios to the two) and `dispersion`, `ratio_sample`, and `dispersion_noise_free`
+        (against the image without simulated noise; NaN where there is none), by `kind` and `acceleration`.
     """
     table = pd.read_csv(Path(folder, "evaluation", "real_scans.csv"))
     groups = table[table["against"] == "fully sampled"].groupby(["kind", "acceleration", "method"])
+    noise_free = table[(table["against"] == "noise free") & (table["method"] == "mean")]
+    of_noise_free = noise_free.groupby(["kind", "acceleration"])["dispersion"].mean().rename("dispersion_noise_free")
     errors = groups["nrmse"].mean().unstack()[["l1_wavelet", "l1_wavelet_bart", "sample", "mean"]]
     ratios = groups[["ratio", "ratio_bart", "dispersion"]].mean()
     of_samples = ratios["ratio"].xs("sample", level="method").rename("ratio_sample")
     counts = groups.size().unstack()["mean"]
-    return errors.join(ratios.xs("mean", level="method")).join(of_samples).assign(n=counts).loc[list(KINDS)]
+    columns = errors.join(ratios.xs("mean", level="method")).join([of_samples, of_noise_free])
+    return columns.assign(n=counts).loc[list(KINDS)]

@@ -247,8 +247,8 @@ def write_images(
     reconstruction `unguided_image.nii.gz` and `unguided_segmentation.nii.gz`. A segmentation holds the labels of all
     classes in that reconstruction; there is none without a segmentation model. Slices that were left out between
     others widen the spacing. Of several samples, the image is their mean, and
-    `unguided_standard_deviation.nii.gz` shows how much they differ. The files say as much of the place in the patient
-    as is known, see `write_nifti`. With `ismrmrd` the same goes to `images.h5`, too, as a series each,
+    `unguided_standard_deviation.nii.gz` the standard deviation around it. The files say as much of the place in the
+    patient as is known, see `write_nifti`. With `ismrmrd` the same goes to `images.h5`, too, as a series each,
     named as the NIfTI files are.
     """
     from ..io.ismrmrd_writer import write_ismrmrd_images

@@ -198,7 +198,7 @@ def test_the_general_checkpoint_and_the_mean_of_samples(sgr, capsys):
     _, mean = volume_of("mean", "unguided_image.nii.gz")
     _, deviation = volume_of("mean", "unguided_standard_deviation.nii.gz")
     assert mean.shape == deviation.shape == one.shape and not np.allclose(mean, one, rtol=1e-2)
-    assert 0 < np.median(deviation) < np.median(mean)
+    assert np.median(deviation) > 0 and np.isfinite(deviation).all()
     assert sgr("--samples", "2", model="general", output="bounds") == 2
     assert "--samples 2 goes with --target none" in capsys.readouterr().err
 

@@ -156,6 +156,22 @@ def test_mean_of_two_opposite_samples_is_the_posterior_mean(name, noise):
     assert out.standard_deviation.square().mean() == pytest.approx(float(variance), rel=0.25)
 
 
+@pytest.mark.parametrize("method", ["replace", "least_squares"])
+def test_deviation_of_a_mean_has_the_noise_of_the_measurement(method):
+    kspace, mask = measurement()
+    noise_std = 0.3
+    noisy = kspace + mask * noise_std * torch.complex(*torch.randn(2, *SIZE, generator=seeded(5)))
+    pipe = pipeline("DDIMScheduler", "v_prediction")
+    arguments = {"target": "none", "num_samples": 2, "combine": "mean", "num_inference_steps": 10}
+    arguments |= {"final_consistency": method}
+    # by the method "cg", the level of the noise changes nothing else
+    out, without = (pipe(noisy, mask, noise_std=s, generator=seeded(1), **arguments) for s in (noise_std, 1e-6))
+    torch.testing.assert_close(out.images, without.images)
+    of_noise = (out.standard_deviation.square() - without.standard_deviation.square()).mean()
+    error = ifft2c(mask * fft2c(out.images[0, 0, 0]) - kspace).abs().square().mean()
+    assert of_noise == pytest.approx(float(error), rel=0.15)
+
+
 def test_saved_with_each_scheduler(tmp_path):
     for name, kind in NOISE_LEVEL.items():
         pipe = pipeline(name, "flow_prediction" if kind == "flow" else "v_prediction")

@@ -153,9 +153,12 @@ def table_note(settings: SamplingSettings) -> str:
 
 
 def figure_title(settings: SamplingSettings) -> str:
-    """Title of `bounds_figure` that says what the bounds are."""
+    """Title of `bounds_figure` that says what the images are."""
+    if settings.target == "none":
+        return "Reconstruction without guidance"
     if settings.coverage is None:
-        return "Lower and upper bound of each tissue; volumes of the slice shown"
+        bounds = {"both": "Lower and upper bound"}.get(settings.target, f"{settings.target.capitalize()} bound")
+        return f"{bounds} of each tissue; volumes of the slice shown"
     return f"Images at the ends of {settings.coverage:.0%} intervals of each tissue; volumes of the slice shown"
 
 

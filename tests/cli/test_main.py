@@ -22,6 +22,8 @@ from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from sgr_diffusers.mri.operators import fft2c
 from sgr_diffusers.reconstruction import volume
 from sgr_diffusers.reconstruction.demo import run_demo
+from sgr_diffusers.reconstruction.results import figure_title
+from sgr_diffusers.reconstruction.settings import SamplingSettings
 from sgr_diffusers.reconstruction.source import read_scan
 from tests.helpers.layout_fixture import TINY_SHAPE, write_tiny_skm_tea
 from tests.helpers.tiny_pipeline import save_tiny_pipeline
@@ -201,6 +203,19 @@ def test_the_general_checkpoint_and_the_mean_of_samples(sgr, capsys):
     assert np.median(deviation) > 0 and np.isfinite(deviation).all()
     assert sgr("--samples", "2", model="general", output="bounds") == 2
     assert "--samples 2 goes with --target none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "title"),
+    [
+        ({"target": "none"}, "Reconstruction without guidance"),
+        ({"target": "both"}, "Lower and upper bound of each tissue; volumes of the slice shown"),
+        ({"target": "upper"}, "Upper bound of each tissue; volumes of the slice shown"),
+        ({"target": "both", "coverage": 0.9}, "Images at the ends of 90% intervals"),
+    ],
+)
+def test_the_title_says_what_the_images_are(settings, title):
+    assert figure_title(SamplingSettings(**settings)).startswith(title)
 
 
 def test_one_bound_of_one_class_without_reference(sgr, scan, tmp_path):

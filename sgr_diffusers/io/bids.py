@@ -12,7 +12,7 @@ _BIDS_VERSION = "1.10.0"
 _QUANTITIES = {
     "image": "magnitude image",
     "segmentation": "labels of all tissues in the image",
-    "standard_deviation": "standard deviation of the samples and of the noise in them",
+    "standard_deviation": "standard deviation around the mean of the samples",
 }
 
 

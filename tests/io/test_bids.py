@@ -15,7 +15,7 @@ def test_each_file_is_described(tmp_path):
     image, segmentation, deviation = (json.loads((tmp_path / f"{name}.json").read_text()) for name in names)
     assert image["Description"] == "femoral cartilage lower: magnitude image" and image["Sources"] == ["scan.h5"]
     assert segmentation["Sources"] == [f"{names[0]}.nii.gz"] and segmentation["Manual"] is False
-    assert deviation["Description"] == "unguided: standard deviation of the samples"
+    assert deviation["Description"] == "unguided: standard deviation around the mean of the samples"
     assert (tmp_path / "dseg.tsv").read_text() == "index\tname\n1\tfemoral_cartilage\n3\tmeniscus\n"
     description = json.loads((tmp_path / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative" and description["GeneratedBy"][0]["Version"] == "0.1.0"

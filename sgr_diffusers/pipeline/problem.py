@@ -117,9 +117,11 @@ class Problem:
         """
         variances = []
         for k, generator in enumerate(generators):
-            shape = _REPLICAS, *self.kspace.shape[1:]
-            noise = randn_tensor(shape, generator, self.kspace.device, self.kspace.dtype)  # of variance 1
-            noise = noise * 2**0.5 * self.noise_std[k, :, None, None]
-            nothing = torch.zeros_like(noise[:, 0])
-            variances.append(fully_consistent(self.operator[k : k + 1], nothing, noise, method).abs().square().mean(0))
+            operator, deviation = self.operator[k : k + 1], 2**0.5 * self.noise_std[k : k + 1, :, None, None]
+            images = []
+            for _ in range(_REPLICAS):  # one at a time: each is as large as the measurement of all coils
+                kspace = self.kspace[k : k + 1]
+                noise = deviation * randn_tensor(kspace.shape, generator, kspace.device, kspace.dtype)
+                images.append(fully_consistent(operator, torch.zeros_like(noise[:, 0]), noise, method))
+            variances.append(torch.cat(images).abs().square().mean(dim=0))
         return torch.stack(variances)

@@ -313,6 +313,9 @@ def test_bad_uploads_are_explained_and_not_run(open_page, tmp_path):
     large = tmp_path / "large.npy"
     np.save(large, np.zeros((1, 1, 400, 400), np.complex64))  # 1.3 MB
     page.locator("#sgr-upload").get_by_label("Clear").first.click()
+    # The field is made anew: a file that the old one gets before would be lost.
+    page.locator("#sgr-summary").get_by_text("refers to another file").wait_for(state="detached")
+    page.locator("#sgr-upload").get_by_label("Clear").first.wait_for(state="detached")
     page.locator("#sgr-upload input[type=file]").set_input_files(large)
     page.locator("#sgr-summary").get_by_text("large.npy has 1.3 MB, but at most 1 MB can be used here").wait_for()
     assert page.locator("#sgr-upload").get_by_text("large.npy").count() == 0

@@ -309,6 +309,8 @@ def test_an_output_folder_is_replaced_only_on_request(sgr, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the signal may come between opening a file and its `with`
+# or in a callback of a weak reference, which loses the exception: it is repeated
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(sgr, tmp_path, capsys, number):
     """A signal arrives before the first part is made."""

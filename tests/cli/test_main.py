@@ -320,6 +320,7 @@ def test_an_interrupted_run_leaves_nothing_behind(sgr, tmp_path, capsys, number)
         for _ in range(6000):
             if partial := [name for name in os.listdir(tmp_path) if name.endswith(".part")]:
                 seen.extend(partial)
+                time.sleep(0.5)  # while a claim is made, its empty file may be left; it is stale after ten seconds
                 os.kill(os.getpid(), number)
                 return
             time.sleep(0.01)

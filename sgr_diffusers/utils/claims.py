@@ -184,13 +184,15 @@ def _claim(claims: Path, name: str) -> Iterator[bool]:
         heartbeat.start()
         yield True
     finally:
-        ended.set()
-        if heartbeat.ident is not None:
-            heartbeat.join()
-        for taken_over in (*numbers, number):
-            (claims / f"{key}.{taken_over}").unlink(missing_ok=True)
-        if lock is not None:
-            os.close(lock)
+        try:
+            ended.set()
+            if heartbeat.ident is not None:
+                heartbeat.join()
+        finally:  # an interruption while the thread ends does not leave the file either
+            for taken_over in (*numbers, number):
+                (claims / f"{key}.{taken_over}").unlink(missing_ok=True)
+            if lock is not None:
+                os.close(lock)
 
 
 def _beat(path: Path, ended: Event) -> None:

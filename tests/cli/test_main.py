@@ -22,8 +22,6 @@ from sgr_diffusers.io.skm_tea_file import read_skm_tea
 from sgr_diffusers.mri.operators import fft2c
 from sgr_diffusers.reconstruction import volume
 from sgr_diffusers.reconstruction.demo import run_demo
-from sgr_diffusers.reconstruction.results import figure_title
-from sgr_diffusers.reconstruction.settings import SamplingSettings
 from sgr_diffusers.reconstruction.source import read_scan
 from tests.helpers.layout_fixture import TINY_SHAPE, write_tiny_skm_tea
 from tests.helpers.tiny_pipeline import save_tiny_pipeline
@@ -196,26 +194,14 @@ def test_the_general_checkpoint_and_the_mean_of_samples(sgr, capsys):
     plain = ("--slices", "0:2", "--acceleration", "4", "--target", "none", "--final-consistency", "least_squares")
     assert sgr(*plain, model="general", output="one") == 0
     _, one = volume_of("one", "unguided_image.nii.gz")
-    assert sgr(*plain, "--samples", "2", model="general", output="mean") == 0
+    # The file has no noise; of its texture, most would be taken for some.
+    assert sgr(*plain, "--samples", "2", "--noise-std", "0.1", model="general", output="mean") == 0
     _, mean = volume_of("mean", "unguided_image.nii.gz")
     _, deviation = volume_of("mean", "unguided_standard_deviation.nii.gz")
     assert mean.shape == deviation.shape == one.shape and not np.allclose(mean, one, rtol=1e-2)
-    assert np.median(deviation) > 0 and np.isfinite(deviation).all()
+    assert 0 < np.median(deviation) < np.median(mean)
     assert sgr("--samples", "2", model="general", output="bounds") == 2
     assert "--samples 2 goes with --target none" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("settings", "title"),
-    [
-        ({"target": "none"}, "Reconstruction without guidance"),
-        ({"target": "both"}, "Lower and upper bound of each tissue; volumes of the slice shown"),
-        ({"target": "upper"}, "Upper bound of each tissue; volumes of the slice shown"),
-        ({"target": "both", "coverage": 0.9}, "Images at the ends of 90% intervals"),
-    ],
-)
-def test_the_title_says_what_the_images_are(settings, title):
-    assert figure_title(SamplingSettings(**settings)).startswith(title)
 
 
 def test_one_bound_of_one_class_without_reference(sgr, scan, tmp_path):
@@ -320,7 +306,7 @@ def test_an_interrupted_run_leaves_nothing_behind(sgr, tmp_path, capsys, number)
         for _ in range(6000):
             if partial := [name for name in os.listdir(tmp_path) if name.endswith(".part")]:
                 seen.extend(partial)
-                time.sleep(0.5)  # while a claim is made, its empty file may be left; it is stale after ten seconds
+                time.sleep(0.5)  # a signal within `__enter__` or `__exit__` of a claim may leave it, until it is stale
                 os.kill(os.getpid(), number)
                 return
             time.sleep(0.01)
